@@ -1,0 +1,68 @@
+"""Errors by blame: whose fault it is decides the class, and the class decides the exit code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class MigrateError(Exception):
+    """Anything that we tell the user in a sentence instead of a traceback."""
+
+    exit_code = 5
+
+
+class UsageError(MigrateError):
+    """The command line makes no sense."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why a process cannot be moved: where (``pid 812 fd 5``), what (``io_uring instance``) and what to do."""
+
+    where: str
+    what: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f"; {self.advice}" if self.advice else "")
+
+
+class Refused(MigrateError):
+    """The process cannot be moved, and nothing has been touched. All the reasons at once."""
+
+    exit_code = 3
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)) + "\n(nothing was changed)")
+        self.problems = problems
+
+
+class Unreachable(MigrateError):
+    """The destination cannot be connected to, or will not let us in."""
+
+    exit_code = 4
+
+
+class Failed(MigrateError):
+    """Something went wrong before the commit; the process runs on the source."""
+
+    exit_code = 5
+
+
+class OpFailed(Failed):
+    """An op of a program failed: ``restoring fd 7 (/var/log/app.log) of pid 812: openat: No such file or directory``."""
+
+
+class ProgramTooLarge(Failed):
+    """A program outgrew the restorer's buffer."""
+
+    def __init__(self, title: str, size: int, limit: int) -> None:
+        super().__init__(f"the program for {title} is {size} bytes, the restorer takes {limit}")
+
+
+class InDoubt(MigrateError):
+    """COMMIT was sent and no answer came: the process may run on either side, and the source copy stays stopped."""
+
+    exit_code = 6
