@@ -1,0 +1,42 @@
+# Everything runs from a fresh clone: `make test`, `make demo`, `make bench`. `make setup` is quick when nothing changed.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BLOB := migrate/pie/blob.bin
+# Two hosts on one machine are namespaces, and making those takes root.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: setup packages check test demo bench clean
+
+setup: packages $(VENV)/installed $(BLOB)
+
+packages:
+	@.ci/provision
+
+$(VENV)/installed: pyproject.toml
+	@.ci/provision
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(BLOB): $(wildcard migrate/pie/*.c migrate/pie/*.h migrate/pie/*.S migrate/pie/*.lds) migrate/pie/build.py | $(VENV)/installed
+	$(BIN)/python -m migrate.pie.build
+	@touch $@
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(AS_ROOT) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: setup
+	$(AS_ROOT) $(BIN)/python -m tests.demo
+
+bench: setup
+	$(AS_ROOT) $(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) $(BLOB) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
