@@ -63,18 +63,39 @@ static s64 clone3(u64 args, u64 size, struct program *p, u64 pc, u64 code)
     return ret;
 }
 
+static void last_answer(int control)
+{
+    const struct answer done = {-1, 0, 0};
+
+    if (control < 0)
+        return;
+    sys3(__NR_write, control, &done, sizeof(done));
+    sys3(__NR_close, control, 0, 0);
+}
+
 static void park(int control) __attribute__((noreturn));
 static void park(int control)
 {
-    const struct answer done = {-1, 0, 0};
     u32 never = 0;
 
-    if (control >= 0) {
-        sys3(__NR_write, control, &done, sizeof(done));
-        sys3(__NR_close, control, 0, 0);
-    }
+    last_answer(control);
     for (;;)
         futex(&never, 0, 0, 0);
+}
+
+/* In a PID namespace of its own this is init, which reaps whatever the restoree leaves behind for as long as it lives. */
+static void leave(int control, s64 pid) __attribute__((noreturn));
+static void leave(int control, s64 pid)
+{
+    last_answer(control);
+    while (pid) {
+        s64 reaped = sys(__NR_wait4, -1, 0, 0, 0, 0, 0);
+
+        if (reaped == pid || reaped == -ECHILD)
+            pid = 0;
+    }
+    for (;;)
+        sys3(__NR_exit_group, 0, 0, 0);
 }
 
 static s64 amx(void)
@@ -109,6 +130,8 @@ static s64 step(struct program *p, struct op *op, const u64 *a)
         serve(a[0], a[1], (u8 *)a[2], a[3]);
     case PARK:
         park(a[0]);
+    case LEAVE:
+        leave(a[0], a[1]);
     case WAIT:
         return wait_for(p, (u32 *)a[0], a[1]);
     case COUNT:

@@ -30,6 +30,7 @@ class OpKind(enum.IntEnum):
     XGETBV = 10  # (index): the result is the register
     AMX = 11  # (): touch the tile state, so that the kernel allocates room for it
     END = 12  # (): the program, or this branch of it, is over
+    LEAVE = 13  # (control fd, pid or 0): report success, close it, reap until pid has ended, exit; never returns
 
 
 class Mode(enum.IntEnum):

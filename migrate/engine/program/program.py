@@ -194,4 +194,4 @@ class Results:
         return self.image[start : start + buffer.size]
 
 
-_LAST = (OpKind.SERVE, OpKind.PARK, OpKind.END, OpKind.SIGRETURN)
+_LAST = (OpKind.SERVE, OpKind.PARK, OpKind.END, OpKind.SIGRETURN, OpKind.LEAVE)

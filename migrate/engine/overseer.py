@@ -1,0 +1,193 @@
+"""The programs that the overseer runs: make the restoree, hold it, dress it in its registers, let it go.
+
+The overseer is the restoree's parent and its tracer, and no more than an interpreter: ptrace(2) and wait4(2) are
+system calls like any other. PTRACE_O_EXITKILL ties the restoree's life to the overseer's until the commit.
+
+Registers are set from outside (PTRACE_SETREGSET), not by an rt_sigreturn inside. So a system call that the dump
+interrupted is described as the kernel left it (orig_rax, and -ERESTARTSYS and its kin in rax), and the destination's
+kernel restarts it, or not, by its own rules when the stop ends (arch_do_signal_or_restart(), arch/x86/kernel/signal.c).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from migrate.engine.kernel.syscalls import NUMBERS
+from migrate.engine.program import Buffer, OpKind, Program
+from migrate.pie import BARE_SYSCALL, ENTER, blob
+
+# ptrace(2), sys/ptrace.h
+PTRACE_DETACH, PTRACE_SYSCALL = 17, 24
+PTRACE_GETREGSET, PTRACE_SETREGSET, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SETSIGMASK = 0x4204, 0x4205, 0x4206, 0x4207, 0x420B
+_OPTIONS = 0x100001  # PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD
+NT_PRSTATUS, NT_X86_XSTATE = 1, 0x202
+WALL = 0x40000000  # wait4(2): children of any kind
+STOP_EVENT = 0x80057F  # wait status: PTRACE_EVENT_STOP << 16 | SIGTRAP << 8 | stopped
+STOP_SYSCALL = 0x857F  # wait status: (SIGTRAP | 0x80) << 8 | stopped
+SIGCHLD, SIGKILL, SIGSTOP = 17, 9, 19
+PR_SET_PDEATHSIG = 1
+PROT_RWX = 7
+MAP_HOLE = 0x2 | 0x20 | 0x4000 | 0x100000  # PRIVATE, ANONYMOUS, NORESERVE, FIXED_NOREPLACE (Linux 4.17)
+
+CODE_ROOM = 64 << 10
+STACK_ROOM = 64 << 10
+BUFFER_ROOM = 40 << 20  # page frames in flight, and one program (MAX_PROGRAM)
+THREAD_STACK = 16 << 10
+
+OVERSEER_CONTROL = 3  # where the agent leaves the overseer's control socket; the restorees' follow
+DATA_FD = 0  # and its own standard input, from which restorers read the contents of pages
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Where the restorer lives in the restoree: a range that no VMA of the task uses."""
+
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.size
+
+    @property
+    def stack_top(self) -> int:
+        return self.start + CODE_ROOM + STACK_ROOM
+
+    @property
+    def buffer(self) -> int:
+        return self.stack_top
+
+    def thread_stack(self, index: int) -> int:
+        """Lowest address of the stack of the ``index``-th thread while it restores itself."""
+        return self.buffer + BUFFER_ROOM + index * THREAD_STACK
+
+
+def hole_size(threads: int) -> int:
+    """Bytes of hole needed for so many threads besides the first."""
+    size = CODE_ROOM + STACK_ROOM + BUFFER_ROOM + threads * THREAD_STACK
+    return -(-size // (1 << 20)) << 20
+
+
+def clone_args(
+    program: Program, flags: int, stack: int, stack_size: int, tid: int, exit_signal: int = 0
+) -> Buffer:
+    """struct clone_args (clone3(2)) that asks for the TID ``tid``."""
+    tids = program.data(struct.pack("<q", tid))
+    fields = (flags, 0, 0, 0, exit_signal, stack, stack_size, 0, 0, 1, 0)
+    return program.data(struct.pack("<11Q", *fields), pointers={64: tids})
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Descriptor numbers in the restoree that belong to the restorer until the end."""
+
+    control: int
+    data: int
+
+
+def create(pid: int, hole: Hole, channels: Channels, slot: int = 1) -> Program:
+    """The restoree, with the PID it had, in a copy of the restorer that lives in ``hole`` and waits for programs."""
+    program = Program(f"the creation of pid {pid}")
+    who = f"pid {pid}"
+    code = blob()
+    program.syscall(
+        "mmap", hole.start, hole.size, PROT_RWX, MAP_HOLE, -1, 0, label=f"room for the restorer of {who}", expect=hole.start
+    )
+    program.op(OpKind.COPY, hole.start, program.data(code), len(code), label="the restorer's code")
+    stack = hole.stack_top - STACK_ROOM
+    with program.branch() as child:
+        control = OVERSEER_CONTROL + slot
+        program.syscall("rt_sigprocmask", 0, program.data(b"\xff" * 8), 0, 8, label="block all signals")
+        program.syscall("dup3", control, channels.control, 0, label="control socket", expect=channels.control)
+        program.syscall("dup3", DATA_FD, channels.data, 0, label="data descriptor", expect=channels.data)
+        low, high = sorted((channels.control, channels.data))
+        for first, last in ((0, low - 1), (low + 1, high - 1), (high + 1, 0xFFFFFFFF)):
+            if first <= last:
+                program.syscall("close_range", first, last, 0, label="descriptors of the overseer")
+        program.op(
+            OpKind.SERVE, channels.control, channels.data, hole.buffer, BUFFER_ROOM, label=f"restorer of {who}"
+        )
+    args = clone_args(program, 0, stack, STACK_ROOM, pid, SIGCHLD)
+    program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
+    program.syscall("ptrace", PTRACE_SEIZE, pid, 0, _OPTIONS, label=f"seize {who}")
+    program.syscall("munmap", hole.start, hole.size, label="the overseer's own copy of the hole")
+    program.syscall("close", OVERSEER_CONTROL + slot, label="the restoree's end of its socket")
+    return program
+
+
+@dataclass(frozen=True)
+class Dress:
+    """What a thread must be in when it is let go: user_regs_struct (216 bytes), XSAVE image, signal mask."""
+
+    tid: int
+    registers: bytes
+    xsave: bytes
+    mask: int
+
+
+def arm(main: int, hole: Hole, threads: Sequence[Dress]) -> Program:
+    """Seize the parked threads, take the restorer's mapping away, and set their registers. They stay stopped."""
+    program = Program(f"the registers of pid {main}")
+    status = program.space(8)
+
+    def wait(tid: int, expected: int, label: str) -> None:
+        program.syscall("wait4", tid, status, WALL, 0, label=label, expect=tid)
+        program.op(OpKind.CHECK, status, 0xFFFFFF, expected, label=label)
+
+    for thread in threads:
+        if thread.tid != main:
+            program.syscall("ptrace", PTRACE_SEIZE, thread.tid, 0, _OPTIONS, label=f"seize thread {thread.tid}")
+        program.syscall("ptrace", PTRACE_INTERRUPT, thread.tid, 0, 0, label=f"stop thread {thread.tid}")
+    for thread in threads:
+        wait(thread.tid, STOP_EVENT, f"stop of thread {thread.tid}")
+    _unmap(program, main, hole, wait)
+    for thread in threads:
+        label = f"registers of thread {thread.tid}"
+        registers = program.data(thread.registers)
+        program.syscall("ptrace", PTRACE_SETREGSET, thread.tid, NT_PRSTATUS, _iovec(program, registers), label=label)
+        label = f"vector registers of thread {thread.tid}"
+        xsave = program.data(thread.xsave, align=64)
+        program.syscall("ptrace", PTRACE_SETREGSET, thread.tid, NT_X86_XSTATE, _iovec(program, xsave), label=label)
+        label = f"signal mask of thread {thread.tid}"
+        mask = program.data(struct.pack("<Q", thread.mask))
+        program.syscall("ptrace", PTRACE_SETSIGMASK, thread.tid, 8, mask, label=label)
+    return program
+
+
+def _unmap(program: Program, main: int, hole: Hole, wait: object) -> None:
+    """One munmap by the main thread, with the restorer's own `syscall` instruction as the last thing it ever runs."""
+    assert callable(wait)
+    label = f"unmap the restorer from pid {main}"
+    # user_regs_struct: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs gs…
+    got = program.space(27 * 8)
+    program.syscall("ptrace", PTRACE_GETREGSET, main, NT_PRSTATUS, _iovec(program, got), label=label)
+    for index, value in ((10, NUMBERS["munmap"]), (13, hole.size), (14, hole.start), (15, -1), (16, hole.start + BARE_SYSCALL)):
+        number = program.data(struct.pack("<q", value))
+        program.op(OpKind.COPY, got.at(index * 8), number, 8, label=label)
+    program.syscall("ptrace", PTRACE_SETREGSET, main, NT_PRSTATUS, _iovec(program, got), label=label)
+    for _ in ("entry", "exit"):
+        program.syscall("ptrace", PTRACE_SYSCALL, main, 0, 0, label=label)
+        wait(main, STOP_SYSCALL, label)
+    program.syscall("ptrace", PTRACE_GETREGSET, main, NT_PRSTATUS, _iovec(program, got), label=label)
+    program.op(OpKind.CHECK, got.at(10 * 8), 0xFFFF_FFFF_FFFF_FFFF, 0, label=label)
+
+
+def _iovec(program: Program, buffer: Buffer) -> Buffer:
+    return program.data(struct.pack("<QQ", 0, buffer.size), pointers={0: buffer})
+
+
+def release(main: int, tids: Sequence[int], stopped: bool, as_init: bool) -> Program:
+    """The commit: let every thread go, and leave; as the init of a PID namespace, stay until the restoree has ended."""
+    program = Program(f"the release of pid {main}")
+    program.syscall("prctl", PR_SET_PDEATHSIG, 0, label="outlive the agent")
+    if stopped:
+        program.syscall("kill", main, SIGSTOP, label=f"pid {main} was stopped")
+    for tid in tids:
+        program.syscall("ptrace", PTRACE_DETACH, tid, 0, 0, label=f"let thread {tid} go")
+    low = OVERSEER_CONTROL
+    program.syscall("close_range", 0, low - 1, 0, label="descriptors of the overseer")
+    program.syscall("close_range", low + 1, 0xFFFFFFFF, 0, label="descriptors of the overseer")
+    program.op(OpKind.LEAVE, OVERSEER_CONTROL, main if as_init else 0, label="leave")
+    return program
