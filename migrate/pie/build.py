@@ -32,7 +32,9 @@ def build(target: Path = HERE / "blob.bin", compiler: str = "gcc") -> bytes:
                 section = linked.get_section_by_name(name)
                 if section is not None and section["sh_size"]:
                     raise ValueError(f"{name} of the blob has {section['sh_size']} bytes; it must have none")
-            code: bytes = linked.get_section_by_name(".text").data()
+            text = linked.get_section_by_name(".text")
+            assert text is not None
+            code: bytes = text.data()
     if not target.exists() or target.read_bytes() != code:
         target.write_bytes(code)
     return code

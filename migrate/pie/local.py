@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+from functools import cache
+from typing import Any
 
 from cffi import FFI
 
@@ -10,16 +12,23 @@ from migrate.engine.program import Linked, Results
 from migrate.pie import RUN, blob
 
 _ffi = FFI()
+_kept: list[Any] = []
+
+
+@cache
+def _interpreter() -> Any:
+    """`run` of the blob as a C function. Never unmapped: a branch may still be on its way out of it."""
+    code = mmap.mmap(-1, len(blob()), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(blob())
+    start = int(_ffi.cast("uintptr_t", _ffi.from_buffer(code)))
+    _kept.append(code)
+    return _ffi.cast("int (*)(char *, unsigned)", start + RUN)
 
 
 def run(program: Linked) -> Results:
     """Run it here and return what came of it; a program that never ends (PARK, SERVE) does not return."""
-    with mmap.mmap(-1, len(blob()), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as code:
-        code.write(blob())
-        image = _ffi.new("char[]", program.image)
-        start = int(_ffi.cast("uintptr_t", _ffi.from_buffer(code)))
-        function = _ffi.cast("int (*)(char *, unsigned)", start + RUN)
-        function(image, 0)
-        results = program.results(bytes(_ffi.buffer(image, len(program.image))))
-        del function
-    return results
+    image = _ffi.new("char[]", program.image)
+    if len(program.starts) > 1:
+        _kept.append(image)  # its threads run on for a moment
+    _interpreter()(image, 0)
+    return program.results(bytes(_ffi.buffer(image, len(program.image))))
