@@ -19,7 +19,7 @@ class UsageError(MigrateError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One reason why a process cannot be moved: where (``pid 812 fd 5``), what (``io_uring instance``) and what to do."""
+    """One reason why a process cannot be moved: where (``pid 812 fd 5``), what (``io_uring instance``), what to do."""
 
     where: str
     what: str
@@ -52,7 +52,7 @@ class Failed(MigrateError):
 
 
 class OpFailed(Failed):
-    """An op of a program failed: ``restoring fd 7 (/var/log/app.log) of pid 812: openat: No such file or directory``."""
+    """An op of a program failed: ``restoring fd 7 (/var/log/app.log) of pid 812: openat: No such file…``."""
 
 
 class ProgramTooLarge(Failed):
@@ -66,3 +66,13 @@ class InDoubt(MigrateError):
     """COMMIT was sent and no answer came: the process may run on either side, and the source copy stays stopped."""
 
     exit_code = 6
+
+
+class ImageError(Failed):
+    """An image cannot be written or read: ``image.threads[3].mask: expected int, found str``."""
+
+
+class Interrupted(MigrateError):
+    """The user (or a signal) said stop before the commit, and everything was rolled back."""
+
+    exit_code = 130

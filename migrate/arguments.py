@@ -1,0 +1,184 @@
+"""The command line of `migrate`: its options, their help, and the checks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import NoReturn, TypeVar
+
+from migrate.errors import UsageError
+from migrate.options import Options, parse_destination
+from migrate.wording import parse_bandwidth, parse_duration
+
+T = TypeVar("T")
+
+_DESCRIPTION = """\
+Move a running process to another host over SSH, live: its memory travels while
+it works, it is stopped for a few milliseconds, and it goes on there. If anything
+fails before that, it goes on here as if nothing had happened.
+"""
+
+_EPILOG = """\
+exit codes:
+  0    moved
+  2    the command line makes no sense
+  3    refused before anything was touched; every reason is listed
+  4    cannot connect to the destination, or it does not let us in
+  5    failed and rolled back: the process runs on here
+  6    in doubt: the connection broke at the very moment of the commit, and the
+       process stays stopped here until it is known where it runs
+  130  interrupted (Ctrl-C) and rolled back: the process runs on here
+
+examples:
+  migrate 812 node2                      node2 is a Host of your ~/.ssh/config
+  migrate 812 root@10.0.0.2:2222
+  migrate --sudo 812 admin@node2         become root there
+  migrate --max-downtime 50ms --no-converge continue 812 node2
+  migrate --bandwidth 100MB/s --json 812 node2 | jq .downtime_ms
+  migrate -J bastion --stdio /var/log/job.log "$(pgrep -n myjob)" node2
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=80)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="migrate",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=_Help,
+        allow_abbrev=False,
+        add_help=False,
+        usage="migrate [options] PID DEST",
+    )
+    what = parser.add_argument_group("what and where")
+    what.add_argument("pid", metavar="PID", type=_checked(_pid), help="the process; all of its threads move")
+    what.add_argument("dest", metavar="DEST", help="user@host, user@host:port, or a Host of your ssh configuration")
+
+    ssh = parser.add_argument_group("connection, as ssh has it")
+    ssh.add_argument("-p", dest="port", metavar="PORT", type=_checked(_port), help="port of sshd")
+    ssh.add_argument(
+        "-i", dest="identities", metavar="FILE", action="append", default=[], help="private key; may be repeated"
+    )
+    ssh.add_argument(
+        "-F", dest="ssh_config", metavar="FILE", help='configuration instead of ~/.ssh/config ("none": no file)'
+    )
+    ssh.add_argument("-J", dest="jump", metavar="HOST[,…]", help="go through these hosts")
+    ssh.add_argument("--sudo", action="store_true", help="become root on the destination by sudo")
+
+    how = parser.add_argument_group("how to move it")
+    how.add_argument(
+        "--max-downtime",
+        metavar="TIME",
+        type=_checked(parse_duration),
+        default=0.3,
+        help="how long it may be stopped: 300ms, 0.3s, or a number of milliseconds (default: 300ms)",
+    )
+    how.add_argument(
+        "--max-rounds",
+        metavar="N",
+        type=_checked(_positive),
+        default=30,
+        help="how often to go over its memory while it runs (default: 30)",
+    )
+    how.add_argument(
+        "--no-converge",
+        choices=("stop", "continue"),
+        default="stop",
+        help="if it dirties memory as fast as it travels, so that the downtime would be exceeded: stop (the default) "
+        "gives up and leaves it running here; continue moves it all the same",
+    )
+    how.add_argument(
+        "--bandwidth",
+        metavar="RATE",
+        type=_checked(parse_bandwidth),
+        help="send no faster than this: 100MB/s, 64MiB/s, 1Gbit/s (default: no limit)",
+    )
+    how.add_argument(
+        "--compress",
+        choices=("auto", "none", "lz4"),
+        default="auto",
+        help="pages on the wire (default: auto: if it pays)",
+    )
+    how.add_argument(
+        "--tracker",
+        choices=("auto", "pagemap-scan", "soft-dirty", "digest"),
+        default="auto",
+        help="how to find dirty pages (default: auto: the best that this kernel has)",
+    )
+    how.add_argument(
+        "--stdio",
+        metavar="null|FILE",
+        help="where standard streams go that lead to a terminal or another process: nowhere, or to FILE on the "
+        "destination (default: a log file there, whose path is printed)",
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="one JSON object last on standard output, however it ends")
+    output.add_argument("-v", "--verbose", action="count", default=0, help="say why; -vv: tracebacks too")
+    output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    output.add_argument(
+        "--version", action="version", version=f"migrate {version('migrate')}", help="print the version"
+    )
+    output.add_argument("-h", "--help", action="help", help="print this")
+    return parser
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options in ``argv``. UsageError if they make no sense; SystemExit after --help and --version."""
+    given = vars(_parser().parse_args(argv))
+    if given["quiet"] and given["verbose"]:
+        raise UsageError("-q and -v contradict each other")
+    try:
+        given["user"], given["host"], port = parse_destination(given["dest"])
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if port is not None and given["port"] not in (None, port):
+        raise UsageError(f"two ports: {port} in {given['dest']!r} and -p {given['port']}")
+    given["port"] = given["port"] if port is None else port
+    given["identities"] = tuple(given["identities"])
+    return Options(**given)
+
+
+def _checked(parse_value: Callable[[str], T]) -> Callable[[str], T]:
+    """argparse drops what a ValueError says; this keeps it."""
+
+    def parse_or_explain(text: str) -> T:
+        try:
+            return parse_value(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse_or_explain
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _pid(text: str) -> int:
+    try:
+        number = _positive(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a process number") from None
+    if number >= 1 << 22:  # PID_MAX_LIMIT, proc(5)
+        raise ValueError(f"{text} is greater than any process number")
+    return number
+
+
+def _port(text: str) -> int:
+    number = _positive(text)
+    if number > 65535:
+        raise ValueError(f"{text} is not a port")
+    return number

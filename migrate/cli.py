@@ -1,0 +1,173 @@
+"""`migrate PID DEST`: runs the migration that the command line asks for, and says how it went."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from migrate.arguments import parse
+from migrate.errors import InDoubt, Interrupted, MigrateError, Refused, UsageError
+from migrate.options import Options
+from migrate.progress import Display, choose, put
+from migrate.report import Report, subject
+from migrate.wording import printable
+
+if TYPE_CHECKING:
+    import trio
+
+Mover = Callable[[Options, Display], Awaitable[Report]]
+
+
+def main(argv: Sequence[str] | None = None, move: Mover | None = None) -> int:
+    """The command. ``move`` is the migration itself (`migrate.coordinator.move`). Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = parse(arguments)
+    except SystemExit as done:  # --help, --version
+        return int(done.code or 0)
+    except UsageError as error:
+        put(sys.stderr, f"migrate: {printable(str(error))}\nTry 'migrate --help'.")
+        if "--json" in arguments:
+            put(sys.stdout, Report(False, None, "", "", error=str(error)).json())
+        return error.exit_code
+    comm = _comm(options.pid)
+    display = choose(
+        pid=options.pid, comm=comm, dest=options.dest, quiet=options.quiet, json=options.json, verbose=options.verbose
+    )
+    began = time.monotonic()
+    try:
+        try:
+            report = _run(options, display, move)
+        finally:
+            display.close()
+    except KeyboardInterrupt:  # before the migration took over the signal
+        return _failed(Interrupted(), options, comm, display, began)
+    except (Exception, BaseExceptionGroup) as error:
+        return _failed(error, options, comm, display, began)
+    display.finished(report)
+    if options.json:
+        put(sys.stdout, report.json())
+    return 0 if report.ok else 5
+
+
+def _run(options: Options, display: Display, move: Mover | None) -> Report:
+    import trio  # here, because --help need not wait for it
+
+    if move is None:
+        from migrate.coordinator import move as coordinator_move
+
+        move = coordinator_move
+    return trio.run(supervise, options, display, move)
+
+
+async def supervise(options: Options, display: Display, move: Mover) -> Report:
+    """Run ``move`` until it ends or a signal cancels it. After the commit it may shield itself: then it has moved."""
+    import trio
+
+    outcome: Report | Exception = Interrupted()
+    with trio.open_signal_receiver(*_signals()) as received:
+        async with trio.open_nursery() as background:
+            with trio.CancelScope() as scope:
+                background.start_soon(_cancel_on_signal, received, scope, display)
+                background.start_soon(_tick, display)
+                try:
+                    outcome = await move(options, display)
+                except Exception as error:
+                    outcome = error
+            background.cancel_scope.cancel()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _signals() -> Iterator[signal.Signals]:
+    """Those that mean "stop"; but not one that we were told to ignore, as nohup and a shell's & do."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            yield number
+
+
+async def _cancel_on_signal(received: AsyncIterator[int], scope: trio.CancelScope, display: Display) -> None:
+    async for _number in received:
+        if not scope.cancel_called:
+            display.resume()  # were it suspended, the user would think that nothing happens
+            display.phase("rolling back", "interrupted")
+            scope.cancel()
+        else:
+            display.note("still rolling back; the process stays here")
+
+
+async def _tick(display: Display) -> None:
+    import trio
+
+    while True:
+        await trio.sleep(0.1)
+        display.tick()
+
+
+def _failed(error: BaseException, options: Options, comm: str, display: Display, began: float) -> int:
+    """Say what went wrong; the exit code."""
+    blamed = blame(error)
+    who = subject(options.pid, comm)
+    if isinstance(blamed, MigrateError):
+        code, text = blamed.exit_code, str(blamed)
+    else:
+        code, text = 5, f"unexpected {type(blamed).__name__}: {blamed} (-vv shows where)"
+    if isinstance(blamed, Interrupted):
+        text = text or f"interrupted and rolled back: {who} runs on here"
+    if options.verbose >= 2:
+        put(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+    put(sys.stderr, f"migrate: {_told(blamed, text, who, options.dest)}")
+    if options.json:
+        report = Report(
+            False,
+            options.pid,
+            comm,
+            options.dest,
+            total_s=time.monotonic() - began,
+            rounds=tuple(display.rounds),
+            bytes_sent=sum(r.bytes_sent for r in display.rounds),
+            error=text,
+        )
+        put(sys.stdout, report.json())
+    return code
+
+
+def _told(error: BaseException, text: str, who: str, dest: str) -> str:
+    if isinstance(error, Refused):
+        reasons = "\n".join(f"  - {printable(str(problem))}" for problem in error.problems)
+        return f"{who} cannot be moved to {printable(dest)}; nothing was changed:\n{reasons}"
+    return printable(text)
+
+
+def blame(error: BaseException) -> BaseException:
+    """The one error to tell of. A group (of tasks that failed together) is as bad as the worst in it: doubt about the
+    commit before all else, then a bug of ours, then the first that has a sentence to say."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    return min((blame(inner) for inner in error.exceptions), key=_rank)
+
+
+def _rank(error: BaseException) -> int:
+    if isinstance(error, InDoubt):
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        return 3
+    return 2 if isinstance(error, MigrateError) else 1
+
+
+def _comm(pid: int) -> str:
+    """For the display only; whether there is such a process is the preflight's business."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text("utf-8", "surrogateescape").rstrip("\n")
+    except OSError:
+        return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
