@@ -2,7 +2,8 @@
 
 The path is printed with only newlines escaped, as ``\\012`` (seq_path(m, path, "\\n")): a backslash in a name is not
 escaped, so a file whose name really has the four characters ``\\012`` reads as one with a newline. Whoever needs
-certainty follows /proc/PID/map_files. """
+certainty follows /proc/PID/map_files.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 The directory is opened once and everything goes through it: when the process is gone, and even when its number has
 been given to another one since, the reads fail with ESRCH or ENOENT instead of telling about a stranger (a procfs
-inode belongs to a ``struct pid``, not to a number; proc(5)). """
+inode belongs to a ``struct pid``, not to a number; proc(5)).
+"""
 
 from __future__ import annotations
 
