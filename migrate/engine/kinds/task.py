@@ -1,0 +1,261 @@
+"""A process and its threads, but for memory, descriptors and registers: the kinds of this package put together.
+
+What only the task can tell is asked by two programs that it runs itself while it is stopped: one for the process (the
+main thread runs it), one for each thread. Neither depends on the task, timers aside, so they are linked once. The rest
+comes from the tracer and from a few files of /proc that are held open; while the task is frozen, nothing is opened.
+
+Restoring takes steps, each for all before the next is begun for any:
+
+1. `restore_process_early`: the main thread, before the descriptors.
+2. `restore_process_signals`: the main thread, when all threads exist: a timer may name any of them.
+3. `restore_thread`: each thread itself; after it the thread is no longer root.
+4. `restore_process_late`: the main thread, when all threads are done.
+
+All signals are blocked all the time; masks are set by the tracer, and so is being stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from migrate.engine.kernel.accounting import PosixTimer as ListedTimer
+from migrate.engine.kernel.procformat import ProcFormatError
+from migrate.engine.kernel.stat import stat
+from migrate.engine.kinds.controls import ProcessControls, ThreadControls, refusals
+from migrate.engine.kinds.credentials import Credentials
+from migrate.engine.kinds.identity import Identity, Rseq
+from migrate.engine.kinds.limits import Limits
+from migrate.engine.kinds.scheduling import Scheduling, cpu_mask
+from migrate.engine.kinds.signals import AlternateStack, SignalActions, SignalQueue
+from migrate.engine.kinds.timers import IntervalTimers, PosixTimers
+from migrate.engine.program import Program, Results
+from migrate.errors import Problem
+
+PROCESS_FILES = ("stat", "status", "limits", "oom_score_adj", "coredump_filter", "timers")  # to be held open
+THREAD_FILES = ("status",)
+CAP_SYS_RESOURCE = 24
+
+
+@dataclass(frozen=True)
+class Host:
+    """What must be known of the source to tell a choice from a default."""
+
+    cpus: int  # mask of those online: `cpu_mask` of /sys/devices/system/cpu/online
+    slice: int  # `default_slice`
+
+
+@dataclass(frozen=True)
+class Destination:
+    """What must be known of the destination; what is of a process is that of the agent there."""
+
+    limits: Limits
+    bounding: int
+    effective: int
+    securebits: int
+    oom_score_adj: int
+    cpus: int
+    nodes: int
+    timers_by_id: bool
+
+    @classmethod
+    def from_texts(
+        cls, limits: str, status: bytes, oom_score_adj: str, cpus: str, nodes: str, timers_by_id: bool
+    ) -> Destination:
+        """From /proc/self/limits, status and oom_score_adj of the agent, and ``online`` in /sys/devices/system/cpu and
+        /sys/devices/system/node (empty without NUMA)."""
+        own = Credentials.from_status(status, 0)
+        return cls(
+            Limits.from_text(limits),
+            own.bounding,
+            own.effective,
+            own.securebits,
+            int(oom_score_adj),
+            cpu_mask(cpus),
+            cpu_mask(nodes) or 1,
+            timers_by_id,
+        )
+
+    @property
+    def can_raise(self) -> bool:
+        """Whether limits can be raised, and oom_score_adj lowered."""
+        return bool(self.effective >> CAP_SYS_RESOURCE & 1)
+
+
+@dataclass(frozen=True)
+class Process:
+    """What belongs to all threads. ``pgrp`` and ``session`` are as the reader of /proc numbers them."""
+
+    pid: int
+    pgrp: int
+    session: int
+    stopped: bool  # by a SIGSTOP or the like; to be let go as stopped
+    actions: SignalActions
+    queue: SignalQueue
+    interval_timers: IntervalTimers
+    posix_timers: PosixTimers
+    limits: Limits
+    controls: ProcessControls
+
+    def problems(self, where: str, destination: Destination, tids: Collection[int]) -> list[Problem]:
+        """What the destination cannot give. ``tids``: of all threads, as the task knows them."""
+        return [
+            *self.queue.problems(where),
+            *self.posix_timers.problems(where, tids, destination.timers_by_id),
+            *self.limits.problems(where, destination.limits, destination.can_raise),
+            *self.controls.problems(where, destination.oom_score_adj, destination.can_raise),
+        ]
+
+
+@dataclass(frozen=True)
+class Thread:
+    """What belongs to one thread."""
+
+    identity: Identity
+    mask: int
+    queue: SignalQueue
+    stack: AlternateStack
+    rseq: Rseq | None
+    credentials: Credentials
+    scheduling: Scheduling
+    controls: ThreadControls
+    seccomp: int
+
+    def problems(self, where: str, destination: Destination, dispatch: bytes | None = None) -> list[Problem]:
+        """What the destination cannot give. ``dispatch``: see `controls.refusals`."""
+        return [
+            *refusals(where, self.seccomp, dispatch),
+            *self.queue.problems(where),
+            *self.credentials.problems(where, destination.bounding, destination.securebits),
+            *self.scheduling.problems(where, destination.nodes),
+        ]
+
+    def warnings(self, where: str, destination: Destination) -> list[str]:
+        """What will be different there."""
+        return self.scheduling.warnings(where, destination.cpus)
+
+
+@dataclass(frozen=True)
+class ProcessOutside:
+    """What is known of a process without asking it."""
+
+    pid: int  # as it knows itself
+    files: Mapping[str, bytes]  # contents of PROCESS_FILES
+    queue: Sequence[bytes]  # PTRACE_PEEKSIGINFO with PTRACE_PEEKSIGINFO_SHARED
+    stopped: bool  # in a group-stop when the tracer came
+
+
+@dataclass(frozen=True)
+class ThreadOutside:
+    """What is known of a thread without asking it."""
+
+    status: bytes  # content of its file
+    mask: int  # PTRACE_GETSIGMASK
+    queue: Sequence[bytes]  # PTRACE_PEEKSIGINFO
+    rseq: bytes  # PTRACE_GET_RSEQ_CONFIGURATION
+
+
+def collect_process(
+    program: Program, timers: Sequence[ListedTimer] = (), tids: Mapping[int, int] | None = None
+) -> Callable[[Results, ProcessOutside], Process]:
+    """About 70 ops, 2 more for each of the ``timers`` (of the file of that name). ``tids``: our numbers of threads ->
+    the task's own, where those differ."""
+    actions = SignalActions.collect(program)
+    interval = IntervalTimers.collect(program)
+    posix = PosixTimers.collect(program, timers, tids)
+    controls = ProcessControls.collect(program)
+
+    def decode(results: Results, outside: ProcessOutside) -> Process:
+        files = outside.files
+        numbers = stat(files["stat"].decode("utf-8", "surrogateescape"))
+        queue = SignalQueue.from_outside(outside.queue, _status_mask(files["status"], b"\nShdPnd:\t"))
+        return Process(
+            pid=outside.pid,
+            pgrp=numbers.pgrp,
+            session=numbers.session,
+            stopped=outside.stopped or queue.stops,
+            actions=actions(results),
+            queue=queue,
+            interval_timers=interval(results),
+            posix_timers=posix(results),
+            limits=Limits.from_text(files["limits"].decode()),
+            controls=controls(results, numbers.flags, files["oom_score_adj"], files["coredump_filter"]),
+        )
+
+    return decode
+
+
+def collect_thread(program: Program, host: Host) -> Callable[[Results, ThreadOutside], Thread]:
+    """20 ops, the same for every thread."""
+    identity = Identity.collect(program)
+    stack = AlternateStack.collect(program)
+    credentials = Credentials.collect(program)
+    scheduling = Scheduling.collect(program)
+    controls = ThreadControls.collect(program)
+
+    def decode(results: Results, outside: ThreadOutside) -> Thread:
+        return Thread(
+            identity(results),
+            outside.mask,
+            SignalQueue.from_outside(outside.queue, _status_mask(outside.status, b"\nSigPnd:\t")),
+            stack(results),
+            Rseq.from_configuration(outside.rseq),
+            credentials(results, outside.status),
+            scheduling(results, host.cpus, host.slice),
+            controls(results),
+            _seccomp(outside.status),
+        )
+
+    return decode
+
+
+def restore_process_early(program: Program, process: Process, destination: Destination) -> None:
+    """As root, before the descriptors, which may need the limits, and while /proc is where it was."""
+    if process.session == process.pid:
+        program.syscall("setsid", label="session", expect=process.pid)
+    else:
+        # Its group or session leader stays behind. Its own group keeps it apart from the overseer's.
+        program.syscall("setpgid", 0, 0, label="process group")
+    process.limits.restore_raised(program, destination.limits)
+    process.controls.restore_early(program, destination.oom_score_adj)
+    process.actions.restore(program)
+
+
+def restore_process_signals(program: Program, process: Process, destination: Destination) -> None:
+    """When all threads exist, and the actions are set: before that a signal that waits could be flushed."""
+    process.queue.restore(program)
+    process.posix_timers.restore(program, destination.timers_by_id)
+    process.interval_timers.restore(program)
+
+
+def restore_thread(program: Program, thread: Thread, process: Process, destination: Destination) -> None:
+    """By the thread itself, as root, with its memory in place; it is no longer root afterwards."""
+    thread.identity.restore(program)
+    thread.stack.restore(program)
+    if thread.rseq is not None:
+        thread.rseq.restore(program)
+    thread.scheduling.restore(program, destination.cpus)
+    thread.controls.restore(program, process.controls.io_flusher)
+    thread.queue.restore(program, thread.identity.tid)
+    thread.credentials.restore(program, destination.bounding)
+    thread.controls.restore_late(program)
+
+
+def restore_process_late(program: Program, process: Process) -> None:
+    """When no thread has anything left to do that a limit or a privilege decides."""
+    process.limits.restore(program)
+    process.controls.restore_late(program)
+
+
+def _status_mask(status: bytes, name: bytes) -> int:
+    """A set of signals in status. Cut out by hand: parsing all of it for each thread takes 20 times as long."""
+    at = status.find(name)
+    if at < 0:
+        raise ProcFormatError("status", f"no line {name.strip().decode()}")
+    start = at + len(name)
+    return int(status[start : start + 16], 16)
+
+
+def _seccomp(status: bytes) -> int:
+    at = status.find(b"\nSeccomp:\t")  # missing where the kernel has none
+    return int(status[at + 10 : at + 11]) if at >= 0 else 0
