@@ -1,0 +1,145 @@
+"""The parasite: the interpreter, put into a stopped process for as long as a few programs take.
+
+    with Injection(tracee, blob()) as parasite:
+        results = parasite.run({tid: program})
+
+What is put back, whatever happens: registers, signal mask and interrupted system calls of every thread, and the memory
+map. What is lost: an aborted restartable sequence (as at any preemption); 4 KiB more of private memory (see `pad`);
+when we are killed in the middle, the mapping stays in the process, which otherwise runs on unharmed.
+
+A program that is injected must not WAIT for another thread: when we are killed, that one may not have set out.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping
+from types import TracebackType
+
+from migrate.engine.kernel.maps import PAGE
+from migrate.engine.kernel.syscalls import NUMBERS
+from migrate.engine.program import Linked, Program, Results
+from migrate.engine.tracee.detour import ProcessEnded, Traveller, Trip, travel, travellers
+from migrate.engine.tracee.memory import RemoteAddress
+from migrate.engine.tracee.stub import ALIGN, whole_program
+from migrate.engine.tracee.tree import Tracee
+from migrate.errors import Failed
+from migrate.pie import RUN
+
+_STACK = 8192  # bytes; the interpreter needs a few hundred
+_DEFAULT_ROOM = 64 << 10  # bytes
+
+
+class Injection:
+    """The context: maps an area on the way in, unmaps everything on the way out. The tracee must be stopped
+    throughout."""
+
+    def __init__(self, tracee: Tracee, blob: bytes, size: int = _DEFAULT_ROOM) -> None:
+        """``size``: bytes of room for programs; when they need more, more is mapped."""
+        self.tracee = tracee
+        self._blob = blob
+        self._size = size
+        self._areas: list[tuple[RemoteAddress, int]] = []
+        self.code = RemoteAddress(0)  # where the blob is
+
+    def __enter__(self) -> Parasite:
+        self.code = self._map(_up(len(self._blob), ALIGN) + self._size)
+        try:
+            self.tracee.memory.write(self.code, self._blob)
+        except BaseException:
+            self._unmap()
+            raise
+        return Parasite(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._unmap()
+        except ProcessEnded:
+            if error is None:  # else that one tells more
+                raise
+
+    def room(self, size: int) -> RemoteAddress:
+        """``size`` bytes to use for a run; given back all at once when the next one begins."""
+        base, length = self._areas[-1]
+        start = _up(len(self._blob), ALIGN) if len(self._areas) == 1 else 0
+        if start + size > length:
+            base, start = self._map(size), 0
+        return RemoteAddress(base + start)
+
+    def _map(self, size: int) -> RemoteAddress:
+        size = _up(size, PAGE)
+        protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        base = self._call("mmap", 0, size, protection, flags, -1, 0)
+        if base < 0:
+            what = f"mapping {size} bytes of executable memory in process {self.tracee.pid}"
+            raise Failed(f"{what}: {os.strerror(-base)}")
+        self._areas.append((RemoteAddress(base), size))
+        return RemoteAddress(base)
+
+    def _unmap(self) -> None:
+        while self._areas:
+            base, size = self._areas[-1]
+            result = self._call("munmap", base, size)
+            if result < 0:
+                raise Failed(f"unmapping {base:#x} in process {self.tracee.pid}: {os.strerror(-result)}")
+            self._areas.pop()
+
+    def _call(self, name: str, *args: int) -> int:
+        return self.tracee.remote_syscall(self.tracee.tids[0], NUMBERS[name], *args)
+
+
+class Parasite:
+    """What an `Injection` gives: the means to run programs in stopped threads."""
+
+    def __init__(self, injection: Injection) -> None:
+        self._injection = injection
+        self._tracee = injection.tracee
+
+    @property
+    def code(self) -> RemoteAddress:
+        """Where the blob is mapped in the task."""
+        return self._injection.code
+
+    def run(self, programs: Mapping[int, Linked | Program], timeout: float = 10.0) -> dict[int, Results]:
+        """Run one program in each of these threads, all at once. A program that failed says so in its results.
+
+        Raises ParasiteFailed when one crashes or takes longer than ``timeout`` seconds, ProcessEnded, Refused (a thread
+        under seccomp that we may not suspend).
+        """
+        if not programs:
+            return {}
+        tracee, template = self._tracee, whole_program()
+        linked = {tid: p.link() if isinstance(p, Program) else p for tid, p in programs.items()}
+        people = travellers(list(linked), tracee.memory, tracee.dispositions)
+        stub_size = _up(template.size, ALIGN)
+        slots, total = [], 0
+        for program in linked.values():
+            slots.append(total)
+            total += _STACK + stub_size + _up(len(program.image), ALIGN)
+        base = self._injection.room(total)
+        trips, writes, reads = [], [], []
+        for traveller, slot, program in zip(people, slots, linked.values(), strict=True):
+            entry = RemoteAddress(base + slot + _STACK)
+            image = RemoteAddress(entry + stub_size)
+            stub = template.fill(self._literals(traveller, entry, image)).ljust(stub_size, b"\0")
+            trips.append(Trip(traveller, entry, template))
+            writes.append((entry, stub + program.image))
+            reads.append((image, len(program.image)))
+        try:
+            tracee.memory.write_many(writes)
+            travel(trips, timeout)
+            images = tracee.memory.read_many(reads)
+        except ProcessLookupError as error:
+            raise ProcessEnded(f"process {tracee.pid} was killed while it was being looked at") from error
+        return {tid: p.results(image) for (tid, p), image in zip(linked.items(), images, strict=True)}
+
+    def _literals(self, traveller: Traveller, entry: RemoteAddress, image: RemoteAddress) -> dict[str, int]:
+        return traveller.literals() | {"stack": entry, "program": image, "run": self.code + RUN}
+
+
+def _up(value: int, unit: int) -> int:
+    return (value + unit - 1) // unit * unit

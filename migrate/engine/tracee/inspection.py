@@ -1,0 +1,151 @@
+"""Can this process be traced at all? Asked before anything is touched, and answered with every reason at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from migrate.engine.kernel.proc import Proc
+from migrate.engine.kernel.procformat import ProcFormatError
+from migrate.engine.kernel.stat import PF_KTHREAD, Stat, stat
+from migrate.engine.kernel.status import Status, status
+from migrate.errors import Problem
+
+_CAP_SYS_PTRACE = 1 << 19  # linux/capability.h
+_ELF32, _X86_64 = 1, 62  # elf.h: EI_CLASS and e_machine
+_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+
+
+def why_not_traceable(pid: int) -> list[Problem]:
+    """The reasons, in words; none: it can be. A process may still change its mind, or end, before it is stopped."""
+    where = f"process {pid}"
+    if pid <= 0:
+        return [Problem(where, "a process number is above 0")]
+    try:
+        with Proc(pid) as proc:
+            return _reasons(proc, where)
+    except (FileNotFoundError, ProcessLookupError):
+        return [Problem(where, "there is no such process")]
+
+
+def _reasons(proc: Proc, where: str) -> list[Problem]:
+    its, numbers = status(proc.text("status")), stat(proc.text("stat"))
+    first = _not_a_process(proc.pid, its, numbers, where)
+    if first is not None:
+        return [first]
+    found = [problem for problem in (_ourselves(proc.pid, where), _traced(its, where)) if problem is not None]
+    rights = _rights(proc, its, where)
+    if rights is not None:
+        return [*found, rights]  # what follows needs them
+    return found + [p for p in (_threads(proc, where), _machine(proc, where)) if p is not None]
+
+
+def _not_a_process(pid: int, its: Status, numbers: Stat, where: str) -> Problem | None:
+    if its.tgid != pid:
+        return Problem(where, f"it is a thread of process {its.tgid}", f"move {its.tgid}, with all its threads")
+    if its.kthread or numbers.flags & PF_KTHREAD:
+        return Problem(where, f"it is a kernel thread ({its.name}), and belongs to this machine")
+    if its.state in "ZX":
+        if its.threads > 1:
+            return Problem(where, "its first thread has ended while others run on", "no process can be made like that")
+        return Problem(where, f"it is a zombie: it has ended, and its parent {its.ppid} has not looked at it yet")
+    return None
+
+
+def _ourselves(pid: int, where: str) -> Problem | None:
+    if pid == os.getpid():
+        return Problem(where, "that is this program itself")
+    ancestor = os.getppid()
+    while ancestor > 0:
+        if ancestor == pid:
+            return Problem(
+                where,
+                "this program was started by it, and would stop together with it",
+                "run it from another terminal",
+            )
+        try:
+            ancestor = stat(Path(f"/proc/{ancestor}/stat").read_text(errors="surrogateescape")).ppid
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+    return None
+
+
+def _traced(its: Status, where: str) -> Problem | None:
+    if not its.tracer_pid:
+        return None
+    try:
+        name = Path(f"/proc/{its.tracer_pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        name = "?"
+    return Problem(
+        where,
+        f"it is traced already, by process {its.tracer_pid} ({name}); a process has one tracer",
+        "let that one detach",
+    )
+
+
+def _rights(proc: Proc, its: Status, where: str) -> Problem | None:
+    """The kernel itself is asked: /proc/PID/auxv wants the very rights that ptrace does (PTRACE_MODE_READ), and the rest
+    of the rules (attaching, Yama, see ptrace(2) "Ptrace access mode checking") tell why when it says no."""
+    ours = status(Path("/proc/self/status").read_text(errors="surrogateescape"))
+    if _namespaces_differ(proc) and not ours.cap_eff & _CAP_SYS_PTRACE:
+        return Problem(where, "it is in another user namespace", "run as root")
+    try:
+        os.close(proc.open("mem", os.O_RDWR))  # PTRACE_MODE_ATTACH
+    except PermissionError:
+        return Problem(where, _no_rights(its, ours), "run as root, or give CAP_SYS_PTRACE")
+    except OSError as error:
+        return Problem(where, f"its memory cannot be opened: {error.strerror}")
+    return None
+
+
+def _no_rights(its: Status, ours: Status) -> str:
+    if set(its.uids[:3]) != {ours.uids[0]}:
+        return f"it belongs to user {its.uids[0]}, we run as user {ours.uids[0]}"
+    if set(its.gids[:3]) != {ours.gids[0]}:
+        return f"it runs with group {its.gids[0]}, we with group {ours.gids[0]}"
+    scope = _PTRACE_SCOPE.read_text().strip() if _PTRACE_SCOPE.exists() else "0"
+    if scope != "0":
+        return f"kernel.yama.ptrace_scope is {scope}, which forbids to trace what is not a child"
+    if its.cap_prm & ~ours.cap_prm:
+        return "it has capabilities that we lack"
+    return "it has forbidden to be looked at (PR_SET_DUMPABLE, or it runs a program that we may not read)"
+
+
+def _namespaces_differ(proc: Proc) -> bool:
+    try:
+        return proc.link("ns/user") != os.readlink("/proc/self/ns/user")
+    except PermissionError:
+        return False  # no rights at all: said below
+    except OSError:
+        return False
+
+
+def _threads(proc: Proc, where: str) -> Problem | None:
+    """A thread traced on its own is as much in the way as the first one."""
+    for tid in proc.tids():
+        try:
+            text = proc.text(f"task/{tid}/status")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        try:
+            its = status(text)
+        except ProcFormatError:
+            continue  # it ended while it was read
+        if tid != proc.pid and its.tracer_pid:
+            return Problem(where, f"its thread {tid} is traced already, by process {its.tracer_pid}")
+    return None
+
+
+def _machine(proc: Proc, where: str) -> Problem | None:
+    try:
+        fd = proc.open("exe")
+    except FileNotFoundError:
+        return Problem(where, "it has no executable, and so no address space of its own")
+    try:
+        head = os.pread(fd, 20, 0)
+    finally:
+        os.close(fd)
+    if head[:4] == b"\x7fELF" and (head[4] == _ELF32 or int.from_bytes(head[18:20], "little") != _X86_64):
+        return Problem(where, "it runs a 32-bit or foreign program; only x86-64 ones can be moved")
+    return None

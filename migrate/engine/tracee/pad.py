@@ -1,0 +1,119 @@
+"""Single system calls in a task into which nothing has been put yet.
+
+The first mapping has to be made by the task itself, by code that is already there; and yet a thread that runs it must
+get home if we are killed in the middle. So its stub is written, as a debugger writes a breakpoint, into zero bytes that
+nobody uses: those between the end of the vDSO, or of another mapping of code, and the end of its last page. The page
+becomes a private copy, with zeros there again afterwards; that copy (4 KiB) is all that is left in the task.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from migrate.engine.kernel.maps import PAGE, Mapping, maps
+from migrate.engine.tracee.detour import Dispositions, ProcessEnded, Trip, travel, travellers
+from migrate.engine.tracee.memory import Memory, RemoteAddress
+from migrate.engine.tracee.stub import ALIGN, single_call
+from migrate.errors import Problem, Refused
+
+_AT_SYSINFO_EHDR = 33  # auxv: where the kernel put the vDSO
+_MARGIN = 64  # bytes of zeros that may belong to what lies before
+_TIMEOUT = 5.0  # seconds
+
+
+class Pad:
+    """The unused bytes of one process. ``call`` needs the thread stopped."""
+
+    def __init__(self, pid: int, memory: Memory) -> None:
+        self.pid = pid
+        self.memory = memory
+        self._place: RemoteAddress | None = None
+
+    def call(self, tid: int, dispositions: Dispositions, number: int, *args: int, timeout: float = _TIMEOUT) -> int:
+        """What the system call returned, -errno included. Raises ProcessEnded, ParasiteFailed, Refused."""
+        template = single_call()
+        place = self._find(template.size)
+        (traveller,) = travellers([tid], self.memory, dispositions)
+        names = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+        values = dict.fromkeys(names, 0) | dict(zip(names, (arg & (1 << 64) - 1 for arg in args), strict=False))
+        self.memory.force_write(place, template.fill(traveller.literals() | values | {"number": number}))
+        try:
+            result = travel([Trip(traveller, place, template)], timeout)[tid]
+        except ProcessEnded:
+            raise
+        except BaseException:
+            self._clean(place, template.size)
+            raise
+        self._clean(place, template.size)
+        return result - (1 << 64) if result >> 63 else result
+
+    def _clean(self, place: RemoteAddress, size: int) -> None:
+        try:
+            self.memory.force_write(place, bytes(size))
+        except OSError as error:
+            raise ProcessEnded(f"process {self.pid} was killed while it was being looked at ({error})") from error
+
+    def _find(self, size: int) -> RemoteAddress:
+        if self._place is not None and not any(self._read(self._place, size) or b"\1"):
+            return self._place
+        for place in self._candidates():
+            if place % PAGE + size <= PAGE and not any(self._read(place, size) or b"\1"):
+                self._place = place
+                return place
+        raise Refused(
+            [
+                Problem(
+                    f"process {self.pid}",
+                    f"no {size} unused bytes of executable memory, neither in the vDSO nor behind any mapped code",
+                )
+            ]
+        )
+
+    def _read(self, address: RemoteAddress, size: int) -> bytes:
+        """Empty when it is not there."""
+        try:
+            return self.memory.read(address, size)
+        except ProcessLookupError:
+            raise ProcessEnded(f"process {self.pid} has ended") from None
+        except OSError:
+            return b""
+
+    def _candidates(self) -> Iterator[RemoteAddress]:
+        """The vDSO by the auxiliary vector first: maps is long in a large process."""
+        vdso = self._vdso()
+        if vdso is not None:
+            yield vdso
+        try:
+            found = maps(Path(f"/proc/{self.pid}/maps").read_text(errors="surrogateescape"))
+        except (FileNotFoundError, ProcessLookupError):
+            raise ProcessEnded(f"process {self.pid} has ended") from None
+        for mapping in sorted(found, key=lambda mapping: mapping.path != "[vdso]"):
+            place = self._behind(mapping)
+            if place is not None:
+                yield place
+
+    def _vdso(self) -> RemoteAddress | None:
+        with open(f"/proc/{self.pid}/auxv", "rb") as file:
+            raw = file.read()
+        start = dict(struct.iter_unpack("<QQ", raw[: len(raw) // 16 * 16])).get(_AT_SYSINFO_EHDR, 0)
+        head = self._read(RemoteAddress(start), 64) if start else b""
+        if head[:5] != b"\x7fELF\x02":
+            return None
+        (sections_at,) = struct.unpack_from("<Q", head, 40)
+        entry_size, entries = struct.unpack_from("<HH", head, 58)
+        return _aligned(start + sections_at + entry_size * entries)
+
+    def _behind(self, mapping: Mapping) -> RemoteAddress | None:
+        """The start of the zeros at the end of a mapping of code."""
+        if mapping.perms not in ("r-xp", "rwxp") or mapping.path == "[vsyscall]" or not (mapping.file or mapping.path):
+            return None
+        last = self._read(RemoteAddress(mapping.end - PAGE), PAGE)
+        return _aligned(mapping.end - PAGE + len(last.rstrip(b"\0"))) if last else None
+
+
+def _aligned(end: int) -> RemoteAddress:
+    return RemoteAddress((end + _MARGIN + ALIGN - 1) // ALIGN * ALIGN)
+
+

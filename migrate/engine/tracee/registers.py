@@ -1,0 +1,90 @@
+"""The general registers of a thread: struct user_regs_struct (sys/user.h)."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from dataclasses import dataclass
+from typing import Self
+
+_LAYOUT = struct.Struct("<27Q")
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+
+NO_SYSCALL = _MASK  # orig_rax of a thread that is not in a system call
+USER32_CS = 0x23  # arch/x86/include/asm/segment.h: code segment of 32-bit code
+
+# include/linux/errno.h: what a system call that was interrupted returns inside the kernel
+ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
+EINTR = 4
+_RESTART_SYSCALL = 219
+_RESTARTS = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND)
+_SYSCALL_INSTRUCTION = 2  # bytes
+
+
+@dataclass(frozen=True)
+class Registers:
+    """All of them, unsigned, in the kernel's order."""
+
+    r15: int
+    r14: int
+    r13: int
+    r12: int
+    rbp: int
+    rbx: int
+    r11: int
+    r10: int
+    r9: int
+    r8: int
+    rax: int
+    rcx: int
+    rdx: int
+    rsi: int
+    rdi: int
+    orig_rax: int
+    rip: int
+    cs: int
+    eflags: int
+    rsp: int
+    ss: int
+    fs_base: int
+    gs_base: int
+    ds: int
+    es: int
+    fs: int
+    gs: int
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Self:
+        """From the bytes that ptrace gives."""
+        return cls(*_LAYOUT.unpack(raw))
+
+    def pack(self) -> bytes:
+        """The bytes that ptrace takes."""
+        return _LAYOUT.pack(*self.__dict__.values())
+
+    def replace(self, **changes: int) -> Self:
+        """The same with some of them changed; negative numbers may be given."""
+        return dataclasses.replace(self, **{name: value & _MASK for name, value in changes.items()})
+
+    @property
+    def interrupted_with(self) -> int:
+        """ERESTART… when the kernel is about to restart the system call that the stop interrupted; else 0."""
+        error = (1 << 64) - self.rax
+        if self.orig_rax >> 63 or error not in (*_RESTARTS, ERESTART_RESTARTBLOCK):
+            return 0
+        return error
+
+    def restarted(self) -> Self:
+        """What the kernel would make of it on the way to user space, no handler having run: the same system call again,
+        or restart_syscall(2), which knows the deadline (arch_do_signal_or_restart in arch/x86/kernel/signal.c)."""
+        error = self.interrupted_with
+        if not error:
+            return self
+        number = _RESTART_SYSCALL if error == ERESTART_RESTARTBLOCK else self.orig_rax
+        return self.replace(rax=number, rip=self.rip - _SYSCALL_INSTRUCTION)
+
+    def after_handler(self) -> Self:
+        """The same when a handler did run: EINTR where a call always ends by that. One that may be restarted is."""
+        if self.interrupted_with in (ERESTARTNOHAND, ERESTART_RESTARTBLOCK):
+            return self.replace(rax=-EINTR)
+        return self.restarted()
