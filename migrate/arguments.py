@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 _DESCRIPTION = """\
 Move a running process to another host over SSH, live: its memory travels while
-it works, it is stopped for a few milliseconds, and it goes on there. If anything
-fails before that, it goes on here as if nothing had happened.
+it works, it is stopped for a few milliseconds, and it goes on there. If
+anything fails before that, it goes on here as if nothing had happened.
 """
 
 _EPILOG = """\

@@ -53,7 +53,7 @@ class Live(Quiet):
     # Events
 
     def phase(self, name: str, detail: str = "") -> None:
-        self._phase, self._detail = name, detail
+        self._phase, self._detail, self._round = name, detail, None
         self._draw(now=True)
 
     def round_started(self, number: int, pages: int) -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-_DEST = re.compile(r"(?:(?P<user>.+)@)?(?:\[(?P<v6>[0-9a-fA-F:.%\w-]+)\]|(?P<host>[^@\[\]]+?))(?::(?P<port>\d+))?")
+_DEST = re.compile(r"(?:(?P<user>.+)@)?(?:\[(?P<v6>[0-9a-fA-F:.%\w-]+)\]|(?P<host>[^@:\[\]]+))(?::(?P<port>[0-9]+))?")
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,9 @@ class PrecopyPolicy:
 
     def _next_dirty(self, round: Round) -> float:
         """Pages that one more round would leave, if the process goes on dirtying them as it did."""
-        dirty_rate = round.dirty_pages_after / max(round.seconds, 1e-6)
-        floor = min(r.seconds for r in self._rounds)  # a round has costs of its own: the scan, the round trip
-        return dirty_rate * max(round.dirty_pages_after / self._pages_per_second(), floor)
+        dirty_rate, rate = round.dirty_pages_after / max(round.seconds, 1e-6), self._pages_per_second()
+        own_cost = max(0.0, round.seconds - round.pages / rate)  # the scan, the round trip: a short round's lower limit
+        return dirty_rate * (round.dirty_pages_after / rate + own_cost)
 
 
 def _budget(expected: float, limits: Limits) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|µs|ms|s|m|min)?")
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|µs|ms|s|m|min)?", re.ASCII)
 _SECONDS = {None: 1e-3, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0}
-_BANDWIDTH = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKMGT]i?)?(bit|bps|b|B)?(/s)?")
+_BANDWIDTH = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKMGT]i?)?(bit|bps|b|B)?(/s)?", re.ASCII)
 _SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY_SCALE = {"k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

@@ -1,0 +1,107 @@
+"""The command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from migrate.arguments import parse
+from migrate.errors import UsageError
+from migrate.options import Options, parse_destination
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+
+
+def test_the_least_that_is_needed() -> None:
+    assert parse(["812", "node2"]) == Options(pid=812, dest="node2", host="node2")
+
+
+def test_everything_at_once() -> None:
+    given = (
+        "-p 2222 -i a -i b -F none -J bastion,x@y:1 --sudo --max-downtime 50ms --max-rounds 7 --no-converge continue "
+        "--bandwidth 1Gbit/s --compress lz4 --tracker digest --stdio null --json -vv 812 me@node2"
+    )
+    assert parse(given.split()) == Options(
+        pid=812, dest="me@node2", host="node2", user="me", port=2222, identities=("a", "b"), ssh_config="none",
+        jump="bastion,x@y:1", sudo=True, max_downtime=0.05, max_rounds=7, no_converge="continue", bandwidth=125e6,
+        compress="lz4", tracker="digest", stdio="null", json=True, verbose=2, quiet=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("node2", (None, "node2", None)),
+        ("me@node2:22", ("me", "node2", 22)),
+        ("me@corp@node2", ("me@corp", "node2", None)),
+        ("[fe80::1%eth0]:22", (None, "fe80::1%eth0", 22)),
+        ("root@2001:db8::2", ("root", "2001:db8::2", None)),
+        ("root@[2001:db8::2]", ("root", "2001:db8::2", None)),
+        ("10.0.0.2:2222", (None, "10.0.0.2", 2222)),
+    ],
+)
+def test_destinations(text: str, expected: tuple[str | None, str, int | None]) -> None:
+    assert parse_destination(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "@", "me@", ":22", "host:", "host:0", "host:65536", "host:ssh", "-oProxyCommand=x", "a b"]
+)
+def test_what_is_no_destination(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not|names no host"):
+        parse_destination(text)
+
+
+@given(st.text())
+def test_any_text_is_a_destination_or_an_error(text: str) -> None:
+    try:
+        _, host, port = parse_destination(text)
+    except ValueError:
+        return
+    assert host and not host.startswith("-") and host.isprintable() and (port is None or 0 < port < 65536)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "required: PID, DEST"),
+        ("812", "required: DEST"),
+        ("x node2", "'x' is not a process number"),
+        ("0 node2", "'0' is not a process number"),
+        ("-1 node2", ""),
+        ("4194305 node2", "greater than any process number"),
+        ("812 node2 extra", "unrecognized arguments: extra"),
+        ("812 node2:22 -p 23", "two ports"),
+        ("812 node2 -p 70000", "not a port"),
+        ("812 node2 --max-downtime soon", "'soon' is not a duration such as 300ms"),
+        ("812 node2 --max-rounds 0", "not a positive number"),
+        ("812 node2 --bandwidth 100", "not a bandwidth such as 100MB/s"),
+        ("812 node2 --no-converge panic", "invalid choice"),
+        ("812 node2 --compress zip", "invalid choice"),
+        ("812 node2 --max-down 1s", "unrecognized arguments"),
+        ("812 node2 -q -v", "contradict"),
+        ("812 :22", "is not user@host"),
+    ],
+)
+def test_usage_errors_say_what_is_wrong(arguments: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(arguments.split())
+    assert message in str(caught.value)
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert max(map(len, text.splitlines())) <= 80
+    assert text == (SNAPSHOTS / "help.txt").read_text()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out.startswith("migrate 0.")
