@@ -1,0 +1,320 @@
+"""The destination agent: starts the overseer, hands programs and page frames to restorers, and reports about its host.
+
+It speaks frames (migrate/transport/frames.py) on its standard input and output, one request after the other, and
+knows nothing about what a process is. It is one loop in one thread; what it waits for is the next frame, an answer of
+a restorer, or the death of one of them.
+
+Until ``commit`` everything that it started ends with it: on the end of its input, on SIGHUP, SIGTERM and SIGINT, and
+when it is killed (PR_SET_PDEATHSIG of the overseer).
+
+Standard library only, Python 3.9: this travels to the destination.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pkgutil
+import re
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from agents import hostfacts, libc
+from agents.elf import elf
+from agents.overseer import ConnectionEnded, OutOfStep, Overseer, RestorerDied
+from migrate.transport import frames
+
+Reply = tuple[dict[str, Any], "bytes | bytearray"]
+F_SETPIPE_SZ = 1031  # fcntl(2); the name is in Python since 3.10
+_ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+_PIPE_SIZE = 1 << 20  # bytes; what an unprivileged user may ask for, /proc/sys/fs/pipe-max-size
+
+
+class Terminated(BaseException):
+    """A signal told us to end."""
+
+
+class PagesFailed(Exception):
+    """A page frame could not be placed."""
+
+    def __init__(self, message: str, number: int | None) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
+class Agent:
+    """The agent on a pair of descriptors.
+
+    :param overseer: executable and arguments in place of the restorer, for tests.
+    """
+
+    def __init__(self, stdin: int, stdout: int, overseer: Sequence[str] = ()) -> None:
+        self._stdin, self._stdout = stdin, stdout
+        self._command = list(overseer)
+        self._overseer: Overseer | None = None
+        self._page_failure: PagesFailed | None = None
+        self._committed = False
+        self._done = False
+        self._logs: list[str] = []
+        self._verbs = {
+            name[len("verb_") :]: getattr(self, name) for name in dir(self) if name.startswith("verb_")
+        }
+
+    def serve(self) -> int:
+        """Answers until ``bye``, the end of the input, or a signal. The exit status."""
+        try:
+            while not self._done:
+                self._idle()
+                header = frames.read_header(self._stdin)
+                if header is None:
+                    break
+                self._frame(header)
+            return 0
+        except (OutOfStep, frames.FrameError) as error:
+            self._fatal("restorer-died" if isinstance(error, OutOfStep) else "protocol", str(error))
+            return 1
+        except (BrokenPipeError, ConnectionResetError, ConnectionEnded, Terminated):
+            return 1
+        finally:
+            _deaf()
+            self._clean_up()
+
+    def _idle(self) -> None:
+        """Until the next frame; an overseer that dies meanwhile is reported at once, not when it is next needed."""
+        if self._overseer is None or self._committed:
+            return
+        poll = select.poll()
+        poll.register(self._stdin, select.POLLIN)
+        poll.register(self._overseer.pidfd, select.POLLIN)
+        if self._stdin not in dict(poll.poll()):
+            self._event({"event": "restorer-died", "message": str(self._overseer.died())})
+            poll.unregister(self._overseer.pidfd)
+            poll.poll()
+
+    def _frame(self, header: frames.Header) -> None:
+        meta = bytes(frames.read_exactly(self._stdin, header.meta_len))
+        if header.kind == frames.PAGES:
+            self._pages(header, meta)
+        elif header.kind == frames.REQUEST:
+            blob = frames.read_exactly(self._stdin, header.blob_len)
+            self._request(frames.parse_json(meta), bytes(blob) if isinstance(blob, memoryview) else blob)
+        else:
+            raise frames.FrameError(f"a {frames.KINDS[header.kind]} frame is not for an agent")
+
+    def _request(self, fields: dict[str, Any], blob: bytes | bytearray) -> None:
+        number, verb = fields.pop("id", None), fields.pop("verb", None)
+        if not isinstance(number, int):
+            raise frames.FrameError(f"a request without an id: {fields!r}")
+        try:
+            method = self._verbs.get(verb)
+            if method is None:
+                raise ValueError(f"no such verb: {verb!r}")
+            answer, answer_blob = method(blob, **fields)
+        except (OutOfStep, ConnectionEnded, frames.FrameError):
+            raise
+        except RestorerDied as error:
+            self._refuse(number, "restorer-died", str(error))
+        except PagesFailed as error:
+            self._refuse(number, "pages", str(error), error.errno)
+        except OSError as error:
+            self._refuse(number, "os", _os_error(error), error.errno)
+        except (TypeError, ValueError, KeyError) as error:
+            traceback.print_exc()
+            self._refuse(number, "protocol", f"{verb}: {error}")
+        else:
+            self._write(frames.REPLY, {"id": number, "ok": True, **answer}, answer_blob)
+
+    def _refuse(self, number: int, kind: str, message: str, error: int | None = None) -> None:
+        self._write(
+            frames.REPLY, {"id": number, "ok": False, "error": {"kind": kind, "message": message, "errno": error}}
+        )
+
+    def _event(self, fields: dict[str, Any]) -> None:
+        self._write(frames.EVENT, fields)
+
+    def _fatal(self, kind: str, message: str) -> None:
+        """The last thing that is said: no frame after this can be understood."""
+        try:
+            self._event({"event": "fatal", "kind": kind, "message": message})
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # nobody listens any more; the exit status says it too
+
+    def _write(self, kind: int, fields: dict[str, Any], blob: bytes | bytearray = b"") -> None:
+        frames.write_all(self._stdout, frames.head(kind, frames.json_meta(fields), len(blob)), blob)
+
+    # Pages
+
+    def _pages(self, header: frames.Header, meta: bytes) -> None:
+        frames.check_pages(header.flags, meta, header.blob_len)
+        if self._page_failure is None and self._overseer is None:
+            self._page_failure = PagesFailed("page frames came before there was an overseer", None)
+        if self._page_failure is not None or self._overseer is None:
+            frames.discard(self._stdin, header.blob_len)
+            return
+        try:
+            failed, result = self._overseer.place(header.slot, meta, header.blob_len)
+        except ValueError as error:  # no such slot
+            self._page_failure = PagesFailed(str(error), None)
+            frames.discard(self._stdin, header.blob_len)
+            return
+        if failed >= 0:
+            runs = frames.parse_pages(meta)[1]
+            where = "{:#x} ({} pages)".format(*runs[failed][:2]) if failed < len(runs) else "the end of the frame"
+            self._page_failure = PagesFailed(
+                f"placing pages at {where} in restoree {header.slot}: {os.strerror(-result)}", -result
+            )
+
+    def _check_pages(self) -> None:
+        if self._page_failure is not None:
+            raise self._page_failure
+
+    # Verbs. Each takes the blob and the arguments of the request, and returns fields and blob of the reply.
+
+    def verb_hello(self, blob: bytes) -> Reply:
+        return hostfacts.hello(), b""
+
+    def verb_read(self, blob: bytes, paths: list[str]) -> Reply:
+        lengths, contents = hostfacts.read(paths)
+        return {"lengths": lengths}, contents
+
+    def verb_stat(self, blob: bytes, paths: list[str], nofollow: bool = False) -> Reply:
+        return {"stats": hostfacts.stat(paths, nofollow)}, b""
+
+    def verb_digest(self, blob: bytes, paths: list[str], lengths: list[int] | None = None) -> Reply:
+        return {"digests": hostfacts.digest(paths, lengths)}, b""
+
+    def verb_statvfs(self, blob: bytes, path: str) -> Reply:
+        return hostfacts.statvfs(path), b""
+
+    def verb_tids(self, blob: bytes) -> Reply:
+        return {"tids": hostfacts.numbers_in_use()}, b""
+
+    def verb_overseer(self, blob: bytes, restorees: int, new_pid_namespace: bool = False) -> Reply:
+        if self._overseer is not None:
+            raise ValueError("there is an overseer already")
+        if self._command:
+            self._overseer = Overseer.start(
+                self._command[0], self._command, restorees, new_pid_namespace, self._stdin
+            )
+        else:
+            code = pkgutil.get_data("migrate.pie", "blob.bin")
+            if code is None:
+                raise ValueError("the archive of the agent holds no migrate/pie/blob.bin")
+            program = libc.executable_memfd("migrate-restorer")
+            try:
+                frames.write_all(program, elf(code))
+                self._overseer = Overseer.start(
+                    program, ["migrate-overseer"], restorees, new_pid_namespace, self._stdin
+                )
+            finally:
+                os.close(program)
+        return {"pid": self._overseer.pid, "maps": self._overseer.maps()}, b""
+
+    def verb_run(self, blob: bytes, slot: int, return_image: bool = False) -> Reply:
+        self._check_pages()
+        if self._overseer is None:
+            raise ValueError("there is no overseer")
+        failed, result, image = self._overseer.run(slot, blob, return_image)
+        return {"failed": failed, "result": result}, image
+
+    def verb_sync(self, blob: bytes) -> Reply:
+        """Every page frame before it has been placed, as they are placed one after the other."""
+        self._check_pages()
+        return {}, b""
+
+    def verb_stdio_log(self, blob: bytes, name: str) -> Reply:
+        """A new, empty file for the standard streams of the moved process."""
+        if not re.fullmatch(r"[\w.-]{1,200}", name) or name.startswith("."):
+            raise ValueError(f"not a file name: {name!r}")
+        state = os.environ.get("XDG_STATE_HOME") or os.path.join(hostfacts.home(), ".local", "state")
+        directory = os.path.join(state, "migrate")
+        os.makedirs(directory, 0o700, exist_ok=True)
+        for attempt in range(1000):
+            path = os.path.join(directory, f"{name}.{attempt}" if attempt else name)
+            try:
+                fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except FileExistsError:
+                continue
+            os.close(fd)
+            self._logs.append(path)
+            return {"path": path}, b""
+        raise FileExistsError(17, "there are a thousand logs of that name", directory)
+
+    def verb_abort(self, blob: bytes) -> Reply:
+        if self._committed:
+            raise ValueError("too late: the migration is committed")
+        self._abort()
+        return {}, b""
+
+    def verb_commit(self, blob: bytes) -> Reply:
+        """From now on the process lives on when the agent ends."""
+        self._check_pages()
+        self._committed = True
+        return {}, b""
+
+    def verb_bye(self, blob: bytes) -> Reply:
+        self._clean_up()
+        self._done = True
+        return {}, b""
+
+    # The end
+
+    def _clean_up(self) -> None:
+        if not self._committed:
+            self._abort()
+        elif self._overseer is not None:
+            self._overseer.close()
+            self._overseer = None
+
+    def _abort(self) -> None:
+        """Nothing of the migration is left on this host."""
+        overseer, self._overseer, self._page_failure = self._overseer, None, None
+        try:
+            if overseer is not None:
+                overseer.kill()
+        finally:
+            while self._logs:
+                try:
+                    os.unlink(self._logs.pop())
+                except FileNotFoundError:
+                    pass  # somebody tidied up before us
+
+
+def _os_error(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return f"{error.filename}: {text}" if error.filename else text
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    _deaf()
+    raise Terminated(number)
+
+
+def _deaf() -> None:
+    """Once is enough: a signal must not interrupt the clean-up."""
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)
+
+
+def main(overseer: Sequence[str] = ()) -> int:
+    """The agent on standard input and output. What is printed by mistake goes to the standard error."""
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    os.set_blocking(0, True)
+    os.set_blocking(stdout, True)
+    try:
+        # A frame should fit: else the pipe between sshd and us makes for sixteen switches a frame.
+        fcntl.fcntl(0, F_SETPIPE_SZ, _PIPE_SIZE)
+    except OSError:
+        pass  # a socket, or the user has used up what he may have (pipe(7)): it works without
+    for number in _ENDING:
+        signal.signal(number, _terminate)
+    return Agent(0, stdout, overseer).serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""The coordinator's end of an agent: requests and replies over any stream of bytes.
+
+    async with open_agent(stream, "the destination") as agent:
+        facts = await agent.request("hello")
+        await agent.send_pages(1, 0, meta, contents)
+
+Several requests may be under way: `Agent.submit` sends one and returns at once, so that a burst costs one round trip.
+The stream may be an SSH session or a socket to a local process; nothing here knows which.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from migrate.errors import Failed
+from migrate.transport import frames
+from migrate.transport.frames import Buffer, Frame
+
+PagesHandler = Callable[[Frame], Awaitable[None]]
+EventHandler = Callable[[dict[str, Any]], None]
+_READ = 1 << 18  # bytes asked of the stream at once
+
+
+class AgentError(Failed):
+    """The agent did not do what it was asked for.
+
+    ``kind``: ``os`` (with ``errno``), ``restorer-died``, ``pages``, ``protocol``, or what the source agent says.
+    """
+
+    def __init__(self, agent: str, verb: str, kind: str, message: str, errno: int | None = None) -> None:
+        super().__init__(f"{agent}: {verb}: {message}")
+        self.kind, self.message, self.errno = kind, message, errno
+
+
+class ConnectionLost(Failed):
+    """The stream to the agent has ended, or what comes over it makes no sense."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a verb answered."""
+
+    meta: dict[str, Any]
+    blob: bytes
+
+    def __getitem__(self, field: str) -> Any:
+        return self.meta[field]
+
+
+class Pending:
+    """A request under way."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self._event = trio.Event()
+        self._reply: Reply | None = None
+        self._error: Exception | None = None
+
+    async def reply(self) -> Reply:
+        """Waits for the reply. Raises AgentError or ConnectionLost."""
+        await self._event.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._reply is not None
+        return self._reply
+
+    def _settle(self, reply: Reply | None, error: Exception | None) -> None:
+        self._reply, self._error = reply, error
+        self._event.set()
+
+
+class Agent:
+    """Use `open_agent`."""
+
+    def __init__(
+        self, stream: trio.abc.Stream, name: str, on_pages: PagesHandler | None, on_event: EventHandler | None
+    ) -> None:
+        self.name = name
+        self._stream = stream
+        self._on_pages, self._on_event = on_pages, on_event
+        self._ids = itertools.count(1)
+        self._pending: dict[int, Pending] = {}
+        self._sending = trio.Lock()
+        self._lost: Exception | None = None
+        self._ended = trio.Event()
+
+    # Asking
+
+    async def request(self, verb: str, blob: Buffer = b"", **arguments: Any) -> Reply:
+        """Asks, and waits for the reply. Raises AgentError or ConnectionLost."""
+        return await (await self.submit(verb, blob, **arguments)).reply()
+
+    async def submit(self, verb: str, blob: Buffer = b"", **arguments: Any) -> Pending:
+        """Asks, and returns as soon as the request is on its way. Requests are answered in the order they were sent."""
+        number = next(self._ids)
+        meta = frames.json_meta({"id": number, "verb": verb, **arguments})
+        pending = self._pending[number] = Pending(verb)
+        try:
+            await self._send(frames.head(frames.REQUEST, meta, len(blob)), blob)
+        except BaseException:
+            self._pending.pop(number, None)
+            raise
+        return pending
+
+    async def send_pages(self, slot: int, flags: int, runs_meta: bytes, blob: Buffer) -> None:
+        """Sends a PAGES frame; waits until the stream takes it. The next ``sync`` or ``run`` tells of a failure."""
+        await self._send(frames.head(frames.PAGES, runs_meta, len(blob), flags, slot), blob)
+
+    async def _send(self, head: bytes, blob: Buffer) -> None:
+        async with self._sending:
+            self._check()
+            try:
+                if len(blob) <= 4096:
+                    await self._stream.send_all(head + bytes(blob))
+                else:
+                    await self._stream.send_all(head)
+                    await self._stream.send_all(blob)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                # The reader may be about to hear the reason from the agent itself.
+                with trio.move_on_after(2):
+                    await self._ended.wait()
+                self._lose(ConnectionLost(f"the connection to {self.name} broke: {error}"))
+                self._check()
+            except trio.Cancelled:
+                self._lose(ConnectionLost(f"a message to {self.name} was cut off"))
+                raise
+
+    def _check(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+
+    async def wait_lost(self) -> Exception:
+        """Waits until the agent is gone; the reason."""
+        await self._ended.wait()
+        assert self._lost is not None
+        return self._lost
+
+    # Hearing
+
+    async def _read(self) -> None:
+        decoder = frames.Decoder()
+        try:
+            while data := await self._stream.receive_some(_READ):
+                for frame in decoder.feed(bytes(data)):
+                    await self._frame(frame)
+            decoder.eof()
+            self._lose(ConnectionLost(f"{self.name} has gone{_last_words(self._stream)}"))
+        except frames.FrameError as error:
+            self._lose(ConnectionLost(f"{self.name}: {error}{_last_words(self._stream)}"))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            why = _last_words(self._stream) or f": {error.__cause__ or error}"
+            self._lose(ConnectionLost(f"the connection to {self.name} broke{why}"))
+        finally:
+            if self._lost is None:
+                self._lose(ConnectionLost(f"the connection to {self.name} was closed"))
+            self._ended.set()
+
+    async def _frame(self, frame: Frame) -> None:
+        if frame.kind == frames.REPLY:
+            self._reply(frames.parse_json(frame.meta), bytes(frame.blob))
+        elif frame.kind == frames.PAGES and self._on_pages is not None:
+            await self._on_pages(frame)
+        elif frame.kind == frames.EVENT:
+            self._event(frames.parse_json(frame.meta))
+        else:
+            raise frames.FrameError(f"a {frames.KINDS[frame.kind]} frame was not expected")
+
+    def _reply(self, fields: dict[str, Any], blob: bytes) -> None:
+        number = fields.pop("id", None)
+        pending = self._pending.pop(number, None) if isinstance(number, int) else None
+        if pending is None:
+            raise frames.FrameError(f"a reply to a request that was not made: {number!r}")
+        if fields.pop("ok", False):
+            pending._settle(Reply(fields, blob), None)
+            return
+        error = fields.get("error")
+        if not isinstance(error, dict):
+            raise frames.FrameError(f"a refusal without a reason: {fields!r}")
+        number = error.get("errno")
+        message = str(error.get("message") or (os.strerror(number) if number else "no reason was given"))
+        pending._settle(None, AgentError(self.name, pending.verb, str(error.get("kind")), message, number))
+
+    def _event(self, fields: dict[str, Any]) -> None:
+        if fields.get("event") == "fatal":
+            kind, message = str(fields.get("kind")), str(fields.get("message"))
+            self._lose(AgentError(self.name, "it gave up", kind, message))
+        if self._on_event is not None:
+            self._on_event(fields)
+
+    def _lose(self, error: Exception) -> None:
+        """The first reason is the one that counts: others follow from it."""
+        if self._lost is None:
+            self._lost = error
+        for pending in self._pending.values():
+            pending._settle(None, self._lost)
+        self._pending.clear()
+
+
+def _last_words(stream: object) -> str:
+    """What a stream can say about its end (its process's exit status and standard error)."""
+    last_words: Callable[[], str] | None = getattr(stream, "last_words", None)
+    text = last_words() if last_words is not None else ""
+    return f": {text}" if text else ""
+
+
+@asynccontextmanager
+async def open_agent(
+    stream: trio.abc.Stream,
+    name: str,
+    on_pages: PagesHandler | None = None,
+    on_event: EventHandler | None = None,
+) -> AsyncIterator[Agent]:
+    """The agent at the other end of ``stream``, which is closed at the end.
+
+    ``on_pages`` is awaited for each PAGES frame that the agent sends; nothing more is read until it returns.
+    An exception that a handler raises ends the block with it. ``name`` is for sentences: "the source agent".
+    """
+    agent = Agent(stream, name, on_pages, on_event)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent._read)
+            try:
+                yield agent
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+def sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one exception that matters in a nursery's group: a task that fails makes the others' Cancelled."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        real = [each for each in found.exceptions if not isinstance(each, trio.Cancelled)] or list(found.exceptions)
+        if len(real) > 1:
+            return found
+        found = real[0]
+    return found
