@@ -1,10 +1,10 @@
 """Sets of pages of one address space, as fast as pure Python can be.
 
-A set is cut into chunks of 16 MiB of addresses; a chunk that has a page is 4096 bytes, one for each page, 0 or 1. So the
-algebra is done by big integers, runs are found by a regular expression, and the cost does not depend on how many VMAs
-there are: 1 GiB of dense memory is 64 chunks, and a sparse terabyte costs what is in it. (Lists of intervals would be
-smaller and slower by an order of magnitude when every other page was written; a single byte string for each VMA is
-slower with thousands of small VMAs and impossible with a reservation of terabytes.)
+A set is cut into chunks of 16 MiB of addresses; a chunk that has a page is 4096 bytes, one for each page, 0 or 1. So
+the algebra is done by big integers, runs are found by a regular expression, and the cost does not depend on how many
+VMAs there are: 1 GiB of dense memory is 64 chunks, and a sparse terabyte costs what is in it. (Lists of intervals
+would be smaller and slower by an order of magnitude when every other page was written; a single byte string for each
+VMA is slower with thousands of small VMAs and impossible with a reservation of terabytes.)
 """
 
 from __future__ import annotations

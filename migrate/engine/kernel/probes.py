@@ -1,0 +1,117 @@
+"""What this kernel can do, found out by trying; never by its version, because distributions backport.
+
+Each answer is kept: the kernel does not change while we run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from functools import cache
+
+from migrate.engine.kernel.buffers import address_of
+from migrate.engine.kernel.pagemap import Category, Pagemap
+from migrate.engine.kernel.proc import Proc
+from migrate.engine.kernel.syscalls import NUMBERS
+from migrate.engine.kernel.userfaultfd import CREATE_FLAGS, enable_tracking
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(name: str, *args: int) -> int:
+    """The result, or the negative errno."""
+    result = int(_libc.syscall(ctypes.c_long(NUMBERS[name]), *(ctypes.c_long(arg) for arg in args)))
+    return result if result >= 0 else -ctypes.get_errno()
+
+
+@cache
+def has_wp_async() -> bool:
+    """userfaultfd with asynchronous write protection, also of unpopulated pages (6.7)."""
+    fd = _call("userfaultfd", CREATE_FLAGS)
+    if fd < 0:
+        if -fd in (errno.ENOSYS, errno.EPERM):
+            return False
+        raise OSError(-fd, f"userfaultfd: {os.strerror(-fd)}")
+    try:
+        return enable_tracking(fd)
+    finally:
+        os.close(fd)
+
+
+@cache
+def _scan(categories: int) -> bool:
+    with Proc(os.getpid()) as process, mmap.mmap(-1, 4096) as page:
+        start = address_of(memoryview(page)) & ~4095
+        pagemap = Pagemap(process, regions=4)
+        try:
+            list(pagemap.scan(start, start + 4096, anyof=categories, returns=categories))
+        except OSError as error:
+            if error.errno in (errno.ENOTTY, errno.EINVAL):
+                return False
+            raise
+        finally:
+            pagemap.close()
+    return True
+
+
+@cache
+def has_pagemap_scan() -> bool:
+    """ioctl(PAGEMAP_SCAN) (6.7)."""
+    return _scan(int(Category.PRESENT))
+
+
+@cache
+def has_page_is_guard() -> bool:
+    """PAGEMAP_SCAN tells guard regions apart (PAGE_IS_GUARD, 6.15)."""
+    return _scan(int(Category.GUARD))
+
+
+@cache
+def has_soft_dirty() -> bool:
+    """Pages remember that they were written to (CONFIG_MEM_SOFT_DIRTY): tried on a page of ours, because the kernel
+    takes `4` into clear_refs whether it can or not."""
+    with Proc(os.getpid()) as process, mmap.mmap(-1, 2 * 4096) as pages:
+        pages[0] = pages[4096] = 1
+        start = address_of(memoryview(pages))
+        pagemap = Pagemap(process, regions=4)
+        try:
+            fd = process.open("clear_refs", os.O_WRONLY)
+            try:
+                os.write(fd, b"4")
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    return False
+                raise
+            finally:
+                os.close(fd)
+            pages[0] = 2
+            entries = pagemap.entries(start, start + 2 * 4096)
+        finally:
+            pagemap.close()
+    return bool(entries[6] & 0x80) and not entries[14] & 0x80
+
+
+@cache
+def has_guard_regions() -> bool:
+    """madvise(MADV_GUARD_INSTALL) (6.13)."""
+    with mmap.mmap(-1, 4096) as page:
+        result = _call("madvise", address_of(memoryview(page)), 4096, 102)
+        if result == 0:
+            _call("madvise", address_of(memoryview(page)), 4096, 103)
+    return result == 0
+
+
+@cache
+def has_map_files() -> bool:
+    """The links of /proc/PID/map_files may be followed: CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE in the first user
+    namespace (proc_pid_map_files(5))."""
+    with Proc(os.getpid()) as process:
+        for name in process.names("map_files"):
+            try:
+                os.close(process.open(f"map_files/{name}"))
+            except PermissionError:
+                return False
+            return True
+    return False
