@@ -24,6 +24,7 @@ NUMBERS: dict[str, int] = {
     "pipe": 22,
     "select": 23,
     "mremap": 25,
+    "msync": 26,
     "mincore": 27,
     "madvise": 28,
     "shmat": 30,
@@ -214,6 +215,7 @@ NUMBERS: dict[str, int] = {
     "pidfd_getfd": 438,
     "epoll_pwait2": 441,
     "set_mempolicy_home_node": 450,
+    "mseal": 462,
 }
 
 NAMES: dict[int, str] = {number: name for name, number in NUMBERS.items()}

@@ -1,0 +1,307 @@
+"""Compiles the address space of a task into programs for the restoree, in phases.
+
+    clear       nothing but the restorer is left, and the vDSO is put aside      once, first
+    map         every VMA at its final address, writable, to be filled           once, while the source runs
+    difference  what changed since                                               between rounds, and in the freeze
+    finish      final protections, locks, vDSO, seals                            once, after the last page
+
+Between map and finish the contents arrive: the restorer reads them from its data descriptor straight to where they
+belong. It cannot write to what is not writable, so the final protection comes last; see `VMA.fill_prot` for what gets
+it at once.
+
+rlimits, personality and credentials of the task must be restored after the finish: they would be in its way
+(RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, READ_IMPLIES_EXEC, CAP_IPC_LOCK).
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+from collections.abc import Iterable, Mapping, Sequence
+
+from migrate.engine import vdso
+from migrate.engine.kinds.mapping import MADV_GUARD_INSTALL, Mapper, advice, stage_size
+from migrate.engine.kinds.vma import FILE, RW, SHMEM, VMA, displaced, memfds
+from migrate.engine.memory.layout import TASK_SIZE, Range, free_range, park
+from migrate.engine.overseer import Hole
+from migrate.engine.program import Program
+from migrate.errors import Problem
+
+MLOCK_ONFAULT = 1  # mlock2(2)
+F_ADD_SEALS, F_SEAL_SEAL = 1033, 1
+MS_SYNC = 4
+
+Numbers = Mapping[tuple[int, int], int]  # Backing.key of each memfd -> its descriptor number in the restoree
+NO_MEMFDS: Numbers = {}
+
+
+def compile_clear(program: Program, areas: tuple[vdso.Area, ...], hole: Hole) -> tuple[vdso.Area, ...]:
+    """Unmap all that the restoree has from the overseer. ``areas``: the vDSO in the overseer's maps (`vdso.areas`).
+    Returns where its parts wait."""
+    low, high = park(hole)
+    parked = vdso.park_ops(program, areas, low, high)
+    end = parked[-1].end if parked else hole.end
+    program.syscall("munmap", 0, hole.start, label="the overseer's memory below the restorer")
+    program.syscall("munmap", end, TASK_SIZE - end, label="the overseer's memory above the restorer")
+    return parked
+
+
+def compile_map(program: Program, vmas: Sequence[VMA], hole: Hole, numbers: Numbers = NO_MEMFDS) -> None:
+    """Map everything. ``numbers``: one for each of `memfds(vmas)`, free in the restoree; they stay open, for the
+    descriptors of the task are made from them."""
+    apart = displaced(vmas)
+    mapper = Mapper(program, _stage(vmas, (), hole, apart), numbers)
+    for backing in memfds(vmas):
+        mapper.create_memfd(backing)
+    mapper.make((vma for vma in vmas if not vma.special), apart)
+
+
+def compile_fillable(program: Program, vmas: Iterable[VMA]) -> None:
+    """Make areas writable that were not expected to have contents of their own (a debugger has written to them)."""
+    for vma in vmas:
+        if vma.fill_prot != RW:
+            program.syscall("mprotect", vma.start, vma.size, RW, label=f"{vma.label}, to be filled")
+
+
+def compile_difference(
+    program: Program, old: Sequence[VMA], new: Sequence[VMA], hole: Hole, numbers: Numbers = NO_MEMFDS
+) -> list[Range]:
+    """From one reading to the next. Returns the ranges that are freshly mapped on the destination: whatever was sent
+    for them before is gone. What merely grew, shrank, was split or changed its protection keeps its contents.
+
+    An area that was unmapped and mapped again in the same place looks the same here; the dirty tracker sees that it
+    is no longer tracked."""
+    if old == new:
+        return []
+    plan = _Plan(old, new)
+    created = {backing.key for backing in memfds(old)}
+    mapper = Mapper(program, _stage(new, old, hole, plan.apart), numbers)
+    for start, end in plan.unmapped():
+        program.syscall("munmap", start, end - start, label=f"{start:x}-{end:x}, which is gone")
+    for backing in memfds(new):
+        if backing.key not in created:
+            mapper.create_memfd(backing)
+    for was, vma in plan.grown:
+        label = f"{vma.label} has grown"
+        args = (vma.start, was.end - vma.start, vma.size, 0)
+        program.syscall("mremap", *args, label=label, expect=vma.start)
+    mapper.make(plan.made, plan.apart)
+    for vma in plan.opened:
+        program.syscall("mprotect", vma.start, vma.size, RW, label=f"{vma.label}, writable now")
+    return sorted((vma.start, vma.end) for vma in plan.made)
+
+
+def compile_finish(
+    program: Program,
+    vmas: Sequence[VMA],
+    parked: tuple[vdso.Area, ...] = (),
+    guards: Iterable[Range] = (),
+    numbers: Numbers = NO_MEMFDS,
+) -> None:
+    """After the contents: what would have been in their way. ``parked``: from `compile_clear`. ``guards``: ranges of
+    guard pages. mm_struct and seals (`compile_seal`) come after this."""
+    special = tuple(vdso.Area(vma.name, vma.start, vma.end) for vma in vmas if vma.special)
+    vdso.place_ops(program, parked, special)
+    for start, end in guards:
+        program.syscall("madvise", start, end - start, MADV_GUARD_INSTALL, label=f"guard pages {start:x}-{end:x}")
+    _protect(program, vmas)
+    for vma in vmas:
+        if "lo" in vma.flags and "lo" in vma.flags.split():
+            _lock(program, vma)
+    for backing in memfds(vmas):
+        if backing.seals:
+            number = numbers[backing.key]
+            seals = backing.seals
+            program.syscall("fcntl", number, F_ADD_SEALS, seals, label=f"seals of memfd {backing.path}")
+
+
+def compile_seal(program: Program, vmas: Iterable[VMA]) -> None:
+    """mseal(2), Linux 6.10: the last thing of all, for then nothing about them can be changed."""
+    for vma in vmas:
+        if "sl" in vma.flags and "sl" in vma.flags.split():
+            program.syscall("mseal", vma.start, vma.size, 0, label=f"seal {vma.label}")
+
+
+def compile_flush(program: Program, vmas: Iterable[VMA]) -> None:
+    """In the task itself, when it is stopped: have what it wrote to shared file mappings in the files, where another
+    host that shares them will look."""
+    for vma in vmas:
+        if vma.shared and vma.backing is not None and vma.backing.kind == FILE and "mw" in vma.flags.split():
+            program.syscall("msync", vma.start, vma.size, MS_SYNC, label=f"write {vma.label} to its file")
+
+
+def problems(vmas: Sequence[VMA], where: str, max_map_count: int, threads: int = 1) -> list[Problem]:
+    """What the destination lacks room for. ``max_map_count``: its vm.max_map_count."""
+    need = len(vmas) + 16 + threads  # the restorer's own, and one that is split while it is put in place
+    if need <= max_map_count:
+        return []
+    what = f"{len(vmas)} mappings, and vm.max_map_count is {max_map_count} on the destination"
+    return [Problem(where, what, f"sysctl vm.max_map_count={need * 2} there")]
+
+
+def _stage(new: Sequence[VMA], old: Sequence[VMA], hole: Hole, apart: set[int]) -> int:
+    size = stage_size(new, apart)
+    if not size:
+        return 0
+    used = [(vma.start, vma.end) for vmas in (new, old) for vma in vmas]
+    return free_range([*used, (hole.start, park(hole)[1])], size)
+
+
+def _protect(program: Program, vmas: Sequence[VMA]) -> None:
+    """One call for neighbours that get the same: it changes each of them, and merges none that are apart."""
+    start = end = prot = key = -1
+    first: VMA | None = None
+
+    def flush() -> None:
+        if first is None:
+            return
+        label = f"protection of {first.label}" + (f" to {end:x}" if end != first.end else "")
+        if key:
+            program.syscall("pkey_mprotect", start, end - start, prot, key, label=label)
+        else:
+            program.syscall("mprotect", start, end - start, prot, label=label)
+
+    for vma in vmas:
+        # A key on an area that may only be executed is the kernel's own doing (execute_only_pkey()).
+        wanted = 0 if vma.prot == 4 else vma.pkey
+        if vma.special or (vma.fill_prot == vma.prot and not wanted):
+            continue
+        if first is not None and vma.start == end and (vma.prot, wanted) == (prot, key):
+            end = vma.end
+            continue
+        flush()
+        first, start, end, prot, key = vma, vma.start, vma.end, vma.prot, wanted
+    flush()
+
+
+def _lock(program: Program, vma: VMA) -> None:
+    """mlock(2) brings in every page, and says ENOMEM where one cannot be (no protection to read it by, a guard, behind
+    the end of the file); the area is locked all the same."""
+    name, flag = ("mlock2", (MLOCK_ONFAULT,)) if "lf" in vma.flags.split() else ("mlock", ())
+    program.syscall(name, vma.start, vma.size, *flag, label=f"lock {vma.label}", errno_ok=errno.ENOMEM)
+
+
+class _Plan:
+    """What becomes of each old VMA and each new one.
+
+    ``made``: (parts of) new VMAs that are mapped anew; ``grown``: (old, new) with the same start; ``opened``: that
+    must become writable to be filled. Kept ranges are neither.
+    """
+
+    def __init__(self, old: Sequence[VMA], new: Sequence[VMA]) -> None:
+        self.old = [vma for vma in old if not vma.special]
+        self.apart = displaced(new)
+        self._apart_before = displaced(old)
+        self.made: list[VMA] = []
+        self.grown: list[tuple[VMA, VMA]] = []
+        self.opened: list[VMA] = []
+        self._kept: list[Range] = []
+        self._starts = [vma.start for vma in self.old]
+        before = {vma.start: vma for vma in self.old}
+        self._remade = self._objects_remade(new)
+        for vma in new:
+            if vma.special:
+                continue
+            was = before.get(vma.start)
+            unchanged = (was is vma or was == vma) and not self._moved(vma)
+            if unchanged and (vma.backing is None or vma.backing.key not in self._remade):
+                self._kept.append((vma.start, vma.end))
+            else:
+                self._fit(vma)
+        self._kept.sort()
+
+    def _moved(self, vma: VMA) -> bool:
+        return (vma.start in self.apart) != (vma.start in self._apart_before)
+
+    def _objects_remade(self, new: Sequence[VMA]) -> set[tuple[int, int]]:
+        """Shared anonymous objects of which there is a view that no old one covers: there is no name to open such an
+        object by, so it is made anew with all its views."""
+        found = set()
+        for vma in new:
+            backing = vma.backing
+            if backing is not None and backing.kind == SHMEM:
+                over = self._overlapping(vma)
+                if not any(was.start <= vma.start and vma.end <= was.end and self._same(was, vma) for was in over):
+                    found.add(backing.key)
+        return found
+
+    def _overlapping(self, vma: VMA) -> list[VMA]:
+        at = max(bisect.bisect_right(self._starts, vma.start) - 1, 0)
+        found = []
+        while at < len(self.old) and self.old[at].start < vma.end:
+            if self.old[at].end > vma.start:
+                found.append(self.old[at])
+            at += 1
+        return found
+
+    def _same(self, was: VMA, vma: VMA) -> bool:
+        """Whether the memory of one can serve the other: the same thing behind it, mapped by the same rules."""
+        if vma.start in self.apart or was.start in self._apart_before:
+            return (was.start, was.end) == (vma.start, vma.end) and not self._moved(vma) and _rules(was) == _rules(vma)
+        return _rules(was) == _rules(vma)
+
+    def _fit(self, vma: VMA) -> None:
+        over = [was for was in self._overlapping(vma) if self._usable(was, vma)]
+        if vma.backing is not None and vma.backing.key in self._remade:
+            over = []
+        covered = [(max(was.start, vma.start), min(was.end, vma.end)) for was in over]
+        if not over:
+            self.made.append(vma)
+            return
+        missing = _minus((vma.start, vma.end), covered)
+        if vma.backing is None:
+            # New parts merge with the kept: same flags, and page offsets that follow from the addresses.
+            self.made += [_part(vma, start, end) for start, end in missing]
+        elif len(over) == 1 and len(missing) == 1 and missing[0][1] == vma.end and over[0].end == missing[0][0]:
+            self.grown.append((over[0], vma))
+        elif missing:
+            self.made.append(vma)
+            return
+        self._kept += covered
+        if any(was.fill_prot != vma.fill_prot for was in over):
+            self.opened.append(vma)
+
+    def _usable(self, was: VMA, vma: VMA) -> bool:
+        """An area that could not be filled may become one that can; not the other way, for it was charged."""
+        return self._same(was, vma) and (was.fill_prot == vma.fill_prot or vma.fill_prot == RW)
+
+    def unmapped(self) -> list[Range]:
+        found: list[Range] = []
+        for was in self.old:
+            at = max(bisect.bisect_left(self._kept, (was.start, 0)) - 1, 0)
+            over = []
+            while at < len(self._kept) and self._kept[at][0] < was.end:
+                if self._kept[at][1] > was.start:
+                    over.append(self._kept[at])
+                at += 1
+            for start, end in _minus((was.start, was.end), over):
+                if found and found[-1][1] == start:
+                    found[-1] = (found[-1][0], end)
+                else:
+                    found.append((start, end))
+        return found
+
+
+def _rules(vma: VMA) -> tuple[object, ...]:
+    flags = vma.flags.split()
+    fixed = tuple(code in flags for code in ("gd", "nr", "dp", "mw"))
+    behind = None if vma.backing is None else (vma.backing.key, vma.start - vma.offset)
+    name = vma.name if vma.name.startswith("[anon") else ""
+    return vma.shared, behind, name, vma.policy, fixed, tuple(advice(vma))
+
+
+def _part(vma: VMA, start: int, end: int) -> VMA:
+    offset = vma.offset + start - vma.start if vma.backing else 0
+    return VMA(start, end, vma.prot, vma.shared, vma.backing, offset, vma.name, vma.flags, vma.pkey, vma.policy)
+
+
+def _minus(whole: Range, parts: Iterable[Range]) -> list[Range]:
+    found, at = [], whole[0]
+    for start, end in sorted(parts):
+        if start > at:
+            found.append((at, start))
+        at = max(at, end)
+    if at < whole[1]:
+        found.append((at, whole[1]))
+    return found
+

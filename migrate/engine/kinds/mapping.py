@@ -1,0 +1,209 @@
+"""The ops that make one VMA, empty and ready to be filled.
+
+Everything is mapped at its final address with MAP_FIXED_NOREPLACE (Linux 4.17), so that a collision is an error and
+not a hole in the restorer. What decides whether the kernel merges two neighbours: can_vma_merge_after(), mm/vma.c.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from migrate.engine.kinds import mempolicy
+from migrate.engine.kinds.vma import MEMFD, PROT_WRITE, RW, SHMEM, VMA, Backing
+from migrate.engine.program import Arg, OpKind, Program
+
+MAP_SHARED, MAP_PRIVATE, MAP_DROPPABLE, MAP_ANONYMOUS = 1, 2, 8, 0x20  # mmap(2); droppable: Linux 6.11
+MAP_GROWSDOWN, MAP_NORESERVE, MAP_FIXED_NOREPLACE = 0x100, 0x4000, 0x100000
+MREMAP_MOVE = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
+MADV_DONTNEED = 4  # madvise(2)
+MADV_GUARD_INSTALL, MADV_GUARD_REMOVE = 102, 103  # Linux 6.13
+MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2
+PR_SET_VMA, PR_SET_VMA_ANON_NAME = 0x53564D41, 0
+AT_FDCWD = -100
+
+ADVICE = {  # VmFlags code -> madvise(2) that gives it
+    "sr": (2, "MADV_SEQUENTIAL"),
+    "rr": (1, "MADV_RANDOM"),
+    "dc": (10, "MADV_DONTFORK"),
+    "mg": (12, "MADV_MERGEABLE"),
+    "hg": (14, "MADV_HUGEPAGE"),
+    "nh": (15, "MADV_NOHUGEPAGE"),
+    "dd": (16, "MADV_DONTDUMP"),
+    "wf": (18, "MADV_WIPEONFORK"),
+}
+_IMPLIED = {"dd", "wf"}  # by MAP_DROPPABLE
+
+
+class Mapper:
+    """Makes VMAs. ``stage``: free room for what must first be mapped elsewhere. ``memfds``: for each memfd by its key,
+    the descriptor number at which it stands in the restoree."""
+
+    def __init__(self, program: Program, stage: int, memfds: Mapping[tuple[int, int], int]) -> None:
+        self.program, self.stage, self.memfds = program, stage, memfds
+
+    def make(self, vmas: Iterable[VMA], apart: set[int]) -> None:
+        """``apart``: starts of those that must not merge with their neighbour below."""
+        files: dict[tuple[tuple[int, int], int, bool], list[VMA]] = {}
+        objects: dict[tuple[int, int], list[VMA]] = {}
+        for vma in vmas:
+            if vma.backing is None:
+                self._anonymous(vma, vma.start in apart)
+            elif vma.backing.kind == SHMEM and vma.shared:
+                objects.setdefault(vma.backing.key, []).append(vma)
+            else:
+                # Two that must stay apart are mapped from two open files: nothing else can tell them from one.
+                files.setdefault((vma.backing.key, _open_mode(vma), vma.start in apart), []).append(vma)
+        for same in objects.values():
+            self._shared_anonymous(same)
+        for (_, mode, again), same in files.items():
+            self._from_file(same, mode, again)
+
+    def create_memfd(self, backing: Backing) -> None:
+        """Its seals come last: `seal_memfd`."""
+        name, number = backing.path, self.memfds[backing.key]
+        label = f"memfd {name}"
+        flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
+        fd = self.program.syscall("memfd_create", self.program.string(name), flags, label=label)
+        self.program.syscall("ftruncate", fd, backing.size, label=f"size of {label}")
+        self.program.syscall("dup3", fd, number, os.O_CLOEXEC, label=label, expect=number)
+        self.program.syscall("close", fd, label=label)
+
+    def _anonymous(self, vma: VMA, apart: bool) -> None:
+        """A private anonymous area takes its page offset from its address when it is first written to, and keeps it
+        when it is moved then. So one that was moved here never merges with a neighbour that was not (copy_vma(),
+        mm/vma.c: "If anonymous vma has not yet been faulted, update new pgoff")."""
+        flags = mapping_flags(vma) | MAP_ANONYMOUS
+        label = vma.label
+        if not apart:
+            self._mmap(vma, vma.fill_prot, flags, -1, 0)
+            if "ac" in vma.flags and not vma.prot & PROT_WRITE:
+                self._touch(vma.start, label)
+        else:
+            at = self.stage
+            self.program.syscall("mmap", at, vma.size, RW, flags, -1, 0, label=label, expect=at)
+            self._touch(at, label)
+            move = (at, vma.size, vma.size, MREMAP_MOVE, vma.start)
+            self.program.syscall("mremap", *move, label=f"{label} in its place", expect=vma.start)
+            if vma.fill_prot != RW:
+                self.program.syscall("mprotect", vma.start, vma.size, vma.fill_prot, label=f"protection of {label}")
+        self._dress(vma)
+
+    def _touch(self, at: int, label: str) -> None:
+        """Make the kernel note that it was written to (anon_vma), and leave no page. An area that was never written to
+        loses its "ac" when it is made unwritable (mprotect_fixup(), mm/mprotect.c)."""
+        self.program.op(OpKind.COPY, at, self.program.string(b""), 1, label=f"touch {label}")
+        self.program.syscall("madvise", at, 4096, MADV_DONTNEED, label=f"empty {label}")
+
+    def _shared_anonymous(self, vmas: list[VMA]) -> None:
+        """Made whole once; then each VMA is a second view of a part, which is what mremap(2) gives for an old size of
+        zero. (A memfd would do, but its name shows.)"""
+        backing = vmas[0].backing
+        assert backing is not None
+        size = _object_size(backing, vmas)
+        flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+        if "nr" in vmas[0].flags:
+            flags |= MAP_NORESERVE
+        at, label = self.stage, f"shared memory {backing.ino} ({size} bytes)"
+        self.program.syscall("mmap", at, size, RW, flags, -1, 0, label=label, expect=at)
+        for vma in vmas:
+            view = (at + vma.offset, 0, vma.size, MREMAP_MOVE, vma.start)
+            self.program.syscall("mremap", *view, label=vma.label, expect=vma.start)
+            if vma.fill_prot != RW:
+                self.program.syscall("mprotect", vma.start, vma.size, vma.fill_prot, label=f"protection of {vma.label}")
+            self._dress(vma)
+        self.program.syscall("munmap", at, size, label=f"first view of {label}")
+
+    def _from_file(self, vmas: list[VMA], mode: int, again: bool) -> None:
+        backing = vmas[0].backing
+        assert backing is not None
+        if backing.kind == MEMFD:
+            number = self.memfds[backing.key]
+            if not again and mode == os.O_RDWR:
+                for vma in vmas:
+                    self._mmap(vma, vma.fill_prot, mapping_flags(vma), number, vma.offset)
+                    self._dress(vma)
+                return
+            path = f"/proc/self/fd/{number}"
+        else:
+            path = backing.path
+        label = f"{backing.path} to be mapped"
+        fd = self.program.syscall("openat", AT_FDCWD, self.program.string(path), mode | os.O_CLOEXEC, 0, label=label)
+        for vma in vmas:
+            self._mmap(vma, vma.fill_prot, mapping_flags(vma), fd, vma.offset)
+            self._dress(vma)
+        self.program.syscall("close", fd, label=label)
+
+    def _mmap(self, vma: VMA, prot: int, flags: int, fd: Arg, offset: int) -> None:
+        self.program.syscall("mmap", vma.start, vma.size, prot, flags, fd, offset, label=vma.label, expect=vma.start)
+
+    def _dress(self, vma: VMA) -> None:
+        """What must be known before the contents come: they are placed by these rules."""
+        if vma.policy:
+            mempolicy.bind(self.program, vma.start, vma.size, vma.policy, vma.label)
+        if vma.name.startswith("[anon"):
+            name = self.program.string(vma.name[vma.name.index(":") + 1 : -1])
+            args = (PR_SET_VMA, PR_SET_VMA_ANON_NAME, vma.start, vma.size, name)
+            self.program.syscall("prctl", *args, label=f"name of {vma.label}")
+        for code in advice(vma):
+            value, what = ADVICE[code]
+            self.program.syscall("madvise", vma.start, vma.size, value, label=f"{what} of {vma.label}")
+        if "gu" in vma.flags and "gu" in vma.flags.split():
+            # The mark outlives the guard pages that it is for; where they are is told at the end.
+            for value in (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE):
+                self.program.syscall("madvise", vma.start, 4096, value, label=f"mark for guard pages in {vma.label}")
+
+
+def advice(vma: VMA) -> list[str]:
+    """Codes of the flags that take an madvise(2)."""
+    if vma.flags in _PLAIN:
+        return []
+    flags = set(vma.flags.split())
+    return sorted(flags & ADVICE.keys() - (_IMPLIED if "dp" in flags else set()))
+
+
+def mapping_flags(vma: VMA) -> int:
+    """For mmap(2), but for MAP_ANONYMOUS."""
+    if vma.flags in _PLAIN:
+        return MAP_FIXED_NOREPLACE | (MAP_SHARED if vma.shared else MAP_PRIVATE)
+    flags = vma.flags.split()
+    if "dp" in flags:
+        return MAP_FIXED_NOREPLACE | MAP_DROPPABLE
+    return (
+        MAP_FIXED_NOREPLACE
+        | (MAP_SHARED if vma.shared else MAP_PRIVATE)
+        | (MAP_GROWSDOWN if "gd" in flags else 0)
+        | (MAP_NORESERVE if "nr" in flags else 0)
+    )
+
+
+_PLAIN = frozenset({"ac me mr mw rd wr", "me mr mw rd", "ex me mr mw rd", "ac me mr mw rd", "me mr mw", "ac me mr mw"})
+
+
+def _open_mode(vma: VMA) -> int:
+    """A shared mapping may be made writable later ("mw") only if its file was open for writing."""
+    assert vma.backing is not None
+    if vma.shared or vma.backing.kind == MEMFD:
+        return os.O_RDWR if "mw" in vma.flags.split() else os.O_RDONLY
+    return os.O_RDONLY
+
+
+def stage_size(vmas: Iterable[VMA], apart: set[int]) -> int:
+    """The most room that `Mapper` needs at its stage."""
+    size = 0
+    objects: dict[tuple[int, int], list[VMA]] = {}
+    for vma in vmas:
+        if vma.backing is None:
+            if vma.start in apart:
+                size = max(size, vma.size)
+        elif vma.backing.kind == SHMEM:
+            objects.setdefault(vma.backing.key, []).append(vma)
+            size = max(size, _object_size(vma.backing, objects[vma.backing.key]))
+    return size
+
+
+def _object_size(backing: Backing, vmas: list[VMA]) -> int:
+    """Whole pages. Where the source could not tell (see `vma_read`), as far as it is mapped. A view may begin behind
+    the end, and then must have something to be a view of."""
+    size = backing.size or max(vma.offset + vma.size for vma in vmas)
+    return -(-max(size, max(vma.offset + 4096 for vma in vmas)) // 4096) * 4096
