@@ -48,6 +48,12 @@ class PageSet:
                 chunk[first : first + count] = _ONES[:count]
             page += count
 
+    def add_bytes(self, start: int, present: bytes) -> None:
+        """Pages from ``start`` on, as one byte each, 0 or 1."""
+        for match in _RUN.finditer(present):
+            low, high = match.span()
+            self.add(start + (low << PAGE_SHIFT), start + (high << PAGE_SHIFT))
+
     def discard(self, start: int, end: int) -> None:
         """Take all pages of [start, end) out."""
         first_key, last_key = start >> PAGE_SHIFT + _SHIFT, (end - 1) >> PAGE_SHIFT + _SHIFT

@@ -1,0 +1,108 @@
+"""Dirty pages by comparing: a digest of each page that was sent. Works on every kernel, reads all memory at every
+scan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from migrate.engine.kernel.pagemap import Pagemap, anonymous, guarded, populated
+from migrate.engine.kernel.proc import Proc
+from migrate.engine.memory.area import Area, Content, sort_out
+from migrate.engine.memory.pageset import CHUNK, PAGE, PageSet
+from migrate.engine.memory.remote import ForeignMemory
+from migrate.engine.memory.shmem import object_pages
+from migrate.engine.memory.tracker import Scan, Tracker
+
+_SIZE = 16  # bytes of a digest; an accident in 2**128
+_NONE = bytes(_SIZE)
+_ZEROS = bytes(PAGE)
+_STEP = 256  # pages read at a time
+_SPAN = CHUNK * PAGE
+
+
+class DigestTracker(Tracker):
+    """Compares each page with the digest of what was *sent*, not of what the last scan saw: a page may change
+    between a scan and its sending, and change back. So digests come in through `sent`, and a page that differs has
+    none until then.
+    """
+
+    name = "page digests"
+    stop_to_scan = False
+
+    def __init__(self, process: Proc) -> None:
+        self._process = process
+        self._pagemap = Pagemap(process)
+        self._memory = ForeignMemory(process)
+        self._digests: dict[int, bytearray] = {}  # address // _SPAN -> _SIZE bytes for each page; all zero: not sent
+
+    def scan(self, areas: Sequence[Area], protect: bool = True) -> Scan:
+        """``protect`` makes no difference: what counts is what was sent."""
+        tracked, compared = sort_out(areas)
+        return self.compare([*tracked, *compared])
+
+    def compare(self, areas: Sequence[Area]) -> Scan:
+        """The same for areas that are sorted out already."""
+        found = Scan()
+        for area in areas:
+            self._look(area, found)
+        return found
+
+    def _look(self, area: Area, found: Scan) -> None:
+        if area.content is Content.SHARED:
+            try:
+                there = object_pages(self._process, area)
+            except FileNotFoundError:
+                return  # unmapped a moment ago: the next round's maps will say so
+        else:
+            there = PageSet()
+            entries_of = anonymous if area.content is Content.PRIVATE_FILE else populated
+            for start in range(area.start, area.end, _SPAN):
+                entries = self._pagemap.entries(start, min(start + _SPAN, area.end))
+                there.add_bytes(start, entries_of(entries))
+                found.guard.add_bytes(start, guarded(entries))
+        found.populated |= there
+        buffer = bytearray(_STEP * PAGE)
+        view = memoryview(buffer)
+        for address, pages in there.runs():
+            for at in range(address, address + pages * PAGE, _STEP * PAGE):
+                count = min(_STEP, (address + pages * PAGE - at) // PAGE)
+                missing = self._memory.read(view, [(at, count)], area.readable)
+                for index in range(count):
+                    if index in missing:
+                        found.populated.discard(at + index * PAGE, at + (index + 1) * PAGE)
+                    elif area.content is Content.ANONYMOUS and buffer.startswith(_ZEROS, index * PAGE):
+                        # The zero page, or one that might as well be: nothing that the destination has to hold.
+                        found.populated.discard(at + index * PAGE, at + (index + 1) * PAGE)
+                        self._set(at + index * PAGE, _NONE)
+                    else:
+                        self._compare(at + index * PAGE, view[index * PAGE : (index + 1) * PAGE], found)
+
+    def _compare(self, address: int, page: memoryview, found: Scan) -> None:
+        if blake2b(page, digest_size=_SIZE).digest() != self._get(address):
+            found.written.add(address, address + PAGE)
+            self._set(address, _NONE)
+
+    def _get(self, address: int) -> bytes:
+        chunk = self._digests.get(address // _SPAN)
+        at = address % _SPAN // PAGE * _SIZE
+        return _NONE if chunk is None else bytes(chunk[at : at + _SIZE])
+
+    def _set(self, address: int, digest: bytes) -> None:
+        chunk = self._digests.get(address // _SPAN)
+        if chunk is None:
+            if digest == _NONE:
+                return
+            chunk = self._digests[address // _SPAN] = bytearray(CHUNK * _SIZE)
+        at = address % _SPAN // PAGE * _SIZE
+        chunk[at : at + _SIZE] = digest
+
+    def sent(self, address: int, contents: memoryview) -> None:
+        for at in range(0, len(contents), PAGE):
+            self._set(address + at, blake2b(contents[at : at + PAGE], digest_size=_SIZE).digest())
+
+    def close(self) -> None:
+        self._pagemap.close()
+        self._memory.close()
+        self._digests.clear()
+
