@@ -13,6 +13,7 @@ import fcntl
 import itertools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,8 @@ NS_GET_PARENT = 0xB702  # ioctl_nsfs(2)
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _pairs = itertools.count(1)
 Stream = IO[Any] | int | None
+NULL = Path("/dev/null")
+STARTING = "migrate-test-starting"  # marks a process that is not yet the program to be started
 
 
 def sweep() -> None:
@@ -132,24 +135,32 @@ class Host:
         return Command(command, env={**self.environment, **(env or {})}, **options)
 
     def spawn(
-        self, argv: Sequence[str], *, stdin: Stream = subprocess.DEVNULL, stdout: Stream = subprocess.DEVNULL,
-        stderr: Stream = subprocess.DEVNULL, env: Mapping[str, str] | None = None, cwd: str = "/",
+        self, argv: Sequence[str], *, stdin: Stream | Path = NULL, stdout: Stream | Path = NULL,
+        stderr: Stream | Path = NULL, env: Mapping[str, str] | None = None, cwd: str = "/",
     ) -> Task:
         """Start a process of its own here, in its own session, and wait until it is the program that was asked for.
 
-        Without setsid its session and group would be ours, which have no number in the host.
+        A path as a stream is opened (for output: made anew) inside the host, where its mount is one of the host's;
+        anything else is as for subprocess.Popen. Without setsid its session and group would be ours, which have no
+        number in the host.
         """
-        starter = subprocess.Popen(
-            self.enter(["setsid", *argv], cwd), env={**self.environment, **(env or {})},
-            stdin=stdin, stdout=stdout, stderr=stderr,
-        )
-        passing = {os.path.realpath(shutil.which(name, path=SEARCH) or name) for name in ("nsenter", "setsid")}
-        passing.add("")  # in the middle of an exec, or ended
+        redirections = []
+        passed: dict[str, Any] = {}
+        for name, sign, stream in (("stdin", "<", stdin), ("stdout", ">", stdout), ("stderr", "2>", stderr)):
+            if isinstance(stream, Path):
+                redirections.append(f"{sign}{shlex.quote(str(stream))}")
+            else:
+                passed[name] = stream
+        script = f'exec "$@" {" ".join(redirections)}'
+        command = self.enter(["setsid", "sh", "-c", script, STARTING, *argv], cwd)
+        starter = subprocess.Popen(command, env={**self.environment, **(env or {})}, **passed)
 
         def settled() -> bool:
             if starter.poll() is not None:
                 raise AssertionError(f"{self.name}: {' '.join(argv)} ended at once with {starter.returncode}")
-            return any(_exe(child) not in passing for child in children(starter.pid))
+            # nsenter, setsid and sh all carry the word; the command line is empty in the middle of an exec
+            words = [_command_line(child) for child in children(starter.pid)]
+            return any(found and STARTING not in found for found in words)
 
         try:
             wait_until(f"{argv[0]} starting", settled)
@@ -245,11 +256,11 @@ class Pair:
         self.b.finish()
 
 
-def _exe(pid: int) -> str:
+def _command_line(pid: int) -> list[str]:
     try:
-        return os.readlink(f"/proc/{pid}/exe")
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
     except (FileNotFoundError, ProcessLookupError):
-        return ""
+        return []
 
 
 def _kill(pid: int) -> None:
@@ -335,13 +346,17 @@ def _booted(host: Host, private_tmp: bool, interpreter: str) -> Iterator[subproc
         *(host.name, str(host.directory.parent), "private" if private_tmp else "shared"),
         *(sshd, "-D", "-f", str(config), "-E", str(host.directory / "sshd.log")),
     ]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=host.environment, start_new_session=True,
-    )
+    # A file, because unshare 2.38 complains of its own sigprocmask when the child that it waits for is killed.
+    complaints = host.directory / "boot.log"
+    with complaints.open("wb") as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=host.environment,
+            start_new_session=True,
+        )
     assert process.stdin and process.stdout
     try:
         if process.stdout.readline() != "mounted\n":
-            raise RuntimeError(f"{host.name} did not come up: exit {process.wait()}")
+            raise RuntimeError(f"{host.name} did not come up: exit {process.wait()}\n{complaints.read_text()}")
         host.init = children(process.pid)[0]
         yield process
     finally:
