@@ -93,6 +93,14 @@ def test_a_gigabyte_dirtied_at_100_mb_per_second_goes_on_below_the_budget() -> N
     assert len(rounds) <= 6 and model.downtime(rounds, Limits()) < 0.010
 
 
+def test_a_slow_round_trip_is_not_paid_for_nothing() -> None:
+    """50 ms a round: what is dirtied in that time stays dirty however often one goes round."""
+    model = Model(total=262_144, working_set=262_144, dirty_rate=25_600, bandwidth=150_000, round_cost=0.05)
+    rounds, verdict = model.run(Limits())
+    assert verdict.decision is Decision.FREEZE
+    assert len(rounds) <= 5
+
+
 @given(st.integers(1000, 4 << 18), st.floats(0.0, 0.5), st.floats(10_000, 1e6))
 def test_what_can_converge_does(total: int, share: float, bandwidth: float) -> None:
     model = Model(total, total, share * bandwidth, bandwidth)

@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from migrate.engine.program.ops import MAX_ERRNO, Address, Arg, Buffer, Check, Load, Op, OpKind, Slot
 from migrate.engine.program.program import Linked, Results
 from migrate.engine.program.symbols import writer
+from migrate.wording import printable
 
 _TEXT_SHOWN = 120  # characters of a string
 
 
 def listing(linked: Linked, results: Results | None = None) -> str:
     """The whole program, with what its ops returned if it has run."""
-    return "\n".join([f"# {linked.title}", *_lines(linked, results)])
+    return "\n".join([f"# {_one_line(linked.title)}", *_lines(linked, results)])
 
 
 def line(linked: Linked, index: int) -> str:
@@ -72,7 +73,7 @@ def _lines(linked: Linked, results: Results | None) -> Iterator[str]:
             if results is not None and op.kind is not OpKind.END:
                 stopped = failed is not None and start <= failed < index < end
                 outcome = "  (not run)" if stopped else f" = {_returned(results.of(Slot(branch, index - start)))}"
-            yield f"{mark}{index:>{width}}  {name}{line(linked, index)}{outcome}  # {op.label}"
+            yield f"{mark}{index:>{width}}  {name}{line(linked, index)}{outcome}  # {_one_line(op.label)}"
 
 
 def _failed_index(linked: Linked, results: Results | None) -> int | None:
@@ -106,6 +107,11 @@ def _text(content: bytes) -> str | None:
         return None
     text = text.replace('"', '\\"')
     return f'"{text}"' if len(text) <= _TEXT_SHOWN else f'"{text[:_TEXT_SHOWN]}"…'
+
+
+def _one_line(label: str) -> str:
+    """Labels hold names of files, and those may hold anything."""
+    return printable(label).replace("\n", "\\n")
 
 
 def _returned(result: int) -> str:
