@@ -116,7 +116,7 @@ class PrecopyPolicy:
         return max(pages, 1) / max(time, 1e-6)
 
     def _next_dirty(self, round: Round) -> float:
-        """Pages that one more round would leave, if the process goes on dirtying them as it did. A promise rather than a
+        """Pages that one more round would leave, if it goes on dirtying them as it did. A promise rather than a
         forecast: a round has costs of its own (the scan, the round trip), which show when rounds stop shrinking."""
         return round.dirty_pages_after / max(round.seconds, 1e-6) * round.dirty_pages_after / self._pages_per_second()
 
