@@ -85,13 +85,13 @@ def _traced(its: Status, where: str) -> Problem | None:
 
 
 def _rights(proc: Proc, its: Status, where: str) -> Problem | None:
-    """The kernel itself is asked: /proc/PID/auxv wants the very rights that ptrace does (PTRACE_MODE_READ), and the rest
-    of the rules (attaching, Yama, see ptrace(2) "Ptrace access mode checking") tell why when it says no."""
+    """The kernel itself is asked: to open /proc/PID/mem takes the very rights that to attach does (ptrace(2), "Ptrace
+    access mode checking"). When it says no, those rules tell why."""
     ours = status(Path("/proc/self/status").read_text(errors="surrogateescape"))
     if _namespaces_differ(proc) and not ours.cap_eff & _CAP_SYS_PTRACE:
         return Problem(where, "it is in another user namespace", "run as root")
     try:
-        os.close(proc.open("mem", os.O_RDWR))  # PTRACE_MODE_ATTACH
+        os.close(proc.open("mem", os.O_RDWR))
     except PermissionError:
         return Problem(where, _no_rights(its, ours), "run as root, or give CAP_SYS_PTRACE")
     except OSError as error:

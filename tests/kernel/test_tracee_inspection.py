@@ -1,0 +1,128 @@
+"""Each reason not to trace a process has its own sentence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from migrate.engine.tracee.inspection import why_not_traceable
+from migrate.engine.tracee.tree import Tracee
+from tests.kernel.tracees import running
+from tests.victims import Victims
+
+
+def _sentence(pid: int) -> str:
+    return "\n".join(map(str, why_not_traceable(pid)))
+
+
+def test_an_ordinary_process(victims: Victims) -> None:
+    with running(victims("sleepers"), "3") as victim:
+        assert why_not_traceable(victim.pid) == []
+        victim.finish()
+
+
+def test_missing() -> None:
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert "there is no such process" in _sentence(child)
+    assert "above 0" in _sentence(0)
+
+
+def test_a_zombie() -> None:
+    with running("true", ready=False) as victim:
+        os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)
+        assert "it is a zombie" in _sentence(victim.pid)
+        assert str(os.getpid()) in _sentence(victim.pid)
+
+
+def test_ourselves_and_our_ancestors() -> None:
+    assert "this program itself" in _sentence(os.getpid())
+    assert "this program was started by it" in _sentence(os.getppid())
+    assert "this program was started by it" in _sentence(1) or os.getppid() == 0
+
+
+def test_a_kernel_thread() -> None:
+    for path in Path("/proc").glob("[0-9]*"):
+        if path.joinpath("stat").read_text().rpartition(")")[2].split()[1] == "2":
+            assert "it is a kernel thread" in _sentence(int(path.name))
+            return
+    raise AssertionError("this machine has no kernel threads in sight")
+
+
+def test_traced_already(victims: Victims) -> None:
+    with running(victims("sleepers"), "3") as victim, Tracee(victim.pid) as tracee:
+        tracee.stop()
+        assert f"it is traced already, by process {os.getpid()}" in _sentence(victim.pid)
+        tracee.resume()
+        assert why_not_traceable(victim.pid) == []
+
+
+def test_a_thread_of_another_process(victims: Victims) -> None:
+    with running(victims("sleepers"), "3") as victim:
+        tid = next(tid for tid in victim.tids() if tid != victim.pid)
+        assert f"it is a thread of process {victim.pid}" in _sentence(tid)
+
+
+def test_another_user() -> None:
+    script = (
+        "import sys\nfrom migrate.engine.tracee.inspection import *\n"
+        "print(*why_not_traceable(int(sys.argv[1])), sep='\\n')"
+    )
+    with running("sleep", "100", ready=False) as victim:
+        said = _as_nobody(lambda: _run(script, victim.pid))
+        assert "it belongs to user 0, we run as user 65534" in said
+    # its own it may
+    assert os.geteuid() == 0
+
+
+def _run(script: str, pid: int) -> None:
+    sys.argv = ["-c", str(pid)]
+    exec(script, {})
+
+
+def _as_nobody(work: Callable[[], None]) -> str:
+    """What ``work`` prints, run as nobody; forked, because nobody may not read the interpreter everywhere."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.dup2(writer, 1)
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            work()
+            sys.stdout.flush()
+        except BaseException as error:
+            os.write(1, repr(error).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def test_a_32_bit_program(tmp_path: Path) -> None:
+    # pause() in a loop, as bytes: no 32-bit compiler is needed
+    code = bytes.fromhex("b81d000000cd80ebf7")
+    size = 52 + 32 + len(code)
+    base = 0x08048000
+    header = b"\x7fELF\x01\x01\x01" + bytes(9)
+    header += (2).to_bytes(2, "little") + (3).to_bytes(2, "little") + (1).to_bytes(4, "little")
+    header += (base + 84).to_bytes(4, "little") + (52).to_bytes(4, "little") + bytes(8)
+    header += b"".join(n.to_bytes(2, "little") for n in (52, 32, 1, 40, 0, 0))
+    segment = b"".join(n.to_bytes(4, "little") for n in (1, 0, base, base, size, size, 5, 4096))
+    program = tmp_path / "pause32"
+    program.write_bytes(header + segment + code)
+    program.chmod(0o755)
+    victim = subprocess.Popen([program])
+    try:
+        assert "only x86-64 ones can be moved" in _sentence(victim.pid)
+    finally:
+        victim.kill()
+        victim.wait()
