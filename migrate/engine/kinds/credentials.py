@@ -75,17 +75,22 @@ class Credentials:
         """What the destination cannot give. ``bounding``, ``securebits``: of the agent there. A capability outside of
         its bounding set cannot be had again, not even by root (capabilities(7))."""
         found = []
-        wanted = self.permitted | self.bounding | self.inheritable
-        missing = [cap for cap in range(64) if wanted & ~bounding >> cap & 1]
+        missing = (self.permitted | self.inheritable) & ~bounding
         if missing:
-            names = ", ".join(capability(cap) for cap in missing)
-            what = f"has capabilities that the destination's root lacks: {names}"
+            what = f"has capabilities that the destination's root lacks: {_names(missing)}"
             found.append(Problem(where, what, "connect as a fuller root"))
         changed = (self.securebits ^ securebits) & (securebits & _LOCKED | (securebits & _LOCKED) >> 1)
         if changed:
             what = f"securebits are {self.securebits:#x}, and locked as {securebits:#x} at the destination"
             found.append(Problem(where, what))
         return found
+
+    def warnings(self, where: str, bounding: int) -> list[str]:
+        """A capability that it has not, but could get by executing a file that grants it, is less of a loss."""
+        missing = self.bounding & ~(bounding | self.permitted | self.inheritable)
+        if not missing:
+            return []
+        return [f"{where}: the destination's bounding set lacks {_names(missing)}, so its programs cannot gain that"]
 
     def restore(self, program: Program, bounding: int = (1 << 64) - 1) -> None:
         """Run by the thread itself, as the last thing that needs root. ``bounding``: what the restorer may have.
@@ -158,12 +163,16 @@ def _bits(mask: int) -> list[int]:
     return [bit for bit in range(64) if mask >> bit & 1]
 
 
+def _names(mask: int) -> str:
+    return ", ".join(capability(cap) for cap in _bits(mask))
+
+
 def capability(number: int) -> str:
     """CAP_NET_ADMIN and so on (linux/capability.h)."""
-    return f"CAP_{_NAMES[number]}" if number < len(_NAMES) else f"capability {number}"
+    return f"CAP_{_KNOWN[number]}" if number < len(_KNOWN) else f"capability {number}"
 
 
-_NAMES = (
+_KNOWN = (
     "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE"
     " NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN"
     " SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE"

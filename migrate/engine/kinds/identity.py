@@ -50,17 +50,12 @@ class Identity:
 
 @dataclass(frozen=True)
 class Rseq:
-    """A registration of rseq(2): where the kernel tells a thread its CPU, and looks for critical sections."""
+    """A registration of rseq(2): where the kernel tells a thread its CPU, and looks for critical sections. The tracer
+    asks for it (PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13)."""
 
     address: int
     size: int
     signature: int
-
-    @classmethod
-    def from_configuration(cls, raw: bytes) -> Rseq | None:
-        """From struct ptrace_rseq_configuration (PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13). None: not registered."""
-        address, size, signature = struct.unpack_from("<QII", raw)
-        return cls(address, size, signature) if address else None
 
     def restore(self, program: Program) -> None:
         """By the thread itself, with its memory in place: the kernel writes there, and forgets the critical section

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from migrate.engine.program import Program, Results
 from migrate.errors import Problem
@@ -21,7 +22,7 @@ SIGINFO_SIZE = 128  # sizeof(siginfo_t)
 _ACTION = struct.Struct("<QQQQ")  # the kernel's struct sigaction: handler, flags, restorer, mask; not libc's order
 _STACK = struct.Struct("<QiIQ")  # stack_t: sp, flags, padding, size
 _SIGINFO_HEAD = struct.Struct("<iii")  # si_signo, si_errno, si_code
-SS_ONSTACK, SS_DISABLE, SS_AUTODISARM = 1, 2, 1 << 31
+SS_ONSTACK, SS_AUTODISARM = 1, 1 << 31
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ class SignalActions:
             program.syscall("rt_sigaction", signal, 0, place, SET_SIZE, label=f"action of signal {signal}")
 
         def decode(results: Results) -> SignalActions:
-            raw = results.bytes(room)
-            pieces = (raw[at : at + _ACTION.size] for at in range(0, len(raw), _ACTION.size))
-            return cls(tuple(DEFAULT if piece == _NOTHING else Action(*_ACTION.unpack(piece)) for piece in pieces))
+            return cls(_actions(results.bytes(room)))
 
         return decode
 
@@ -69,6 +68,13 @@ class SignalActions:
             action = self.actions[signal - 1]
             raw = program.data(_ACTION.pack(action.handler, action.flags, action.restorer, action.mask))
             program.syscall("rt_sigaction", signal, raw, 0, SET_SIZE, label=f"action of signal {signal}")
+
+
+@lru_cache(maxsize=8)
+def _actions(raw: bytes) -> tuple[Action, ...]:
+    # Kept from the rehearsal: a process that runs steadily does not change them.
+    pieces = (raw[at : at + _ACTION.size] for at in range(0, len(raw), _ACTION.size))
+    return tuple(DEFAULT if piece == _NOTHING else Action(*_ACTION.unpack(piece)) for piece in pieces)
 
 
 def _settable() -> Iterable[int]:
@@ -96,9 +102,8 @@ class AlternateStack:
         return decode
 
     def restore(self, program: Program) -> None:
-        if not self.flags & SS_DISABLE:
-            stack = program.data(_STACK.pack(self.pointer, _signed(self.flags), 0, self.size))
-            program.syscall("sigaltstack", stack, 0, label="alternate signal stack")
+        stack = program.data(_STACK.pack(self.pointer, _signed(self.flags), 0, self.size))
+        program.syscall("sigaltstack", stack, 0, label="alternate signal stack")
 
 
 def _signed(flags: int) -> int:

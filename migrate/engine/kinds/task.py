@@ -132,7 +132,10 @@ class Thread:
 
     def warnings(self, where: str, destination: Destination) -> list[str]:
         """What will be different there."""
-        return self.scheduling.warnings(where, destination.cpus)
+        return [
+            *self.credentials.warnings(where, destination.bounding),
+            *self.scheduling.warnings(where, destination.cpus),
+        ]
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class ThreadOutside:
     status: bytes  # content of its file
     mask: int  # PTRACE_GETSIGMASK
     queue: Sequence[bytes]  # PTRACE_PEEKSIGINFO
-    rseq: bytes  # PTRACE_GET_RSEQ_CONFIGURATION
+    rseq: Rseq | None  # PTRACE_GET_RSEQ_CONFIGURATION
 
 
 def collect_process(
@@ -199,7 +202,7 @@ def collect_thread(program: Program, host: Host) -> Callable[[Results, ThreadOut
             outside.mask,
             SignalQueue.from_outside(outside.queue, _status_mask(outside.status, b"\nSigPnd:\t")),
             stack(results),
-            Rseq.from_configuration(outside.rseq),
+            outside.rseq,
             credentials(results, outside.status),
             scheduling(results, host.cpus, host.slice),
             controls(results),
