@@ -1,0 +1,466 @@
+"""What every tracker has to do, checked on a real process, with each tracker that works on this kernel."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrate.engine.kernel.probes import has_guard_regions, has_pagemap_scan, has_soft_dirty, has_wp_async
+from migrate.engine.memory.codec import Compress
+from migrate.engine.memory.digests import DigestTracker
+from migrate.engine.memory.pageset import PAGE, PageSet
+from migrate.engine.memory.softdirty import SoftDirtyTracker
+from migrate.engine.memory.tracker import Tracker
+from migrate.engine.memory.writeprotect import WriteProtectTracker
+from tests.kernel.puppets import (
+    ANONYMOUS,
+    DONTNEED,
+    FIXED,
+    GUARD_INSTALL,
+    GUARD_REMOVE,
+    HUGEPAGE,
+    MAYMOVE,
+    MREMAP_FIXED,
+    NONE,
+    NORESERVE,
+    PRIVATE,
+    REMOVE,
+    RW,
+    SHARED,
+    Mirror,
+    Puppet,
+    R,
+)
+from tests.victims import Victims
+
+KINDS = ["digests"]
+if has_pagemap_scan() and has_wp_async():
+    KINDS.append("write-protect")
+if has_soft_dirty():
+    KINDS.append("soft-dirty")
+
+
+@pytest.fixture
+def puppet(victims: Victims) -> Iterator[Puppet]:
+    with Puppet(victims("puppet")) as found:
+        yield found
+
+
+def make(kind: str, puppet: Puppet) -> Tracker:
+    if kind == "digests":
+        return DigestTracker(puppet.proc)
+    if kind == "soft-dirty":
+        return SoftDirtyTracker(puppet.proc)
+    return WriteProtectTracker.create(puppet.proc, puppet.pidfd, puppet.syscall)
+
+
+@pytest.fixture(params=KINDS)
+def mirror(request: pytest.FixtureRequest, puppet: Puppet) -> Iterator[Mirror]:
+    found = Mirror(puppet, make(request.param, puppet))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "file"
+    path.write_bytes(b"".join(bytes([65 + n]) * PAGE for n in range(16)))
+    return str(path)
+
+
+def written(mirror: Mirror, start: int, pages: int) -> set[int]:
+    """Which of these pages the last scan found written, by index."""
+    found = (mirror.scan.written & mirror.scan.populated).clip([(start, start + pages * PAGE)])
+    return indexes(found, start)
+
+
+def indexes(pages: PageSet, start: int) -> set[int]:
+    return {(a - start) // PAGE + i for a, count in pages.runs() for i in range(count)}
+
+
+def sent(mirror: Mirror, start: int, pages: int) -> set[int]:
+    """Which of these pages the last plan sent, by index."""
+    runs = [*mirror.plan.send, *mirror.plan.forced]
+    plan = PageSet((address, address + count * PAGE) for address, count in runs)
+    return indexes(plan.clip([(start, start + pages * PAGE)]), start)
+
+
+def test_written_pages_and_no_others(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(64)
+    for index in range(0, 64, 2):
+        puppet.fill(start + index * PAGE, 1 + index)
+    mirror.round()
+    assert sent(mirror, start, 64) == set(range(0, 64, 2))
+    mirror.check()
+    puppet.fill(start + 4 * PAGE, 99)
+    puppet.fill(start + 7 * PAGE + 123, 98, 1)
+    puppet.look(start + 10 * PAGE)
+    mirror.round()
+    assert sent(mirror, start, 64) == {4, 7}
+    mirror.round()
+    assert sent(mirror, start, 64) == set()
+    mirror.check()
+
+
+def test_a_look_without_protection_forgets_nothing(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(4)
+    puppet.fill(start, 1, 4 * PAGE)
+    mirror.round()
+    puppet.fill(start + PAGE, 2)
+    mirror.tracker.scan(puppet.areas(), protect=False)
+    mirror.round(protect=False)
+    assert sent(mirror, start, 4) == {1}
+    mirror.check()
+
+
+def test_writes_by_the_kernel(mirror: Mirror, puppet: Puppet) -> None:
+    """read(2) into a protected page: faults of the kernel, in a userfaultfd for user mode only."""
+    start = puppet.map(4)
+    puppet.fill(start, 1, 4 * PAGE)
+    zero = puppet.open("/dev/zero")
+    mirror.round()
+    assert puppet.call("getrandom", start + PAGE, 16, 0) == 16
+    assert puppet.call("read", zero, start + 2 * PAGE + 5, PAGE) == PAGE
+    mirror.round()
+    assert sent(mirror, start, 4) == {1, 2, 3}
+    mirror.check()
+
+
+def test_a_page_that_changes_between_scan_and_reading_and_back(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(2)
+    puppet.fill(start, 1)
+    mirror.round(meanwhile=lambda: puppet.fill(start, 2))
+    puppet.fill(start, 1)
+    mirror.round()
+    mirror.check()
+
+
+def test_thrown_away_pages_are_erased_there(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(16)
+    puppet.fill(start, 7, 16 * PAGE)
+    mirror.round()
+    puppet.madvise(start + 4 * PAGE, 4, DONTNEED)
+    mirror.round()
+    assert [tuple(run) for run in mirror.plan.drop if run.address >= start and run.address < start + 16 * PAGE] == [
+        (start + 4 * PAGE, 4)
+    ]
+    mirror.check()
+    puppet.look(start + 5 * PAGE)  # the zero page
+    puppet.fill(start + 6 * PAGE, 3)
+    mirror.round()
+    mirror.check()
+
+
+def test_zero_pages_never_travel(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(8)
+    puppet.fill(start, 0, 8 * PAGE)
+    puppet.fill(start, 5)
+    mirror.round()
+    assert {page for page in mirror.pages if start <= page < start + 8 * PAGE} == {start}
+    puppet.fill(start, 0)
+    mirror.round()
+    assert start not in mirror.pages
+    mirror.check()
+    mirror.round()
+    assert sent(mirror, start, 8) == set()  # known to be zero, and not read again
+    puppet.fill(start + PAGE, 9)
+    mirror.round()
+    mirror.check()
+
+
+def test_unmapped_and_mapped_anew(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(16)
+    puppet.fill(start, 7, 16 * PAGE)
+    mirror.round()
+    puppet.call("munmap", start, 16 * PAGE)
+    assert puppet.map(16, PRIVATE | ANONYMOUS | FIXED, at=start) == start
+    puppet.fill(start + 3 * PAGE, 7)  # looks as it did
+    puppet.fill(start + 4 * PAGE, 8)
+    mirror.round()
+    mirror.check()
+    puppet.fill(start + 4 * PAGE, 9)
+    mirror.round()
+    assert sent(mirror, start, 16) == {4}
+    mirror.check()
+
+
+def test_moved_by_mremap(mirror: Mirror, puppet: Puppet) -> None:
+    old, new = puppet.map(8), puppet.map(8)
+    puppet.fill(old, 1, 8 * PAGE)
+    puppet.fill(new, 2, 8 * PAGE)
+    mirror.round()
+    assert puppet.call("mremap", old, 8 * PAGE, 8 * PAGE, MAYMOVE | MREMAP_FIXED, new) == new
+    mirror.round()
+    mirror.check()
+    puppet.fill(new + PAGE, 3)
+    mirror.round()
+    assert sent(mirror, new, 8) == {1}
+    mirror.check()
+
+
+def test_grown_by_mremap_and_brk(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(4)
+    puppet.fill(start, 1, 4 * PAGE)
+    top = puppet.syscall(12, 0)
+    mirror.round()
+    grown = puppet.call("mremap", start, 4 * PAGE, 12 * PAGE, MAYMOVE)
+    puppet.fill(grown + 9 * PAGE, 4)
+    puppet.syscall(12, top + 8 * PAGE)
+    puppet.fill(top, 5, 8 * PAGE)
+    mirror.round()
+    mirror.check()
+
+
+def test_written_pages_of_a_private_file_mapping(mirror: Mirror, puppet: Puppet, file: str) -> None:
+    start = puppet.map(16, PRIVATE, fd=puppet.open(file))
+    puppet.look(start)
+    puppet.fill(start + 2 * PAGE, 1)
+    puppet.fill(start + 3 * PAGE, 0)  # a zero page, over one that is not zero in the file
+    mirror.round()
+    assert sent(mirror, start, 16) == {2, 3}
+    mirror.check()
+    puppet.madvise(start + 2 * PAGE, 1, DONTNEED)  # the file's page again
+    puppet.fill(start + 5 * PAGE, 9)
+    mirror.round()
+    mirror.check()
+    puppet.look(start + 2 * PAGE)
+    mirror.round()
+    assert 5 not in sent(mirror, start, 16)
+    mirror.check()
+
+
+def test_read_only_and_inaccessible_memory(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(12)
+    puppet.fill(start, 1, 12 * PAGE)
+    puppet.call("mprotect", start, 4 * PAGE, R)
+    puppet.call("mprotect", start + 4 * PAGE, 4 * PAGE, NONE)
+    mirror.round()
+    assert sent(mirror, start, 12) == set(range(12))
+    mirror.check()
+    puppet.call("mprotect", start, 8 * PAGE, RW)
+    puppet.fill(start + 5 * PAGE, 2)
+    puppet.call("mprotect", start, 8 * PAGE, NONE)
+    mirror.round()
+    assert sent(mirror, start, 12) == {5}
+    mirror.check()
+
+
+def test_taken_away_between_scan_and_reading(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(16)
+    puppet.fill(start, 1, 16 * PAGE)
+    mirror.round(meanwhile=lambda: (puppet.call("munmap", start + 4 * PAGE, 8 * PAGE), None)[1])
+    assert mirror.pump.stats.vanished == 8
+    mirror.round()
+    mirror.check()
+
+
+def test_shared_anonymous_memory(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(16, SHARED | ANONYMOUS)
+    puppet.fill(start, 1, 4 * PAGE)
+    mirror.round()
+    assert sent(mirror, start, 16) == {0, 1, 2, 3}
+    puppet.fill(start + PAGE, 2)
+    puppet.madvise(start, 3, DONTNEED)  # out of the page tables, not out of the object
+    mirror.round()
+    assert 1 in written(mirror, start, 16)
+    mirror.check()
+    puppet.madvise(start, 2, REMOVE)
+    mirror.round()
+    assert [tuple(run) for run in mirror.plan.punch] == [(start, 2)]
+    mirror.check()
+    puppet.fill(start + 8 * PAGE, 3)
+    mirror.round()
+    assert 8 in sent(mirror, start, 16)
+    mirror.check()
+
+
+def test_a_write_then_a_fresh_look_at_shared_memory(mirror: Mirror, puppet: Puppet) -> None:
+    """Written, thrown out of the page tables and read again: a new entry there, and no trace of the write."""
+    start = puppet.map(4, SHARED | ANONYMOUS)
+    puppet.fill(start, 1, 4 * PAGE)
+    mirror.round()
+    puppet.fill(start + PAGE, 2)
+    puppet.madvise(start, 4, DONTNEED)
+    puppet.look(start + PAGE)
+    mirror.round()
+    assert 1 in sent(mirror, start, 4)
+    mirror.check()
+
+
+def test_a_memfd_written_to_by_descriptor_and_mapped_twice(mirror: Mirror, puppet: Puppet) -> None:
+    fd = puppet.memfd(8)
+    one = puppet.map(8, SHARED, fd=fd)
+    two = puppet.map(8, SHARED, fd=fd)
+    puppet.fill(one, 1, 2 * PAGE)
+    mirror.round()  # and no check here: reading holes of shared memory fills them
+    puppet.fill(two + PAGE, 2)
+    source = puppet.map(1)
+    puppet.fill(source, 3)
+    assert puppet.call("pwrite64", fd, source, PAGE, 4 * PAGE) == PAGE
+    mirror.round()
+    assert sent(mirror, min(one, two), 8) == {1, 4}
+    mirror.check()
+
+
+def test_shared_file_mappings_stay(mirror: Mirror, puppet: Puppet, file: str) -> None:
+    fd = puppet.open(file, os.O_RDWR)
+    start = puppet.map(16, SHARED, fd=fd)
+    reader = puppet.map(16, SHARED, R, fd=puppet.open(file))
+    puppet.fill(start, 1)
+    mirror.round()
+    assert sent(mirror, start, 16) == set()
+    assert sent(mirror, reader, 16) == set()
+    mirror.check()
+
+
+def test_huge_pages_are_tracked_page_by_page(mirror: Mirror, puppet: Puppet) -> None:
+    room = puppet.map(1536)
+    start = -(-room // (2 << 20)) * (2 << 20)
+    puppet.madvise(start, 512, HUGEPAGE)
+    puppet.fill(start, 1, 2 << 20)
+    mirror.round()
+    assert sent(mirror, start, 512) == set(range(512))
+    puppet.fill(start + 77 * PAGE, 2)
+    mirror.round()
+    assert sent(mirror, start, 512) == {77}
+    mirror.check()
+
+
+def test_guard_pages(mirror: Mirror, puppet: Puppet) -> None:
+    assert has_guard_regions()
+    start = puppet.map(8)
+    puppet.fill(start, 1, 8 * PAGE)
+    mirror.round()
+    puppet.madvise(start + 2 * PAGE, 2, GUARD_INSTALL)
+    mirror.round()
+    assert indexes(mirror.scan.guard.clip([(start, start + 8 * PAGE)]), start) == {2, 3}
+    mirror.check()
+    puppet.madvise(start + 2 * PAGE, 2, GUARD_REMOVE)
+    puppet.fill(start + 2 * PAGE, 5)
+    mirror.round()
+    mirror.check()
+
+
+def test_a_reservation_of_terabytes(mirror: Mirror, puppet: Puppet) -> None:
+    size = 1 << 33 if isinstance(mirror.tracker, WriteProtectTracker) else 1 << 20
+    start = puppet.map(size, PRIVATE | ANONYMOUS | NORESERVE)
+    puppet.fill(start + (size // 2) * PAGE, 1)
+    mirror.round()
+    assert mirror.pages[start + (size // 2) * PAGE] == b"\1" * PAGE
+    assert len(mirror.scan.populated) < 1 << 16
+
+
+def test_ten_thousand_areas(puppet: Puppet) -> None:
+    """Only for what has a cost by the area: the best tracker must be done in a fraction of what 10 µs each would take."""
+    start = puppet.map(20000)
+    puppet.fill(start, 1, 20000 * PAGE)
+    for index in range(0, 20000, 2):
+        puppet.call("mprotect", start + index * PAGE, PAGE, R)
+    mirror = Mirror(puppet, make(KINDS[-1], puppet))
+    try:
+        here = puppet.areas()
+        assert len(here) > 20000
+        scan = mirror.tracker.scan(here)
+        assert len(mirror.planner.plan(scan, here).send) < 100
+        assert len(scan.written.clip([(start, start + 20000 * PAGE)])) == 20000
+    finally:
+        mirror.close()
+
+
+def test_nothing_is_left_in_the_task(mirror: Mirror, puppet: Puppet) -> None:
+    flags = puppet.proc.text("smaps").count(" uw")
+    before, descriptors = puppet.mappings(), puppet.descriptors()
+    start = puppet.map(4)
+    puppet.fill(start, 1)
+    mirror.round()
+    puppet.call("munmap", start, 4 * PAGE)
+    assert puppet.descriptors() == descriptors
+    mirror.tracker.close()
+    assert puppet.mappings() == before
+    assert puppet.proc.text("smaps").count(" uw") == flags == 0
+
+
+def test_the_task_dies(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(4)
+    puppet.fill(start, 1, 4 * PAGE)
+    here = puppet.areas()
+    scan = mirror.tracker.scan(here)
+    puppet.process.kill()
+    puppet.process.wait()
+    plan = mirror.planner.plan(scan, here)
+    with pytest.raises(ProcessLookupError):
+        list(mirror.pump.frames(plan, here))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_a_task_does(mirror: Mirror, puppet: Puppet, file: str, seed: int) -> None:
+    """Random doings between rounds; after each round the mirror equals the task."""
+    rng = random.Random(seed)
+    fd, memfd = puppet.open(file), puppet.memfd(16)
+    makers = [
+        lambda: puppet.map(16),
+        lambda: puppet.map(16, PRIVATE, fd=fd),
+        lambda: puppet.map(16, SHARED | ANONYMOUS),
+        lambda: puppet.map(16, SHARED, fd=memfd),
+        lambda: puppet.map(16, PRIVATE, fd=memfd),
+    ]
+    regions = [make_one() for make_one in makers]
+    shared = {regions[2], regions[3]}
+
+    def act() -> None:
+        at = rng.randrange(len(regions))
+        start = regions[at]
+        first = rng.randrange(16)
+        count = rng.randint(1, 16 - first)
+        where = start + first * PAGE
+        match rng.randrange(9):
+            case 0 | 1 | 2:
+                puppet.fill(where, rng.randrange(256), count * PAGE)
+            case 3:
+                puppet.fill(where, 0, count * PAGE)
+            case 4:
+                puppet.madvise(where, count, DONTNEED)
+            case 5:
+                puppet.look(where)
+            case 6:
+                puppet.call("getrandom", where, 100, 0)
+            case 7 if start not in shared:
+                puppet.call("munmap", where, count * PAGE)
+                puppet.map(count, PRIVATE | ANONYMOUS | FIXED, at=where)
+            case 8 if start not in shared:
+                # Move it out of the way, so that something else can come to be where it was.
+                if len({m.inode for m in puppet.mappings() if start <= m.start < start + 16 * PAGE}) == 1:
+                    spot = puppet.map(16)
+                    moved = puppet.syscall(25, start, 16 * PAGE, 16 * PAGE, MAYMOVE | MREMAP_FIXED, spot)
+                    if moved == spot:
+                        puppet.map(16, PRIVATE | ANONYMOUS | FIXED, at=start)
+                        regions[at] = spot
+                        regions.append(start)
+
+    for number in range(8):
+        for _ in range(rng.randint(0, 12)):
+            act()
+        mirror.round(meanwhile=act if number % 3 == 1 else lambda: None)
+        if number % 3 != 1:
+            mirror.check()
+    act()
+    mirror.round(protect=False)
+    mirror.check()
+
+
+def test_compressed_frames(puppet: Puppet) -> None:
+    mirror = Mirror(puppet, make(KINDS[-1], puppet), Compress.AUTO)
+    try:
+        start = puppet.map(2048)
+        puppet.fill(start, 1, 1024 * PAGE)
+        for index in range(1024, 2048, 128):
+            puppet.call("getrandom", start + index * PAGE, 128 * PAGE, 0)
+        mirror.round()
+        mirror.check()
+        assert mirror.pump.stats.bytes_out < 1.2 * 1024 * PAGE + 2000 * PAGE
+    finally:
+        mirror.close()
