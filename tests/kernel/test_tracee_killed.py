@@ -6,11 +6,13 @@ import os
 import random
 import signal
 import time
+import traceback
 
 import pytest
 
 from migrate.engine.program import Program
 from migrate.engine.tracee.injection import Injection
+from migrate.engine.tracee.leftovers import cure, leftovers
 from migrate.engine.tracee.tree import Tracee
 from migrate.pie import blob
 from tests.kernel.tracees import Victim, running
@@ -36,6 +38,8 @@ def _kill_a_tracer(victim: Victim, after: float) -> None:
     if not child:
         try:
             _look_for_ever(victim.pid)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     time.sleep(after)
@@ -58,6 +62,9 @@ def test_killed_at_any_moment(victims: Victims, name: str) -> None:
         # And nothing is in the way of the next one.
         with Tracee(victim.pid) as tracee:
             tracee.stop()
+            assert leftovers(victim.pid)
+            assert cure(tracee) > 0
+            assert not leftovers(victim.pid)
             with Injection(tracee, blob()) as parasite:
                 program = Program("who")
                 slot = program.syscall("getpid", label="who")

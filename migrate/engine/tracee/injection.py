@@ -29,6 +29,19 @@ from migrate.pie import RUN
 
 _STACK = 8192  # bytes; the interpreter needs a few hundred
 _DEFAULT_ROOM = 64 << 10  # bytes
+HEADER_SIZE = 64  # bytes; keeps what follows aligned
+_MAGIC = b"migrate parasite"
+
+
+def header(size: int) -> bytes:
+    """What an area of ``size`` bytes begins with, so that one which was left behind is recognised."""
+    return (_MAGIC + size.to_bytes(8, "little")).ljust(HEADER_SIZE, b"\0")
+
+
+def size_of_area(start: bytes) -> int:
+    """The size that the first bytes of an area tell; 0: it is no area of ours."""
+    size = int.from_bytes(start[16:24], "little")
+    return size if start == header(size) else 0
 
 
 class Injection:
@@ -44,7 +57,8 @@ class Injection:
         self.code = RemoteAddress(0)  # where the blob is
 
     def __enter__(self) -> Parasite:
-        self.code = self._map(_up(len(self._blob), ALIGN) + self._size)
+        base = self._map(len(self._blob) + ALIGN + self._size)
+        self.code = RemoteAddress(base + HEADER_SIZE)
         try:
             self.tracee.memory.write(self.code, self._blob)
         except BaseException:
@@ -64,13 +78,13 @@ class Injection:
     def room(self, size: int) -> RemoteAddress:
         """``size`` bytes to use for a run; given back all at once when the next one begins."""
         base, length = self._areas[-1]
-        start = _up(len(self._blob), ALIGN) if len(self._areas) == 1 else 0
+        start = HEADER_SIZE + (_up(len(self._blob), ALIGN) if len(self._areas) == 1 else 0)
         if start + size > length:
-            base, start = self._map(size), 0
+            base, start = self._map(size), HEADER_SIZE
         return RemoteAddress(base + start)
 
-    def _map(self, size: int) -> RemoteAddress:
-        size = _up(size, PAGE)
+    def _map(self, room: int) -> RemoteAddress:
+        size = _up(HEADER_SIZE + room, PAGE)
         protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         base = self._call("mmap", 0, size, protection, flags, -1, 0)
@@ -78,6 +92,7 @@ class Injection:
             what = f"mapping {size} bytes of executable memory in process {self.tracee.pid}"
             raise Failed(f"{what}: {os.strerror(-base)}")
         self._areas.append((RemoteAddress(base), size))
+        self.tracee.memory.write(RemoteAddress(base), header(size))
         return RemoteAddress(base)
 
     def _unmap(self) -> None:

@@ -9,7 +9,7 @@ becomes a private copy, with zeros there again afterwards; that copy (4 KiB) is 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from migrate.engine.kernel.maps import PAGE, Mapping, maps
@@ -24,11 +24,17 @@ _TIMEOUT = 5.0  # seconds
 
 
 class Pad:
-    """The unused bytes of one process. ``call`` needs the thread stopped."""
+    """The unused bytes of one process. ``call`` needs all its threads stopped.
 
-    def __init__(self, pid: int, memory: Memory) -> None:
+    A tracer that was killed leaves its stub there. Other bytes are used then; when there are none, those of a stub in
+    which no thread is any more.
+    """
+
+    def __init__(self, pid: int, memory: Memory, instruction_pointers: Callable[[], list[int]]) -> None:
+        """``instruction_pointers``: gives those of all threads."""
         self.pid = pid
         self.memory = memory
+        self._instruction_pointers = instruction_pointers
         self._place: RemoteAddress | None = None
 
     def call(self, tid: int, dispositions: Dispositions, number: int, *args: int, timeout: float = _TIMEOUT) -> int:
@@ -58,8 +64,18 @@ class Pad:
     def _find(self, size: int) -> RemoteAddress:
         if self._place is not None and not any(self._read(self._place, size) or b"\1"):
             return self._place
-        for place in self._candidates():
-            if place % PAGE + size <= PAGE and not any(self._read(place, size) or b"\1"):
+        used: list[RemoteAddress] = []
+        for start in self._candidates():
+            end = start // PAGE * PAGE + PAGE
+            rest = self._read(start, end - start)
+            for at in range(0, len(rest) - size + 1, ALIGN):
+                if not any(rest[at : at + size]):
+                    self._place = RemoteAddress(start + at)
+                    return self._place
+                if rest.startswith(single_call().code, at):
+                    used.append(RemoteAddress(start + at))
+        for place in used:
+            if not any(place <= pointer < place + size for pointer in self._instruction_pointers()):
                 self._place = place
                 return place
         raise Refused(
@@ -106,10 +122,13 @@ class Pad:
         return _aligned(start + sections_at + entry_size * entries)
 
     def _behind(self, mapping: Mapping) -> RemoteAddress | None:
-        """The start of the zeros at the end of a mapping of code."""
-        if mapping.perms not in ("r-xp", "rwxp") or mapping.path == "[vsyscall]" or not (mapping.file or mapping.path):
+        """The start of the zeros at the end of a mapping of code, or of a stub of ours that stands there."""
+        if mapping.perms not in ("r-xp", "rwxp") or mapping.path == "[vsyscall]" or not mapping.path:
             return None
         last = self._read(RemoteAddress(mapping.end - PAGE), PAGE)
+        ours = last.find(single_call().code)
+        if ours >= 0:
+            return RemoteAddress(mapping.end - PAGE + ours)
         return _aligned(mapping.end - PAGE + len(last.rstrip(b"\0"))) if last else None
 
 

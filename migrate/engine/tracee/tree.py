@@ -64,7 +64,7 @@ class Tracee:
         self._stopped: dict[int, None] = {}  # in order of creation
         self._waiting: dict[int, None] = {}  # seized, not yet seen to stop
         self._dispositions: Dispositions | None = None
-        self._pad = Pad(pid, self.memory)
+        self._pad = Pad(pid, self.memory, lambda: [self.registers(tid).rip for tid in self._stopped])
 
     @property
     def tids(self) -> tuple[int, ...]:
