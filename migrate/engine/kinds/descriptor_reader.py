@@ -1,0 +1,415 @@
+"""Reads a process's descriptors from outside, once while it runs and again, quickly, when it is stopped."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from functools import cmp_to_key
+
+from migrate.engine.kernel.fdcalls import O_PATH, compare_files, same_tables
+from migrate.engine.kernel.proc import Proc
+from migrate.engine.kernel.procformat import ProcFormatError
+from migrate.engine.kinds import locks, outside, stdio
+from migrate.engine.kinds.deleted import DeletedFile
+from migrate.engine.kinds.descriptors import Description, Descriptor, DescriptorTable, Handle, Object, State
+from migrate.engine.kinds.device import EVERYWHERE, Device
+from migrate.engine.kinds.directory import Directory, PlaceOnly
+from migrate.engine.kinds.epoll import Epoll
+from migrate.engine.kinds.eventfd import EventFd
+from migrate.engine.kinds.inotify import Inotify
+from migrate.engine.kinds.memfd import Memfd
+from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile, key_of
+from migrate.engine.kinds.owner import Owner
+from migrate.engine.kinds.pidfd import PidFd
+from migrate.engine.kinds.pipe import Pipe, is_pipe, leads_outside
+from migrate.engine.kinds.regular import Regular
+from migrate.engine.kinds.signalfd import SignalFd
+from migrate.engine.kinds.stdio import StandardStream
+from migrate.engine.kinds.timerfd import TimerFd
+from migrate.errors import Problem
+
+# By what /proc/PID/fd shows behind "anon_inode:". A kind that is not here is refused by that name.
+ANONYMOUS: dict[str, Callable[[OpenFile], State | None]] = {
+    "[eventfd]": EventFd.dump,
+    "[eventpoll]": Epoll.dump,
+    "[timerfd]": TimerFd.dump,
+    "[signalfd]": SignalFd.dump,
+    "inotify": Inotify.dump,
+    "[pidfd]": PidFd.dump,
+}
+_NAMES = {
+    "[io_uring]": "io_uring instance",
+    "[perf_event]": "perf event",
+    "[userfaultfd]": "userfaultfd",
+    "[fanotify]": "fanotify group",
+    "bpf-map": "BPF map",
+    "bpf-prog": "BPF program",
+    "bpf_link": "BPF link",
+    "seccomp notify": "seccomp notification descriptor",
+    "[landlock-ruleset]": "Landlock rule set",
+}
+_QUIET_NS = 50_000_000  # older than this, a change that follows cannot have the same ctime (a tick is 10 ms at most)
+_LOOKS = 3  # at a process that runs
+_CLOEXEC = os.O_CLOEXEC
+_CLOSE_IT = "close it, or stop what uses it"
+
+
+class DescriptorReader:
+    """Dumps the descriptor table of one process, time and again. Remembers what it saw, so that a dump costs five
+    cheap system calls for each descriptor where nothing changed.
+
+    ``pidfd`` is that of the process; both stay the caller's. ``family``: processes that may share what it has open,
+    because they move with it.
+    """
+
+    def __init__(self, proc: Proc, pidfd: int, family: frozenset[int] = frozenset()) -> None:
+        self.proc, self.pidfd = proc, pidfd
+        self.family = family | {proc.pid}
+        self._states: dict[tuple[object, ...], tuple[State, Owner | None]] = {}
+        self._contents: dict[Key, tuple[os.stat_result, int, Memfd | DeletedFile]] = {}  # and when it was read
+        self._ours_alone: set[tuple[str, Key, int]] = set()
+
+    def dump(self, options: DumpOptions | None = None) -> tuple[DescriptorTable, list[Problem]]:
+        """The table, and every reason why it cannot be moved; the table is whole only without any.
+
+        While the process runs its descriptors may come and go meanwhile: what has gone is left out. OSError when the
+        process is gone or we may not look.
+        """
+        options = options or DumpOptions()
+        table, problems = self._look(options)
+        for _ in range(0 if options.frozen else _LOOKS - 1):
+            if not problems:
+                break
+            # A pipe of which we saw one end before the other was made looks as if it led outside: look again.
+            table, again = self._look(options)
+            problems = [problem for problem in again if problem in problems]
+        return table, problems
+
+    def _look(self, options: DumpOptions) -> tuple[DescriptorTable, list[Problem]]:
+        dump = Dump(self.proc, self.pidfd, options)
+        files = _open_files(dump)
+        _check_threads(dump)
+        return _Table(self, dump, files, self._elsewhere(files)).build(), dump.problems
+
+    def _elsewhere(self, files: Sequence[OpenFile]) -> dict[int, list[int]]:
+        """Which others have a file, by position. Asked once for each: a process that is stopped gives away nothing,
+        and one that runs would have to make a child, which is seen elsewhere."""
+        asked = [
+            (position, file)
+            for position, file in enumerate(files)
+            if _is_shareable(file) and (file.link, file.key, file.numbers[0]) not in self._ours_alone
+        ]
+        found = outside.holders([file for _, file in asked], self.family)
+        for index, (_, file) in enumerate(asked):
+            if index not in found:
+                self._ours_alone.add((file.link, file.key, file.numbers[0]))
+        return {asked[index][0]: pids for index, pids in found.items()}
+
+    def contents(self, file: OpenFile, room: int) -> Memfd | DeletedFile | Problem:
+        """The file with its contents; those of the last dump where it was not written since. Writes through a shared
+        mapping leave no time stamp, but such ranges travel with the memory (``DumpOptions.mapped``)."""
+        known = self._contents.get(file.key)
+        if known is not None:
+            before, read_at, made = known
+            quiet = read_at - before.st_ctime_ns > _QUIET_NS
+            if quiet and _unwritten(before, file.stat) and file.key not in file.dump.options.mapped:
+                if isinstance(made, DeletedFile) or made.still_sealed_so(self.proc, file.entry):
+                    return made
+        read_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        skip = file.dump.options.mapped.get(file.key, ())
+        fresh: Memfd | DeletedFile | Problem
+        if Memfd.is_one(file.link):
+            fresh = Memfd.dump(self.proc, file.entry, file.link, file.stat, skip, room)
+        else:
+            fresh = DeletedFile.dump(self.proc, file.entry, file.link, file.stat, skip, room, file.flags)
+        if not isinstance(fresh, Problem):
+            self._contents[file.key] = file.stat, read_at, fresh
+        return fresh
+
+
+class _Table:
+    """One dump: files in, table out."""
+
+    def __init__(
+        self, reader: DescriptorReader, dump: Dump, files: list[OpenFile], elsewhere: dict[int, list[int]]
+    ) -> None:
+        self.reader, self.dump, self.files = reader, dump, files
+        self.elsewhere = {id(files[position]): pids for position, pids in elsewhere.items()}
+        self.objects: list[Object] = []
+        self.handles: dict[Key, int] = {}  # positions of objects
+        self.pipes: dict[Key, list[OpenFile]] = {}
+        for file in filter(is_pipe, files):
+            self.pipes.setdefault(file.key, []).append(file)
+        self.room = dump.options.limit
+        self.leading = self._leading_outside()
+        self.stream_keys = {
+            file.key for file in files if id(file) in self.leading and stdio.NUMBERS & set(file.numbers)
+        }
+
+    def build(self) -> DescriptorTable:
+        descriptions: list[Description] = []
+        descriptors: list[Descriptor] = []
+        known: dict[tuple[object, ...], tuple[State, Owner | None]] = {}
+        for file in self.files:
+            problems = len(self.dump.problems)
+            try:
+                made = self._describe(file, known)
+            except (OSError, ProcFormatError) as error:
+                if self.dump.options.frozen or (not _went_away(error) and _is_still_there(file)):
+                    raise
+                made = []
+            if not made and not self.dump.options.frozen and not _is_still_there(file):
+                del self.dump.problems[problems:]  # they were about something else that has its number now
+            for state, owner, numbers in made:
+                flags = 0 if isinstance(state, StandardStream) else file.flags
+                descriptors += [Descriptor(number, len(descriptions), file.cloexec[number]) for number in numbers]
+                descriptions.append(Description(file.link, flags, owner, state))
+        self.reader._states = known
+        self._check_watches(descriptions, descriptors)
+        held = locks.dump(file for file in self.files if "lock:" in file.raw)
+        return DescriptorTable(
+            tuple(sorted(descriptors, key=lambda one: one.number)), tuple(descriptions), tuple(self.objects), held
+        )
+
+    def _describe(
+        self, file: OpenFile, known: dict[tuple[object, ...], tuple[State, Owner | None]]
+    ) -> list[tuple[State, Owner | None, list[int]]]:
+        """Its state and owner, for its numbers; none when it was refused."""
+        if id(file) in self.leading:
+            return self._stream(file)
+        if id(file) in self.elsewhere and not is_pipe(file):
+            file.refuse(f"{_name(file)} that process {self.elsewhere[id(file)][0]} has open too", _CLOSE_IT)
+            return []
+        identity = file.identity()
+        before = self.reader._states.get(identity)
+        if before is not None and before[0].still_good(file):
+            state, owner = before
+        else:
+            problems = len(self.dump.problems)
+            found = self._state(file)
+            owner = None if file.flags & O_PATH else Owner.dump(file)
+            if found is None or len(self.dump.problems) > problems:
+                return []
+            state = found
+        known[identity] = state, owner
+        return [(state, owner, file.numbers)]
+
+    def _state(self, file: OpenFile) -> State | None:
+        """What it is, by kind. None: refused, with a problem."""
+        if file.flags & O_PATH:
+            return PlaceOnly.dump(file)
+        kind = file.link.removeprefix("anon_inode:")
+        if kind != file.link:
+            maker = ANONYMOUS.get(kind)
+            if maker is not None:
+                return maker(file)
+            file.refuse(_name(file), _CLOSE_IT)
+            return None
+        if file.link.startswith("pidfd:"):
+            return PidFd.dump(file)
+        if is_pipe(file):
+            return self._pipe(file)
+        if not file.link.startswith("/") or file.link.startswith(("/secretmem", "/dmabuf:")):
+            file.refuse(_name(file), _CLOSE_IT)
+            return None
+        return self._named(file)
+
+    def _named(self, file: OpenFile) -> State | None:
+        """What has a path."""
+        if file.format == stat.S_IFDIR:
+            return Directory.dump(file)
+        if file.format == stat.S_IFCHR:
+            return Device.dump(file)
+        if file.format != stat.S_IFREG:
+            file.refuse(_name(file), _CLOSE_IT)
+            return None
+        if Memfd.is_one(file.link) or (file.stat.st_nlink == 0 and file.link.endswith(" (deleted)")):
+            return self._travelling(file)
+        return Regular.dump(file)
+
+    def _travelling(self, file: OpenFile) -> State | None:
+        if file.key not in self.handles:
+            made = self.reader.contents(file, self.room)
+            if isinstance(made, Problem):
+                file.refuse(made.what, made.advice)
+                return None
+            self.room -= made.volume
+            self._add(made)
+        return Handle(self.handles[file.key], file.info.pos)
+
+    def _pipe(self, file: OpenFile) -> State | None:
+        if file.key not in self.handles:
+            made = Pipe.dump(self.pipes[file.key])
+            if made is None:
+                return None
+            self._add(made)
+        return Handle(self.handles[file.key], 0)
+
+    def _add(self, made: Pipe | Memfd | DeletedFile) -> None:
+        self.handles[made.key] = len(self.objects)
+        self.objects.append(made)
+
+    # What leads outside
+
+    def _leading_outside(self) -> dict[int, str]:
+        """Of each file that does (by id), in words what it is."""
+        found: dict[int, str] = {}
+        for file in self.files:
+            if file.flags & O_PATH:
+                continue
+            if file.format == stat.S_IFSOCK:
+                found[id(file)] = "socket"
+            elif file.format == stat.S_IFCHR and file.stat.st_rdev not in EVERYWHERE:
+                terminal = os.major(file.stat.st_rdev) in (4, 5, *range(136, 144))
+                found[id(file)] = f"{'terminal' if terminal else 'device'} {file.link}"
+        for ends in self.pipes.values():
+            ends = [end for end in ends if not end.flags & O_PATH]
+            try:
+                whose = (
+                    leads_outside(ends, sorted({pid for end in ends for pid in self.elsewhere.get(id(end), ())}))
+                    if ends
+                    else None
+                )
+            except OSError as error:
+                if self.dump.options.frozen or not _went_away(error):
+                    raise
+                continue
+            if whose is not None:
+                kind = "pipe" if ends[0].link.startswith("pipe:") else f"FIFO {ends[0].link}"
+                found.update({id(end): f"{kind} to {whose}" for end in ends})
+        return found
+
+    def _stream(self, file: OpenFile) -> list[tuple[State, Owner | None, list[int]]]:
+        """A standard stream, or refused. Of a description open for both, descriptor 0 reads and the others write."""
+        what = self.leading[id(file)]
+        if file.key not in self.stream_keys:
+            file.refuse(what, f"{_CLOSE_IT}; only standard streams may lead outside")
+            return []
+        if not file.writes:
+            return [(StandardStream(True), None, file.numbers)]
+        readers = [number for number in file.numbers if number == 0 and file.reads]
+        writers = [number for number in file.numbers if number not in readers]
+        made: list[tuple[State, Owner | None, list[int]]] = []
+        if readers:
+            made.append((StandardStream(True), None, readers))
+        if writers:
+            made.append((StandardStream(False), None, writers))
+        return made
+
+    def _check_watches(self, descriptions: list[Description], descriptors: list[Descriptor]) -> None:
+        """Files and null devices cannot be watched, and these are what streams become."""
+        streams = {d.number for d in descriptors if isinstance(descriptions[d.description].state, StandardStream)}
+        for descriptor in descriptors:
+            state = descriptions[descriptor.description].state
+            if isinstance(state, Epoll):
+                for watch in state.watches:
+                    if watch.target in streams:
+                        self.dump.refuse(
+                            f"fd {descriptor.number}",
+                            f"epoll that watches descriptor {watch.target}, which leads outside",
+                        )
+
+
+def _open_files(dump: Dump) -> list[OpenFile]:
+    """Every open file description, by its lowest number: descriptors that look alike are compared."""
+    groups: dict[tuple[object, ...], list[OpenFile]] = {}
+    files: list[OpenFile] = []
+    for number in sorted(int(name) for name in dump.proc.names("fd")):
+        try:
+            link, raw = dump.proc.link(f"fd/{number}"), dump.proc.text(f"fdinfo/{number}")
+            found = dump.proc.stat(f"fd/{number}")
+            before, _, rest = raw.partition("flags:\t")
+            octal, _, rest = rest.partition("\n")
+            flags = int(octal, 8)
+            file = OpenFile(dump, number, link, f"{before}flags:\t0{flags & ~_CLOEXEC:o}\n{rest}", found)
+            group = groups.setdefault((link, file.key, flags & ~_CLOEXEC), [])
+            same = _place_in(group, file)
+        except OSError as error:
+            if dump.options.frozen or not _went_away(error):
+                raise
+            continue
+        if same is None:
+            files.append(file)
+        else:
+            same.numbers.append(number)
+        (same or file).cloexec[number] = bool(flags & _CLOEXEC)
+    return files
+
+
+def _place_in(group: list[OpenFile], file: OpenFile) -> OpenFile | None:
+    """The description in the group that this is one more descriptor of; else it is added. kcmp(2) gives an order, so
+    that a thousand eventfds need ten comparisons each."""
+    pid, number = file.dump.pid, file.numbers[0]
+
+    def order(one: OpenFile, other: OpenFile) -> int:
+        return compare_files(pid, one.numbers[0], pid, other.numbers[0])
+
+    if not group:
+        group.append(file)
+        return None
+    key = cmp_to_key(order)
+    at = bisect_left(group, key(file), key=key)
+    if at < len(group) and compare_files(pid, group[at].numbers[0], pid, number) == 0:
+        return group[at]
+    group.insert(at, file)
+    return None
+
+
+def _check_threads(dump: Dump) -> None:
+    """Threads made without CLONE_FILES or CLONE_FS have tables of their own (clone(2))."""
+    for tid in dump.proc.tids():
+        if tid == dump.pid:
+            continue
+        try:
+            files, fs = same_tables(dump.pid, tid)
+        except OSError as error:
+            if dump.options.frozen or not _went_away(error):
+                raise
+            continue
+        if not files:
+            dump.refuse(f"thread {tid}", "thread with a descriptor table of its own (CLONE_FILES unshared)")
+        if not fs:
+            dump.refuse(f"thread {tid}", "thread with a current directory of its own (CLONE_FS unshared)")
+
+
+def _is_shareable(file: OpenFile) -> bool:
+    """Whether another process that has it too would notice that it has gone. A regular file's offset is not counted:
+    shells leave them shared, and look at them no more."""
+    if file.flags & O_PATH or file.format == stat.S_IFSOCK:
+        return False
+    return not file.link.startswith("/") or is_pipe(file) or file.stat.st_nlink == 0 or Memfd.is_one(file.link)
+
+
+def _unwritten(before: os.stat_result, now: os.stat_result) -> bool:
+    return (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+
+
+def _is_still_there(file: OpenFile) -> bool:
+    """Whether the number leads to what it led to."""
+    try:
+        return file.dump.proc.link(file.entry) == file.link and key_of(file.dump.proc.stat(file.entry)) == file.key
+    except FileNotFoundError:
+        return False
+
+
+def _went_away(error: Exception) -> bool:
+    """ENOENT from /proc, EBADF from pidfd_getfd or kcmp, ESRCH of a thread."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESRCH, errno.EBADF)
+
+
+def _name(file: OpenFile) -> str:
+    """What to call it."""
+    kind = file.link.removeprefix("anon_inode:")
+    if kind != file.link:
+        return _NAMES.get(kind, kind.strip("[]") if kind in ANONYMOUS else f"descriptor of an unknown kind ({kind})")
+    if file.format == stat.S_IFBLK:
+        return f"block device {file.link}"
+    if file.link.startswith(("net:", "mnt:", "pid:", "user:", "uts:", "ipc:", "time:", "cgroup:")):
+        return f"namespace {file.link}"
+    if is_pipe(file):
+        return "pipe"
+    return f"file {file.link}" if file.format == stat.S_IFREG else f"descriptor of an unknown kind ({file.link})"

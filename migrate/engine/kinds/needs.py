@@ -1,0 +1,105 @@
+"""What a process needs to find in the destination's file system, and whether it is there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from migrate.errors import Problem
+
+FILE, DIRECTORY, DEVICE, FIFO, ANY, FREE_NAME = "file", "directory", "device", "fifo", "any", "free name"
+_FORMATS = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, DEVICE: stat.S_IFCHR, FIFO: stat.S_IFIFO}
+_COPY = "copy it there with its times (rsync -t, cp -p), or share the file system"
+
+Stat = Mapping[str, int]  # mode, size, mtime_ns, ino, dev, rdev, uid, gid; or errno
+
+
+@dataclass(frozen=True)
+class FileNeed:
+    """A path that must lead to the same thing on the destination.
+
+    ``kind``: FILE (size and mtime count), DIRECTORY, DEVICE (rdev counts), FIFO, ANY (must be there), or FREE_NAME
+    (its directory must be there; whether the name is taken decides how a deleted file is made again).
+    ``content``: what is in the file must be the same too (it is mapped): compare digests.
+    ``writable``: the process may write to it, so it may change while it is looked at.
+    """
+
+    where: str  # "pid 812 fd 5"
+    path: str
+    kind: str
+    size: int = 0
+    mtime_ns: int = 0
+    rdev: int = 0
+    ino: int = 0  # counts for a directory read half-way: its offset means nothing elsewhere
+    content: bool = False
+    writable: bool = False
+
+
+def paths(needs: Iterable[FileNeed]) -> list[str]:
+    """What to ask the destination's stat for (following no symbolic link at the end)."""
+    found: dict[str, None] = {}
+    for need in needs:
+        found[os.path.dirname(need.path) if need.kind == FREE_NAME else need.path] = None
+        found[need.path] = None
+    return list(found)
+
+
+def taken(needs: Iterable[FileNeed], there: Mapping[str, Stat]) -> frozenset[str]:
+    """Names of deleted files that something else has on the destination."""
+    return frozenset(n.path for n in needs if n.kind == FREE_NAME and "errno" not in there[n.path])
+
+
+def compare(
+    needs: Iterable[FileNeed], there: Mapping[str, Stat], now: Mapping[str, Stat] | None = None
+) -> list[Problem]:
+    """Every need that the destination does not meet.
+
+    A file that is being written changes between our look and the destination's, and on a shared file system that is
+    no fault. ``now``: the source's stat, taken after the destination's; the destination may show any state between
+    the two. What the process itself wrote before it was stopped is checked by the restore program, at no round trip.
+    """
+    problems: dict[tuple[str, str], Problem] = {}
+    for need in needs:
+        what = _wrong(need, there, (now or {}).get(need.path))
+        if what is not None:
+            problems.setdefault((need.path, what), Problem(need.where, what, "" if need.kind == DEVICE else _COPY))
+    return list(problems.values())
+
+
+def _wrong(need: FileNeed, there: Mapping[str, Stat], now: Stat | None) -> str | None:
+    if need.kind == FREE_NAME:
+        directory = os.path.dirname(need.path)
+        reply = there[directory]
+        if "errno" in reply or not stat.S_ISDIR(reply["mode"]):
+            return f"{directory}, where its deleted file {os.path.basename(need.path)} was, is not a directory there"
+        return None
+    reply = there[need.path]
+    if "errno" in reply:
+        number = reply["errno"]
+        missing = (
+            "is not on the destination" if number == errno.ENOENT else f"on the destination: {os.strerror(number)}"
+        )
+        return f"{need.path} {missing}"
+    if need.kind in _FORMATS and stat.S_IFMT(reply["mode"]) != _FORMATS[need.kind]:
+        return f"{need.path} is not a {need.kind} on the destination"
+    if need.kind == DEVICE and reply["rdev"] != need.rdev:
+        return f"{need.path} is another device on the destination"
+    if need.kind == DIRECTORY and need.ino and reply["ino"] != need.ino:
+        return f"{need.path} is read half-way, and the destination has another directory there"
+    if need.kind != FILE or need.mtime_ns == 0:
+        return None
+    last = (now["size"], now["mtime_ns"]) if now is not None and "errno" not in now else (need.size, need.mtime_ns)
+    sizes, times = sorted((need.size, last[0])), sorted((need.mtime_ns, last[1]))
+    if not sizes[0] <= reply["size"] <= sizes[1]:
+        return f"{need.path} has {reply['size']} bytes on the destination and {last[0]} here"
+    if not times[0] <= reply["mtime_ns"] <= times[1]:
+        return f"{need.path} was changed at another time on the destination ({_ago(reply['mtime_ns'] - last[1])})"
+    return None
+
+
+def _ago(difference_ns: int) -> str:
+    seconds = abs(difference_ns) / 1e9
+    return f"{seconds:.6g} s {'later' if difference_ns > 0 else 'earlier'}"

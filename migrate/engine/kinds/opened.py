@@ -1,0 +1,165 @@
+"""What the dump of descriptors sees: the process, and one open file description of it at a time."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from migrate.engine.kernel.fdcalls import O_PATH, pidfd_getfd
+from migrate.engine.kernel.fdinfo import FdInfo, fdinfo
+from migrate.engine.kernel.mountinfo import Mount, mountinfo
+from migrate.engine.kernel.proc import Proc
+from migrate.errors import Problem
+
+Key = tuple[int, int]  # st_dev, st_ino: which object a description is of
+
+
+def key_of(found: os.stat_result) -> Key:
+    """The object that stat(2) tells about."""
+    return found.st_dev, found.st_ino
+
+
+@dataclass(frozen=True)
+class DumpOptions:
+    """``frozen``: the process is stopped, so nothing can vanish between two looks, what is read is final, and files on
+    network file systems are flushed. ``mapped``: for every object that the process has mapped shared, the ranges
+    (offset, length) whose contents travel with the memory. ``limit``: bytes of contents of deleted files, memfds and
+    pipes that may travel."""
+
+    frozen: bool = False
+    mapped: Mapping[Key, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    limit: int = 64 << 20
+
+
+class Dump:
+    """The process under the dump and what is found out about it on the way. Problems collect here."""
+
+    def __init__(self, proc: Proc, pidfd: int, options: DumpOptions) -> None:
+        self.proc, self.pidfd, self.options = proc, pidfd, options
+        self.pid = proc.pid
+        self.problems: list[Problem] = []
+
+    @cached_property
+    def mounts(self) -> list[Mount]:
+        return mountinfo(self.proc.text("mountinfo"))
+
+    @cached_property
+    def prefix(self) -> str:
+        """What goes before a path that /proc shows to make it ours. Links are shown from the root of the reader, or
+        from that of the mount namespace when it is another (d_path(), fs/d_path.c): chroot makes no difference."""
+        theirs, ours = self.proc.stat("ns/mnt"), os.stat("/proc/self/ns/mnt")
+        return "" if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) else f"/proc/{self.pid}/root"
+
+    @cached_property
+    def clock_offsets(self) -> dict[int, int]:
+        """By clock id: what to add to our clock to have the task's, in nanoseconds (time_namespaces(7))."""
+        theirs, ours = _timens(self.proc.text("timens_offsets")), _own_timens()
+        shifts = {name: theirs.get(name, 0) - ours.get(name, 0) for name in ("monotonic", "boottime")}
+        return {1: shifts["monotonic"], 7: shifts["boottime"], 9: shifts["boottime"]}
+
+    def now(self, clock: int) -> int:
+        """The task's clock, nanoseconds. The alarm clocks (8, 9) tell the time of those that they are made of."""
+        base = {8: time.CLOCK_REALTIME, 9: time.CLOCK_BOOTTIME}.get(clock, clock)
+        return time.clock_gettime_ns(base) + self.clock_offsets.get(clock, 0)
+
+    def leads_to(self, path: str, found: os.stat_result) -> bool:
+        """Whether the path, as /proc shows it, leads to this very inode."""
+        try:
+            there = os.stat(self.prefix + path, follow_symlinks=False)
+        except (OSError, ValueError):
+            return False
+        return (there.st_dev, there.st_ino) == (found.st_dev, found.st_ino)
+
+    def refuse(self, where: str, what: str, advice: str = "") -> None:
+        self.problems.append(Problem(f"pid {self.pid} {where}", what, advice))
+
+
+class OpenFile:
+    """An open file description, through the descriptors ``numbers`` of the task that share it."""
+
+    def __init__(self, dump: Dump, number: int, link: str, raw: str, found: os.stat_result) -> None:
+        self.dump, self.link, self.raw, self.stat = dump, link, raw, found
+        self.read_at = time.monotonic_ns()  # when fdinfo told what stands in raw
+        self.numbers = [number]
+        self.cloexec: dict[int, bool] = {}
+
+    @cached_property
+    def info(self) -> FdInfo:
+        return fdinfo(self.raw)
+
+    @cached_property
+    def flags(self) -> int:
+        """Of open(2), without O_CLOEXEC, which is the descriptor's."""
+        return self.info.flags & ~os.O_CLOEXEC
+
+    @property
+    def key(self) -> Key:
+        return key_of(self.stat)
+
+    @property
+    def format(self) -> int:
+        return stat.S_IFMT(self.stat.st_mode)
+
+    @property
+    def reads(self) -> bool:
+        return self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR) and not self.flags & O_PATH
+
+    @property
+    def writes(self) -> bool:
+        return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR) and not self.flags & O_PATH
+
+    @property
+    def where(self) -> str:
+        """For people: the lowest of its numbers."""
+        return f"fd {self.numbers[0]}"
+
+    @property
+    def entry(self) -> str:
+        """Its magic link, to be opened anew: same inode, another description, so an offset of our own."""
+        return f"fd/{self.numbers[0]}"
+
+    @property
+    def mount(self) -> Mount | None:
+        """Where it is mounted; None when the process cannot reach that mount (a kernel-internal one, or unmounted)."""
+        return next((mount for mount in self.dump.mounts if mount.mnt_id == self.info.mnt_id), None)
+
+    @contextmanager
+    def duplicate(self) -> Iterator[int]:
+        """A descriptor here of the same description, only for a moment: as long as we hold it, closing it there gives
+        its peers no end of file and drops no lock."""
+        ours = pidfd_getfd(self.dump.pidfd, self.numbers[0])
+        try:
+            yield ours
+        finally:
+            os.close(ours)
+
+    def identity(self) -> tuple[object, ...]:
+        """Equal for two looks between which nothing happened that /proc would show."""
+        s = self.stat
+        return (
+            self.link, self.raw, tuple(self.numbers), s.st_dev, s.st_ino, s.st_mode, s.st_nlink, s.st_size,
+            s.st_mtime_ns, s.st_ctime_ns,
+        )  # fmt: skip
+
+    def refuse(self, what: str, advice: str = "") -> None:
+        self.dump.refuse(self.where, what, advice)
+
+
+def _timens(text: str) -> dict[str, int]:
+    """/proc/PID/timens_offsets: ``monotonic  seconds  nanoseconds`` and the same for boottime."""
+    found = {}
+    for line in text.splitlines():
+        name, seconds, nanoseconds = line.split()
+        # the offsets of a namespace made before 5.12 are shown by clock id
+        found[{"1": "monotonic", "7": "boottime"}.get(name, name)] = int(seconds) * 10**9 + int(nanoseconds)
+    return found
+
+
+def _own_timens() -> dict[str, int]:
+    with open("/proc/self/timens_offsets") as file:
+        return _timens(file.read())

@@ -1,0 +1,58 @@
+"""Who else has what the process has: an object shared with a process that stays behind cannot move with one of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+from migrate.engine.kernel.fdcalls import same_file
+from migrate.engine.kinds.opened import OpenFile
+
+
+def holders(files: Sequence[OpenFile], family: Collection[int]) -> dict[int, list[int]]:
+    """By position in ``files``, the processes outside ``family`` that have it too: the same inode for what is one
+    object whoever opens it (pipes, files), the same description for the rest. Looks through /proc/*/fd of every
+    process that we may look at: milliseconds, so not for a frozen window."""
+    wanted: dict[str, list[int]] = defaultdict(list)
+    for position, file in enumerate(files):
+        wanted[file.link].append(position)
+    found: dict[int, list[int]] = {}
+    for name in os.listdir("/proc") if wanted else ():
+        if not name.isdecimal() or int(name) in family or int(name) == os.getpid():
+            continue
+        for link, number in _descriptors(name):
+            for position in wanted.get(link, ()):
+                if int(name) not in found.get(position, ()) and _same(files[position], int(name), number):
+                    found.setdefault(position, []).append(int(name))
+    return found
+
+
+def _descriptors(pid: str) -> list[tuple[str, int]]:
+    """(link, number) of every descriptor of another process; none when it is gone or not ours to look at."""
+    found = []
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                try:
+                    found.append((os.readlink(entry.path), int(entry.name)))
+                except FileNotFoundError:
+                    continue
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        pass
+    return found
+
+
+def _same(file: OpenFile, pid: int, number: int) -> bool:
+    try:
+        if file.link.startswith("/") or file.link.startswith("pipe:"):
+            there = os.stat(f"/proc/{pid}/fd/{number}")
+            return (there.st_dev, there.st_ino) == file.key
+        return same_file(file.dump.pid, file.numbers[0], pid, number)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return False
+    except OSError as error:
+        if error.errno == errno.EBADF:  # closed meanwhile
+            return False
+        raise

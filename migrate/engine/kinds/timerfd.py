@@ -1,0 +1,68 @@
+"""timerfd_create(2): a clock, when it fires next and then every so often, and how often it has without being read."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+from migrate.engine.kernel.fdcalls import timerfd_gettime
+from migrate.engine.kernel.fdinfo import FdInfo, fdinfo
+from migrate.engine.kinds.needs import FileNeed
+from migrate.engine.kinds.opened import OpenFile
+from migrate.engine.kinds.placing import Placing
+
+TFD_TIMER_ABSTIME = 1
+TFD_IOC_SET_TICKS = 0x40085400  # _IOW('T', 0, u64), linux/timerfd.h; needs CONFIG_CHECKPOINT_RESTORE
+_SECOND = 10**9
+
+
+@dataclass(frozen=True)
+class TimerFd:
+    """Times in nanoseconds. ``value``: how long until it fires, 0 for not armed; with TFD_TIMER_ABSTIME in
+    ``settime_flags`` when it fires, by the task's clock, which goes on on the destination."""
+
+    clock: int
+    settime_flags: int
+    value: int
+    interval: int
+    ticks: int
+
+    applied: ClassVar[int] = os.O_NONBLOCK
+
+    @classmethod
+    def dump(cls, file: OpenFile) -> TimerFd | None:
+        info, read_at = file.info, file.read_at
+        if _time(info, "it_interval") and not _time(info, "it_value"):
+            # A periodic timer that fired is not started again until someone asks; then the periods since are counted.
+            with file.duplicate() as fd:
+                timerfd_gettime(fd)
+            info, read_at = fdinfo(file.dump.proc.text(f"fdinfo/{file.numbers[0]}")), time.monotonic_ns()
+        clock, flags = int(info.one("clockid")), int(info.one("settime flags"), 8)
+        value = _time(info, "it_value")
+        if value and flags & TFD_TIMER_ABSTIME:
+            value += file.dump.now(clock) - (time.monotonic_ns() - read_at)
+        return cls(clock, flags, value, _time(info, "it_interval"), int(info.one("ticks")))
+
+    def still_good(self, file: OpenFile) -> bool:
+        return not self.value and not self.interval
+
+    def needs(self, where: str, flags: int) -> list[FileNeed]:
+        return []
+
+    def open(self, placing: Placing, flags: int) -> int:
+        program, label = placing.program, placing.label
+        number = placing.call("timerfd_create", self.clock, os.O_CLOEXEC | flags & os.O_NONBLOCK)
+        when = program.data(struct.pack("<4q", *divmod(self.interval, _SECOND), *divmod(self.value, _SECOND)))
+        program.syscall("timerfd_settime", number, self.settime_flags, when, 0, label=label)
+        if self.ticks:
+            ticks = program.data(struct.pack("<Q", self.ticks))
+            program.syscall("ioctl", number, TFD_IOC_SET_TICKS, ticks, label=label)
+        return number
+
+
+def _time(info: FdInfo, name: str) -> int:
+    seconds, nanoseconds = info.one(name).strip("()").split(",")
+    return int(seconds) * _SECOND + int(nanoseconds)
