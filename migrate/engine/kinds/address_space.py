@@ -57,7 +57,10 @@ def compile_map(program: Program, vmas: Sequence[VMA], hole: Hole, numbers: Numb
 
 
 def compile_fillable(program: Program, vmas: Iterable[VMA]) -> None:
-    """Make areas writable that were not expected to have contents of their own (a debugger has written to them)."""
+    """Make areas writable that were not expected to have contents of their own (a debugger has written to them).
+
+    Their starts must be among ``opened`` of `compile_finish`. They stay charged ("ac"): no other way is known to fill
+    them."""
     for vma in vmas:
         if vma.fill_prot != RW:
             program.syscall("mprotect", vma.start, vma.size, RW, label=f"{vma.label}, to be filled")
@@ -97,14 +100,16 @@ def compile_finish(
     parked: tuple[vdso.Area, ...] = (),
     guards: Iterable[Range] = (),
     numbers: Numbers = NO_MEMFDS,
+    opened: frozenset[int] = frozenset(),
 ) -> None:
     """After the contents: what would have been in their way. ``parked``: from `compile_clear`. ``guards``: ranges of
-    guard pages. mm_struct and seals (`compile_seal`) come after this."""
+    guard pages. ``opened``: starts of what went through `compile_fillable`. mm_struct (`mm.MM`) and seals
+    (`compile_seal`) come after this."""
     special = tuple(vdso.Area(vma.name, vma.start, vma.end) for vma in vmas if vma.special)
     vdso.place_ops(program, parked, special)
     for start, end in guards:
         program.syscall("madvise", start, end - start, MADV_GUARD_INSTALL, label=f"guard pages {start:x}-{end:x}")
-    _protect(program, vmas)
+    _protect(program, vmas, opened)
     for vma in vmas:
         if "lo" in vma.flags and "lo" in vma.flags.split():
             _lock(program, vma)
@@ -147,7 +152,7 @@ def _stage(new: Sequence[VMA], old: Sequence[VMA], hole: Hole, apart: set[int]) 
     return free_range([*used, (hole.start, park(hole)[1])], size)
 
 
-def _protect(program: Program, vmas: Sequence[VMA]) -> None:
+def _protect(program: Program, vmas: Sequence[VMA], opened: frozenset[int]) -> None:
     """One call for neighbours that get the same: it changes each of them, and merges none that are apart."""
     start = end = prot = key = -1
     first: VMA | None = None
@@ -164,7 +169,7 @@ def _protect(program: Program, vmas: Sequence[VMA]) -> None:
     for vma in vmas:
         # A key on an area that may only be executed is the kernel's own doing (execute_only_pkey()).
         wanted = 0 if vma.prot == 4 else vma.pkey
-        if vma.special or (vma.fill_prot == vma.prot and not wanted):
+        if vma.special or (vma.fill_prot == vma.prot and not wanted and vma.start not in opened):
             continue
         if first is not None and vma.start == end and (vma.prot, wanted) == (prot, key):
             end = vma.end

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from migrate.engine.kernel.proc import Proc
@@ -39,8 +39,6 @@ class MM:
     env_end: int
     auxv: bytes
     exe: str
-    exe_size: int  # bytes
-    exe_mtime_ns: int
     lock_future: int = 0  # MCL_FUTURE, MCL_ONFAULT
     pkeys: tuple[int, ...] = ()  # allocated, besides 0
 
@@ -54,7 +52,6 @@ class MM:
 
         def decode(results: Results, own_flags: str) -> MM:
             s = parse_stat(proc.text("stat"))
-            exe = proc.stat("exe")
             codes = own_flags.split()
             lock = (MCL_FUTURE if "lo" in codes else 0) | (MCL_ONFAULT if "lf" in codes else 0)
             used: tuple[int, ...] = ()
@@ -66,30 +63,11 @@ class MM:
                 *(s.arg_start, s.arg_end, s.env_start, s.env_end),
                 auxv=proc.read("auxv"),
                 exe=proc.link("exe"),
-                exe_size=exe.st_size,
-                exe_mtime_ns=exe.st_mtime_ns,
                 lock_future=lock,
                 pkeys=used,
             )
 
         return decode
-
-    def problems(self, proc: Proc) -> list[Problem]:
-        """On the source."""
-        found = proc.stat("exe")
-        where = f"pid {proc.pid} exe"
-        try:
-            there = os.stat(self.exe) if _same_mounts(proc) else os.stat(f"/proc/{proc.pid}/root{self.exe}")
-        except OSError:
-            there = None
-        if there is None or (there.st_dev, there.st_ino) != (found.st_dev, found.st_ino):
-            return [Problem(where, f"{self.exe}: the executable has been deleted or replaced", "restart the process")]
-        if not stat.S_ISREG(found.st_mode):
-            return [Problem(where, f"{self.exe} is not a regular file")]
-        return []
-
-    def needs(self, where: str) -> list[FileNeed]:
-        return [FileNeed(f"{where} exe", self.exe, FILE, self.exe_size, self.exe_mtime_ns, content=True)]
 
     def restore(self, program: Program, scratch_fd: int) -> None:
         """After the address space is finished: the executable that it replaces must not be mapped any more (EBUSY).
@@ -136,6 +114,17 @@ def _same_mounts(proc: Proc) -> bool:
     return proc.stat("ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
 
 
-def exe_needs(mm: MM, where: str, mapped: Iterable[FileNeed]) -> list[FileNeed]:
-    """Its need, if the address space does not have it already."""
-    return [] if any(need.path == mm.exe for need in mapped) else mm.needs(where)
+def look_at_exe(proc: Proc) -> tuple[FileNeed, list[Problem]]:
+    """What the destination needs of the executable, and why it cannot be moved."""
+    path, found = proc.link("exe"), proc.stat("exe")
+    where = f"pid {proc.pid} exe"
+    need = FileNeed(where, path, FILE, found.st_size, found.st_mtime_ns, content=True)
+    try:
+        there = os.stat(path) if _same_mounts(proc) else os.stat(f"/proc/{proc.pid}/root{path}")
+    except OSError:
+        there = None
+    if there is None or (there.st_dev, there.st_ino) != (found.st_dev, found.st_ino):
+        return need, [Problem(where, f"{path}: the executable has been deleted or replaced", "restart the process")]
+    if not stat.S_ISREG(found.st_mode):
+        return need, [Problem(where, f"{path} is not a regular file")]
+    return need, []

@@ -192,7 +192,7 @@ def refusal(mapping: Mapping, flags: Iterable[str], where: str) -> Problem | Non
         if code in _REFUSED:
             what, advice = _REFUSED[code]
             return Problem(place, f"{what} ({path})" if path else what, advice)
-    if not mapping.inode:
+    if not mapping.inode and not mapping.deleted:  # the inode of a System V segment is its id, which may be 0
         if path in ("", "[heap]", "[stack]") or path.startswith("[anon:"):
             return None
         return Problem(place, f"an area of the kernel's own, {path}")

@@ -11,6 +11,7 @@ import bisect
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterable
 
 from migrate.engine.kernel.maps import Mapping, SmapsEntry, maps, smaps
@@ -44,7 +45,9 @@ class AddressSpaceReader:
 
     ``tracked``: our userfaultfd is registered on them, so write-tracking in VmFlags is ours. ``task_policy``: mode
     and nodes of the task's own memory policy (set_mempolicy(2)), which every area shows that has none. ``problems``:
-    all that was found in the last reading and cannot be moved. OSError as the kernel gives it when the task is gone.
+    all that was found in the last reading and cannot be moved. ``took``: seconds of the last full reading; where that
+    is little (a small process), it is the better one for the freeze as well. OSError as the kernel gives it when the
+    task is gone.
     """
 
     def __init__(self, proc: Proc) -> None:
@@ -52,6 +55,7 @@ class AddressSpaceReader:
         self.tracked = False
         self.task_policy = (0, 0)
         self.problems: list[Problem] = []
+        self.took = 0.0
         self._raw = ""
         self._result: list[VMA] = []
         self._by_line: dict[str, VMA] = {}  # of the last reading
@@ -65,6 +69,7 @@ class AddressSpaceReader:
 
     def read(self) -> list[VMA]:
         """Everything, at its full price: flags, protection keys, policies, what is behind each mapping."""
+        began = time.monotonic()
         self._backings.clear()
         self.problems = []
         entries = smaps(self.proc.text("smaps"))
@@ -80,6 +85,7 @@ class AddressSpaceReader:
         self._by_line = found
         self._raw = ""  # what maps shows may be newer than smaps already
         self._result = coalesce(found.values(), self._registered)
+        self.took = time.monotonic() - began
         return self._result
 
     def reread(self) -> list[VMA]:
