@@ -34,6 +34,8 @@ def main(hostname: str, directory: str, tmp: str, sshd: list[str]) -> None:
         mount("-t", "tmpfs", "-o", "mode=1777", "tmp", "/tmp")
         os.makedirs(directory)
         mount("--bind", "/run/testbed", directory)
+    for path in ("/etc/passwd", "/etc/shadow", "/etc/group", "/etc/sudoers.d"):
+        mount("--bind", f"{directory}/{hostname}{path}", path)
     os.chdir("/")
     print("mounted", flush=True)
     sys.stdin.readline()

@@ -29,6 +29,10 @@ from tests.tasks import Task, children, status_field, wait_until
 PREFIX = "migrate-test-"
 NS_GET_PARENT = 0xB702  # ioctl_nsfs(2)
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+USERS = {"mover": 4201, "guest": 4202}
+"""Besides root on every host: ``mover`` may use sudo without a password, ``guest`` may not use it at all."""
+PASSWORD = "open sesame"
+"""Of both; the key in `Host.ssh_config` opens everybody's account, root's too."""
 _pairs = itertools.count(1)
 Stream = IO[Any] | int | None
 NULL = Path("/dev/null")
@@ -325,11 +329,33 @@ def _write_sshd(base: Path, name: str, address: str, environment: Mapping[str, s
     config.write_text(
         f"ListenAddress {address}\nHostKey {base}/{name}/host_key\nAuthorizedKeysFile {base}/authorized_keys\n"
         f"PidFile none\nStrictModes no\nUsePAM {'yes' if locked else 'no'}\nUseDNS no\nPrintMotd no\nPrintLastLog no\n"
-        "PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+        "PermitRootLogin prohibit-password\nPasswordAuthentication yes\nKbdInteractiveAuthentication no\n"
         "MaxStartups 1000\nMaxSessions 100\nLogLevel VERBOSE\nSubsystem sftp internal-sftp\n"
-        f"SetEnv {' '.join(f'{key}={value}' for key, value in environment.items())}\n"
+        f"Match User root\nSetEnv {' '.join(f'{key}={value}' for key, value in environment.items())}\n"
     )
     return config
+
+
+def write_users(host: Path) -> None:
+    """The host's own /etc/passwd, shadow, group and sudoers.d: this machine's, and `USERS`, who have homes here."""
+    etc = host / "etc"
+    (etc / "sudoers.d").mkdir(parents=True)
+    (host / "home").mkdir()
+    tables = {table: Path("/etc", table).read_text() for table in ("passwd", "shadow", "group")}
+    crypted = subprocess.run(["openssl", "passwd", "-6", PASSWORD], check=True, text=True, capture_output=True)
+    for user, number in USERS.items():
+        home = host / "home" / user
+        home.mkdir(mode=0o700)
+        os.chown(home, number, number)
+        tables["passwd"] += f"{user}:x:{number}:{number}::{home}:/bin/sh\n"
+        tables["shadow"] += f"{user}:{crypted.stdout.strip()}:19000:0:99999:7:::\n"
+        tables["group"] += f"{user}:x:{number}:\n"
+    for table, text in tables.items():
+        (etc / table).write_text(text)
+        (etc / table).chmod(0o640 if table == "shadow" else 0o644)
+    rule = etc / "sudoers.d" / "mover"
+    rule.write_text("mover ALL=(ALL) NOPASSWD: ALL\n")
+    rule.chmod(0o440)
 
 
 @contextmanager
@@ -338,6 +364,7 @@ def _booted(host: Host, private_tmp: bool, interpreter: str) -> Iterator[subproc
     sshd = shutil.which("sshd", path=SEARCH)
     if sshd is None:
         raise FileNotFoundError("sshd is not installed; `make setup` does that")
+    write_users(host.directory)
     config = _write_sshd(host.directory.parent, host.name, host.address, host.xdg)
     init = [interpreter, "-S", "-E", str(Path(__file__).with_name("host_init.py"))]
     spaces = ["--pid", "--fork", "--mount", "--uts", "--ipc", "--net", "--mount-proc", "--kill-child"]

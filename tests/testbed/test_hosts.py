@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import hosts as bed
+from tests import moves
 from tests.hosts import Pair
 from tests.tasks import status_field, wait_until
 from tests.victims import Victims, check_counter
@@ -51,6 +52,31 @@ def test_two_pairs_at_once(two_hosts: Pair) -> None:
     with bed.two_hosts() as other:
         assert other.a.address != two_hosts.a.address
         assert ssh(other, "hostname") == ssh(two_hosts, "hostname") == "node2\n"
+
+
+def test_users(two_hosts: Pair) -> None:
+    config = str(two_hosts.a.ssh_config)
+    command = ["ssh", "-F", config, "-o", "BatchMode=yes"]
+    for user, answer in (("mover", "0\n"), ("guest", "")):
+        options = [*command, f"{user}@{two_hosts.b.address}"]
+        assert two_hosts.a.run([*options, "id -un; pwd"]).stdout == f"{user}\n{two_hosts.b.directory}/home/{user}\n"
+        assert two_hosts.a.run([*options, "sudo -n id -u"], check=False).stdout == answer
+
+
+def test_password(two_hosts: Pair) -> None:
+    options = ["-F", str(two_hosts.a.ssh_config), "-o", "PreferredAuthentications=password"]
+    ask = two_hosts.directory / "askpass"
+    for password, status in ((bed.PASSWORD, 0), ("wrong", 255)):
+        ask.write_text(f"#!/bin/sh\necho '{password}'\n")
+        ask.chmod(0o755)
+        done = two_hosts.a.run(["ssh", *options, f"guest@{two_hosts.b.address}", "id -u"], check=False,
+            env={"SSH_ASKPASS": str(ask), "SSH_ASKPASS_REQUIRE": "force"})
+        assert done.returncode == status, done.stderr
+
+
+def test_the_command_answers_on_a_host(two_hosts: Pair) -> None:
+    outcome = moves.finish(moves.start(two_hosts.a, 99_999, two_hosts.b.destination))
+    assert outcome.code != 0 and outcome.report["ok"] is False and outcome.report["pid"] == 99_999
 
 
 def test_a_spawned_task_has_numbers_on_both_sides(two_hosts: Pair) -> None:
