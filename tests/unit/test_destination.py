@@ -1,0 +1,435 @@
+"""The destination agent as a local process: routing with a stand-in for the restorer, and with the real one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import struct
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from elftools.elf.elffile import ELFFile
+
+from agents import hostfacts
+from agents.elf import BASE, elf
+from migrate.engine.program import OpKind, Program
+from migrate.pie import blob
+from migrate.transport import frames, local
+from migrate.transport.agent import Agent, AgentError, ConnectionLost, open_agent
+from migrate.transport.frames import CONTENTS, PAGE, Run
+
+ROOT = Path(__file__).parents[2]
+FAKE = Path(__file__).with_name("fake_restorer.py")
+Test = Callable[["Side"], Awaitable[None]]
+
+
+class Side:
+    """An agent under test."""
+
+    def __init__(self, agent: Agent, stream: local.LocalAgent, events: list[dict[str, Any]]) -> None:
+        self.agent, self.stream, self.events = agent, stream, events
+
+
+@asynccontextmanager
+async def side(overseer: list[str]) -> AsyncIterator[Side]:
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from agents.destination import main;"
+        f" sys.exit(main({overseer!r}))"
+    )
+    events: list[dict[str, Any]] = []
+    async with local.start([sys.executable, "-c", program]) as stream:
+        async with open_agent(stream, "the destination", on_event=events.append) as agent:
+            yield Side(agent, stream, events)
+
+
+def with_agent(test: Test, overseer: list[str] | None = None) -> None:
+    async def main() -> None:
+        with trio.fail_after(60):
+            async with side(overseer or []) as subject:
+                await test(subject)
+
+    trio.run(main)
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Path:
+    path = tmp_path / "pages"
+    path.touch()
+    return path
+
+
+def fake(pages: Path) -> list[str]:
+    return [sys.executable, "-S", str(FAKE), str(pages)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_gone(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while alive(pid):
+        assert time.monotonic() < deadline, f"{pid} lives on"
+        time.sleep(0.005)
+
+
+# About the host
+
+
+def test_facts(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_bytes(b"0123456789")
+    link.symlink_to("file")
+    missing = str(tmp_path / "missing")
+
+    async def test(subject: Side) -> None:
+        ask = subject.agent.request
+        hello = await ask("hello")
+        assert hello["agent"] == hostfacts.VERSION and hello["page_size"] == PAGE
+        assert hello["uid"] == os.geteuid() and hello["release"] == os.uname().release
+        caps = int(Path("/proc/self/status").read_text().partition("CapEff:")[2].split()[0], 16)
+        assert hello["caps_effective"] == caps and hello["pid"] == subject.stream.process.pid
+        read = await ask("read", paths=[str(file), missing, "/proc/sys/kernel/ostype", str(tmp_path)])
+        assert read["lengths"] == [10, -2, 6, -21] and read.blob == b"0123456789Linux\n"
+        stats = (await ask("stat", paths=[str(link), missing]))["stats"]
+        assert stats[0]["size"] == 10 and stats[0]["mtime_ns"] == file.stat().st_mtime_ns and stats[1] == {"errno": 2}
+        stats = (await ask("stat", paths=[str(link)], nofollow=True))["stats"]
+        assert stats[0]["target"] == "file" and stats[0]["mode"] == link.lstat().st_mode
+        digests = (await ask("digest", paths=[str(file), str(file), missing], lengths=[4, 100, 1]))["digests"]
+        want = [hashlib.blake2b(data, digest_size=16).hexdigest() for data in (b"0123", b"0123456789")]
+        assert digests == [{"digest": want[0]}, {"digest": want[1]}, {"errno": 2}]
+        assert (await ask("statvfs", path=str(tmp_path)))["free_bytes"] > 0
+        tids = (await ask("tids"))["tids"]
+        assert {1, os.getpid(), os.getpgrp(), os.getsid(0), hello["pid"]} <= set(tids)
+
+    with_agent(test)
+
+
+def test_refusals_keep_it_running() -> None:
+    async def refused(subject: Side, verb: str, kind: str, says: str, **arguments: Any) -> None:
+        with pytest.raises(AgentError, match=says) as caught:
+            await subject.agent.request(verb, **arguments)
+        assert caught.value.kind == kind
+
+    async def test(subject: Side) -> None:
+        await refused(subject, "fly", "protocol", "no such verb: 'fly'")
+        await refused(subject, "read", "protocol", "paths")
+        await refused(subject, "run", "protocol", "there is no overseer", slot=0)
+        await refused(subject, "stdio_log", "protocol", "not a file name", name="../x")
+        await refused(subject, "statvfs", "os", "No such file", path="/no/such/path")
+        await subject.agent.send_pages(1, 0, frames.pages_meta([Run(0, 1)]), bytes(PAGE))
+        await refused(subject, "sync", "pages", "before there was an overseer")
+        await subject.agent.request("abort")
+        await subject.agent.request("sync")
+
+    with_agent(test)
+
+
+def test_stdio_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    paths: list[Path] = []
+
+    async def test(subject: Side) -> None:
+        for _ in range(2):
+            paths.append(Path((await subject.agent.request("stdio_log", name="xz-812.log"))["path"]))
+        assert len(set(paths)) == 2
+        for path in paths:
+            assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+        if committed:
+            await subject.agent.request("commit")
+
+    committed = False
+    with_agent(test)
+    assert not any(path.exists() for path in paths)
+    committed = True
+    paths.clear()
+    with_agent(test)
+    assert all(path.exists() for path in paths)
+
+
+# Routing, with a stand-in for the restorer
+
+
+def test_programs_are_routed(pages: Path) -> None:
+    async def test(subject: Side) -> None:
+        ask = subject.agent.request
+        started = await ask("overseer", restorees=2)
+        assert alive(started["pid"]) and "fake_restorer" in Path(f"/proc/{started['pid']}/cmdline").read_text()
+        assert "[stack]" in started["maps"]
+        descriptors = {int(name) for name in os.listdir(f"/proc/{started['pid']}/fd")}
+        assert {0, 1, 2, 3, 4, 5} <= descriptors
+        assert os.readlink(f"/proc/{started['pid']}/fd/1") == "/dev/null"
+        ours, theirs = (os.stat(f"/proc/{pid}/fd/0").st_ino for pid in (subject.stream.process.pid, started["pid"]))
+        assert ours == theirs
+        reply = await ask("run", b"hello", slot=0, return_image=True)
+        assert (reply["failed"], reply["result"], reply.blob) == (-1, 0, b"HELLO")
+        reply = await ask("run", b"fail 7", slot=0)
+        assert (reply["failed"], reply["result"], reply.blob) == (7, -2, b"")
+        with pytest.raises(AgentError, match="there is no slot 3"):
+            await ask("run", b"x", slot=3)
+        with pytest.raises(AgentError, match="there is an overseer already"):
+            await ask("overseer", restorees=1)
+        big = os.urandom(3_000_000).hex().encode()
+        assert (await ask("run", big, slot=0, return_image=True)).blob == big.upper()
+
+    with_agent(test, fake(pages))
+
+
+def test_pages_go_past_the_agent(pages: Path) -> None:
+    contents = [os.urandom(PAGE * count) for count in (1, 256, 3)]
+
+    async def test(subject: Side) -> None:
+        await subject.agent.request("overseer", restorees=0)
+        pending = []
+        for content in contents:
+            await subject.agent.send_pages(0, 0, frames.pages_meta([Run(0x1000, len(content) // PAGE)]), content)
+            pending.append(await subject.agent.submit("sync"))
+        await subject.agent.send_pages(0, frames.LZ4, frames.pages_meta([Run(0, 9)], frames.LZ4), b"squeezed")
+        await subject.agent.request("sync")
+        for each in pending:
+            await each.reply()
+
+    with_agent(test, fake(pages))
+    assert pages.read_bytes() == b"".join(contents) + b"squeezed"
+
+
+def test_the_first_page_failure_is_kept(pages: Path) -> None:
+    bad = 0xEEEE_EEEE_EEEE_EEEE
+
+    async def test(subject: Side) -> None:
+        await subject.agent.request("overseer", restorees=0)
+        await subject.agent.send_pages(0, 0, frames.pages_meta([Run(bad, 1)]), b"1" * PAGE)
+        await subject.agent.send_pages(0, 0, frames.pages_meta([Run(0x1000, 1)]), b"2" * PAGE)
+        await subject.agent.send_pages(9, 0, frames.pages_meta([Run(0x1000, 1)]), b"3" * PAGE)
+        for verb, program in (("sync", b""), ("run", b"x"), ("commit", b"")):
+            arguments: dict[str, Any] = {"slot": 0} if verb == "run" else {}
+            with pytest.raises(AgentError, match=f"{bad:#x} \\(1 pages\\) in restoree 0: Cannot allocate") as caught:
+                await subject.agent.request(verb, program, **arguments)
+            assert (caught.value.kind, caught.value.errno) == ("pages", 12)
+
+    with_agent(test, fake(pages))
+    assert pages.read_bytes() == b"1" * PAGE, "what came after a failure was placed"
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [(b"die 9", r"killed by signal 9 \(Killed\)"), (b"exit 3", r"exited with status 3 \(it did not understand")],
+)
+def test_a_restorer_that_dies_at_work(pages: Path, program: bytes, says: str) -> None:
+    async def test(subject: Side) -> None:
+        await subject.agent.request("overseer", restorees=1)
+        with pytest.raises(AgentError, match=says) as caught:
+            await subject.agent.request("run", program, slot=0)
+        assert caught.value.kind == "restorer-died"
+        await subject.agent.request("hello")
+
+    with_agent(test, fake(pages))
+
+
+def test_a_restorer_that_dies_idle_is_reported(pages: Path) -> None:
+    async def test(subject: Side) -> None:
+        pid = (await subject.agent.request("overseer", restorees=1))["pid"]
+        os.kill(pid, signal.SIGKILL)
+        while not subject.events:
+            await trio.sleep(0.001)
+        assert subject.events[0]["event"] == "restorer-died" and "killed by signal 9" in subject.events[0]["message"]
+        with pytest.raises(AgentError, match="killed by signal 9"):
+            await subject.agent.request("run", b"x", slot=0)
+        await subject.agent.request("abort")
+        await subject.agent.request("overseer", restorees=0)
+
+    with_agent(test, fake(pages))
+
+
+def test_a_restorer_that_dies_in_a_page_frame(pages: Path) -> None:
+    """How much it had read nobody knows, so the agent gives up, and says why."""
+
+    async def test(subject: Side) -> None:
+        pid = (await subject.agent.request("overseer", restorees=1))["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        await subject.agent.send_pages(0, 0, frames.pages_meta([Run(0x1000, 256)]), bytes(256 * PAGE))
+        pending = await subject.agent.submit("sync")
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(AgentError, match="killed by signal 9") as caught:
+            await pending.reply()
+        assert caught.value.kind == "restorer-died"
+        assert await subject.stream.process.wait() == 1
+
+    with_agent(test, fake(pages))
+
+
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", frames.HEADER.pack(b"MIG1", 3, 0, 0, 0, 0)])
+def test_garbage_ends_it_in_words(garbage: bytes) -> None:
+    async def test(subject: Side) -> None:
+        await subject.stream.send_all(garbage)
+        error = await subject.agent.wait_lost()
+        assert isinstance(error, AgentError) and error.kind == "protocol"
+        assert "not a frame" in str(error) or "only 0 bytes" in str(error)
+        with pytest.raises(AgentError):
+            await subject.agent.request("hello")
+
+    with_agent(test)
+
+
+@pytest.mark.parametrize("how", ["eof", "SIGTERM", "SIGHUP", "SIGKILL", "bye"])
+@pytest.mark.parametrize("busy", [False, True])
+def test_everything_ends_with_the_agent(pages: Path, how: str, busy: bool) -> None:
+    pids: list[int] = []
+
+    async def test(subject: Side) -> None:
+        pids.append((await subject.agent.request("overseer", restorees=1))["pid"])
+        if busy:
+            await subject.agent.submit("run", b"hang", slot=0)
+            await trio.sleep(0.1)
+        if how == "bye":
+            await subject.agent.request("bye")
+        elif how == "eof":
+            await subject.stream.aclose()
+        else:
+            subject.stream.process.send_signal(signal.Signals[how])
+        await subject.stream.process.wait()
+
+    if not (busy and how == "bye"):  # it would never come to that
+        with_agent(test, fake(pages))
+        wait_gone(pids[0])
+
+
+def test_lost_agent_is_told(pages: Path) -> None:
+    async def test(subject: Side) -> None:
+        await subject.agent.request("overseer", restorees=1)
+        pending = await subject.agent.submit("run", b"hang", slot=0)
+        subject.stream.process.kill()
+        with pytest.raises(ConnectionLost, match="the destination (has gone|broke)"):
+            await pending.reply()
+        with pytest.raises(ConnectionLost):
+            await subject.agent.request("hello")
+
+    with_agent(test, fake(pages))
+
+
+# The real restorer
+
+
+def test_elf_is_an_elf(tmp_path: Path) -> None:
+    path = tmp_path / "elf"
+    path.write_bytes(elf(blob()))
+    with path.open("rb") as file:
+        parsed = ELFFile(file)
+        assert parsed["e_entry"] == BASE
+        load, stack = parsed.iter_segments()
+        assert load["p_type"] == "PT_LOAD" and load["p_vaddr"] == BASE and load.data() == blob()
+        assert load["p_offset"] % load["p_align"] == load["p_vaddr"] % load["p_align"]
+        assert stack["p_type"] == "PT_GNU_STACK" and not stack["p_flags"] & 1
+
+
+@pytest.mark.parametrize("new_pid_namespace", [False, True])
+def test_real_overseer(new_pid_namespace: bool) -> None:
+    maps: list[str] = []
+    address, size = 0x1000_0000, 64 * PAGE
+
+    async def test(subject: Side) -> None:
+        ask = subject.agent.request
+        started = await ask("overseer", restorees=1, new_pid_namespace=new_pid_namespace)
+        maps.append(started["maps"])
+        assert started["maps"].startswith(f"{BASE:x}-")
+        assert started["maps"] == Path(f"/proc/{started['pid']}/maps").read_text()
+        assert int(Path(f"/proc/{started['pid']}/personality").read_text(), 16) == 0x0040000
+        status = Path(f"/proc/{started['pid']}/status").read_text()
+        assert status.partition("SigBlk:")[2].split()[0] == "0" * 16 == status.partition("SigIgn:")[2].split()[0]
+        assert sorted(os.listdir(f"/proc/{started['pid']}/fd"), key=int) == ["0", "1", "2", "3", "4"]
+        program = Program("facts")
+        pid = program.syscall("getpid", label="its number")
+        where = program.space(16)
+        link = program.syscall("readlinkat", -100, program.string("/proc/self"), where, 16, label="its /proc")
+        program.syscall("mmap", address, size, 3, 0x100032, -1, 0, label="room", expect=address)
+        linked = program.link()
+        reply = await ask("run", linked.image, slot=0, return_image=True)
+        results = linked.results(reply.blob)
+        assert results.failed is None
+        number = 1 if new_pid_namespace else started["pid"]
+        assert results.of(pid) == number
+        assert results.bytes(where)[: results.of(link)] == str(number).encode()
+
+        content = os.urandom(2 * PAGE)
+        listed = [Run(address + 5 * PAGE, 1, CONTENTS), Run(address + 9 * PAGE, 1, CONTENTS)]
+        await subject.agent.send_pages(0, 0, frames.pages_meta(listed), content)
+        await ask("sync")
+        program = Program("look")
+        seen = [program.space(PAGE), program.space(PAGE)]
+        for run, buffer in zip(listed, seen, strict=True):
+            program.op(OpKind.COPY, buffer, run.address, PAGE, label="copy")
+        linked = program.link()
+        image = (await ask("run", linked.image, slot=0, return_image=True)).blob
+        assert linked.results(image).bytes(seen[0]) + linked.results(image).bytes(seen[1]) == content
+
+        program = Program("failing")
+        program.syscall("getpid", label="fine")
+        program.syscall("close", 999, label="not open")
+        reply = await ask("run", program.link().image, slot=0)
+        assert (reply["failed"], reply["result"]) == (1, -9)
+        await ask("abort")
+        wait_gone(started["pid"])
+
+    with_agent(test)
+    with_agent(test)
+    assert maps[0].splitlines()[1:] == maps[1].splitlines()[1:], "its addresses change from time to time"
+
+
+def test_a_write_that_faults_ends_it_in_words() -> None:
+    async def test(subject: Side) -> None:
+        await subject.agent.request("overseer", restorees=0)
+        await subject.agent.send_pages(0, 0, frames.pages_meta([Run(0x1000_0000, 1)]), bytes(PAGE))
+        with pytest.raises(AgentError, match="Bad address"):
+            await subject.agent.request("sync")
+
+    with_agent(test)
+
+
+def test_committed_overseer_outlives_the_agent() -> None:
+    pids: list[int] = []
+
+    async def test(subject: Side) -> None:
+        pids.append((await subject.agent.request("overseer", restorees=0))["pid"])
+        await subject.agent.request("commit")
+        program = Program("release")
+        program.syscall("prctl", 1, 0, label="outlive the agent")
+        program.op(OpKind.PARK, 3, label="stay")
+        assert (await subject.agent.request("run", program.link().image, slot=0))["failed"] == -1
+        with pytest.raises(AgentError, match="too late"):
+            await subject.agent.request("abort")
+        await subject.agent.request("bye")
+        assert await subject.stream.process.wait() == 0
+
+    try:
+        with_agent(test)
+        assert alive(pids[0])
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            wait_gone(pid)
+
+
+def test_overseer_that_cannot_start() -> None:
+    async def test(subject: Side) -> None:
+        with pytest.raises(AgentError, match="execve of /no/such/program: No such file") as caught:
+            await subject.agent.request("overseer", restorees=1)
+        assert caught.value.errno == 2
+        children = Path(f"/proc/{subject.stream.process.pid}/task/{subject.stream.process.pid}/children").read_text()
+        assert children == ""
+
+    with_agent(test, ["/no/such/program"])
+
+
+def test_control_messages_fit_the_header() -> None:
+    """The header is shared with migrate/pie/restorer.c."""
+    assert struct.calcsize("<IIQ") == 16 == struct.calcsize("<iIq")
