@@ -249,9 +249,9 @@ def test_eventfd_signalfd_pidfd() -> None:
 def test_eventfd_kind_found_by_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     before = OpenFile.__init__
 
-    def older(self: OpenFile, dump: object, number: int, link: str, raw: str, found: os.stat_result) -> None:
+    def older(self: OpenFile, dump: object, number: int, link: str, raw: str, *rest: object) -> None:
         lines = [line for line in raw.split("\n") if not line.startswith("eventfd-semaphore")]
-        before(self, dump, number, link, "\n".join(lines), found)  # type: ignore[arg-type]
+        before(self, dump, number, link, "\n".join(lines), *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(OpenFile, "__init__", older)
     with child() as source:

@@ -298,6 +298,45 @@ def test_cwd_root_and_umask(tmp_path: Path) -> None:
         assert target.do(os.pread, 3, 10, 0) == b"x"
 
 
+def enter_namespace(directory: str) -> None:
+    assert libc.unshare(0x20000) == 0  # CLONE_NEWNS
+    assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+    assert libc.mount(b"none", directory.encode(), b"tmpfs", 0, None) == 0
+    Path(f"{directory}/inside").write_text("x")
+    put(os.open(f"{directory}/inside", os.O_RDONLY), 3)
+    os.chdir(directory)
+    put(int(libc.inotify_init1(0)), 4)
+    assert libc.inotify_add_watch(4, f"{directory}/inside".encode(), 2) == 1
+
+
+def test_paths_of_another_mount_namespace(tmp_path: Path) -> None:
+    with child() as source, child() as target:
+        source.do(enter_namespace, str(tmp_path))
+        table, problems = source.dump()
+        assert problems == []
+        assert sorted(need.path for need in table.needs(1)) == [f"{tmp_path}/inside"] * 2
+        assert FsState.dump(source.proc, source.pidfd)[1] == []
+        target.do(enter_namespace, str(tmp_path))
+        target.do(os.close, 3)
+        target.do(os.close, 4)
+        assert target.do(run_all, linked(table)) == ""
+
+
+def hide(directory: str) -> None:
+    put(os.open(f"{directory}/file", os.O_RDONLY), 3)
+    assert libc.unshare(0x20000) == 0
+    assert libc.mount(b"none", b"/", None, 0x44000, None) == 0
+    assert libc.mount(b"none", directory.encode(), b"tmpfs", 0, None) == 0
+
+
+def test_file_under_a_mount_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with child() as source:
+        source.do(hide, str(tmp_path))
+        _, problems = source.dump()
+        assert [p.what for p in problems] == [f"file that its path does not lead to ({tmp_path}/file)"]
+
+
 def test_deleted_cwd_is_refused(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     with child() as source:

@@ -53,8 +53,8 @@ _NAMES = {
     "[landlock-ruleset]": "Landlock rule set",
 }
 _QUIET_NS = 50_000_000  # older than this, a change that follows cannot have the same ctime (a tick is 10 ms at most)
+_TEXT = 1 << 14  # bytes; more are in those of an epoll with hundreds of watches
 _LOOKS = 3  # at a process that runs
-_CLOEXEC = os.O_CLOEXEC
 _CLOSE_IT = "close it, or stop what uses it"
 
 
@@ -320,13 +320,14 @@ def _open_files(dump: Dump) -> list[OpenFile]:
     files: list[OpenFile] = []
     for number in sorted(int(name) for name in dump.proc.names("fd")):
         try:
-            link, raw = dump.proc.link(f"fd/{number}"), dump.proc.text(f"fdinfo/{number}")
+            link, raw = dump.proc.link(f"fd/{number}"), _fdinfo(dump.proc, number)
             found = dump.proc.stat(f"fd/{number}")
             before, _, rest = raw.partition("flags:\t")
             octal, _, rest = rest.partition("\n")
-            flags = int(octal, 8)
-            file = OpenFile(dump, number, link, f"{before}flags:\t0{flags & ~_CLOEXEC:o}\n{rest}", found)
-            group = groups.setdefault((link, file.key, flags & ~_CLOEXEC), [])
+            shown = int(octal, 8)
+            flags = shown & ~os.O_CLOEXEC
+            file = OpenFile(dump, number, link, f"{before}flags:\t0{flags:o}\n{rest}", flags, found)
+            group = groups.setdefault((link, file.key, flags), [])
             same = _place_in(group, file)
         except OSError as error:
             if dump.options.frozen or not _went_away(error):
@@ -336,8 +337,19 @@ def _open_files(dump: Dump) -> list[OpenFile]:
             files.append(file)
         else:
             same.numbers.append(number)
-        (same or file).cloexec[number] = bool(flags & _CLOEXEC)
+        (same or file).cloexec[number] = shown != flags
     return files
+
+
+def _fdinfo(proc: Proc, number: int) -> str:
+    """The kernel makes the whole text before the first byte of it is read (single_open(), fs/seq_file.c), so that a
+    short read was the last: one system call less for each descriptor."""
+    fd = proc.open(f"fdinfo/{number}")
+    try:
+        text = os.read(fd, _TEXT)
+    finally:
+        os.close(fd)
+    return text.decode() if len(text) < _TEXT else proc.text(f"fdinfo/{number}")
 
 
 def _place_in(group: list[OpenFile], file: OpenFile) -> OpenFile | None:

@@ -82,28 +82,18 @@ class Dump:
 class OpenFile:
     """An open file description, through the descriptors ``numbers`` of the task that share it."""
 
-    def __init__(self, dump: Dump, number: int, link: str, raw: str, found: os.stat_result) -> None:
+    def __init__(self, dump: Dump, number: int, link: str, raw: str, flags: int, found: os.stat_result) -> None:
         self.dump, self.link, self.raw, self.stat = dump, link, raw, found
+        self.flags = flags  # of open(2), without O_CLOEXEC, which is the descriptor's
+        self.key, self.format = key_of(found), stat.S_IFMT(found.st_mode)
         self.read_at = time.monotonic_ns()  # when fdinfo told what stands in raw
         self.numbers = [number]
         self.cloexec: dict[int, bool] = {}
 
     @cached_property
     def info(self) -> FdInfo:
+        """Parsed only where it is a new sight: that takes longer than all the system calls."""
         return fdinfo(self.raw)
-
-    @cached_property
-    def flags(self) -> int:
-        """Of open(2), without O_CLOEXEC, which is the descriptor's."""
-        return self.info.flags & ~os.O_CLOEXEC
-
-    @property
-    def key(self) -> Key:
-        return key_of(self.stat)
-
-    @property
-    def format(self) -> int:
-        return stat.S_IFMT(self.stat.st_mode)
 
     @property
     def reads(self) -> bool:
