@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from functools import cmp_to_key
 
-from migrate.engine.kernel.fdcalls import O_PATH, compare_files, same_tables
+from migrate.engine.kernel.fdcalls import O_PATH
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.procformat import ProcFormatError
 from migrate.engine.kinds import locks, outside, stdio
@@ -21,6 +18,7 @@ from migrate.engine.kinds.directory import Directory, PlaceOnly
 from migrate.engine.kinds.epoll import Epoll
 from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.inotify import Inotify
+from migrate.engine.kinds.listing import check_threads, open_files, went_away
 from migrate.engine.kinds.memfd import Memfd
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile, key_of
 from migrate.engine.kinds.owner import Owner
@@ -53,7 +51,6 @@ _NAMES = {
     "[landlock-ruleset]": "Landlock rule set",
 }
 _QUIET_NS = 50_000_000  # older than this, a change that follows cannot have the same ctime (a tick is 10 ms at most)
-_TEXT = 1 << 14  # bytes; more are in those of an epoll with hundreds of watches
 _LOOKS = 3  # at a process that runs
 _CLOSE_IT = "close it, or stop what uses it"
 
@@ -91,8 +88,8 @@ class DescriptorReader:
 
     def _look(self, options: DumpOptions) -> tuple[DescriptorTable, list[Problem]]:
         dump = Dump(self.proc, self.pidfd, options)
-        files = _open_files(dump)
-        _check_threads(dump)
+        files = open_files(dump)
+        check_threads(dump)
         return _Table(self, dump, files, self._elsewhere(files)).build(), dump.problems
 
     def _elsewhere(self, files: Sequence[OpenFile]) -> dict[int, list[int]]:
@@ -159,7 +156,7 @@ class _Table:
             try:
                 made = self._describe(file, known)
             except (OSError, ProcFormatError) as error:
-                if self.dump.options.frozen or (not _went_away(error) and _is_still_there(file)):
+                if self.dump.options.frozen or (not went_away(error) and _is_still_there(file)):
                     raise
                 made = []
             if not made and not self.dump.options.frozen and not _is_still_there(file):
@@ -275,7 +272,7 @@ class _Table:
                     else None
                 )
             except OSError as error:
-                if self.dump.options.frozen or not _went_away(error):
+                if self.dump.options.frozen or not went_away(error):
                     raise
                 continue
             if whose is not None:
@@ -314,80 +311,6 @@ class _Table:
                         )
 
 
-def _open_files(dump: Dump) -> list[OpenFile]:
-    """Every open file description, by its lowest number: descriptors that look alike are compared."""
-    groups: dict[tuple[object, ...], list[OpenFile]] = {}
-    files: list[OpenFile] = []
-    for number in sorted(int(name) for name in dump.proc.names("fd")):
-        try:
-            link, raw = dump.proc.link(f"fd/{number}"), _fdinfo(dump.proc, number)
-            found = dump.proc.stat(f"fd/{number}")
-            before, _, rest = raw.partition("flags:\t")
-            octal, _, rest = rest.partition("\n")
-            shown = int(octal, 8)
-            flags = shown & ~os.O_CLOEXEC
-            file = OpenFile(dump, number, link, f"{before}flags:\t0{flags:o}\n{rest}", flags, found)
-            group = groups.setdefault((link, file.key, flags), [])
-            same = _place_in(group, file)
-        except OSError as error:
-            if dump.options.frozen or not _went_away(error):
-                raise
-            continue
-        if same is None:
-            files.append(file)
-        else:
-            same.numbers.append(number)
-        (same or file).cloexec[number] = shown != flags
-    return files
-
-
-def _fdinfo(proc: Proc, number: int) -> str:
-    """The kernel makes the whole text before the first byte of it is read (single_open(), fs/seq_file.c), so that a
-    short read was the last: one system call less for each descriptor."""
-    fd = proc.open(f"fdinfo/{number}")
-    try:
-        text = os.read(fd, _TEXT)
-    finally:
-        os.close(fd)
-    return text.decode() if len(text) < _TEXT else proc.text(f"fdinfo/{number}")
-
-
-def _place_in(group: list[OpenFile], file: OpenFile) -> OpenFile | None:
-    """The description in the group that this is one more descriptor of; else it is added. kcmp(2) gives an order, so
-    that a thousand eventfds need ten comparisons each."""
-    pid, number = file.dump.pid, file.numbers[0]
-
-    def order(one: OpenFile, other: OpenFile) -> int:
-        return compare_files(pid, one.numbers[0], pid, other.numbers[0])
-
-    if not group:
-        group.append(file)
-        return None
-    key = cmp_to_key(order)
-    at = bisect_left(group, key(file), key=key)
-    if at < len(group) and compare_files(pid, group[at].numbers[0], pid, number) == 0:
-        return group[at]
-    group.insert(at, file)
-    return None
-
-
-def _check_threads(dump: Dump) -> None:
-    """Threads made without CLONE_FILES or CLONE_FS have tables of their own (clone(2))."""
-    for tid in dump.proc.tids():
-        if tid == dump.pid:
-            continue
-        try:
-            files, fs = same_tables(dump.pid, tid)
-        except OSError as error:
-            if dump.options.frozen or not _went_away(error):
-                raise
-            continue
-        if not files:
-            dump.refuse(f"thread {tid}", "thread with a descriptor table of its own (CLONE_FILES unshared)")
-        if not fs:
-            dump.refuse(f"thread {tid}", "thread with a current directory of its own (CLONE_FS unshared)")
-
-
 def _is_shareable(file: OpenFile) -> bool:
     """Whether another process that has it too would notice that it has gone. A regular file's offset is not counted:
     shells leave them shared, and look at them no more."""
@@ -406,11 +329,6 @@ def _is_still_there(file: OpenFile) -> bool:
         return file.dump.proc.link(file.entry) == file.link and key_of(file.dump.proc.stat(file.entry)) == file.key
     except FileNotFoundError:
         return False
-
-
-def _went_away(error: Exception) -> bool:
-    """ENOENT from /proc, EBADF from pidfd_getfd or kcmp, ESRCH of a thread."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESRCH, errno.EBADF)
 
 
 def _name(file: OpenFile) -> str:
