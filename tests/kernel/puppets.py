@@ -128,7 +128,7 @@ class Mirror:
         mappings = self.puppet.mappings()
         self._lay_out(mappings)
         here = areas(mappings)
-        self.scan = self.tracker.scan(here, protect)
+        self.scan = self.tracker.scan(here, self.planner.held, protect)
         meanwhile()
         self.plan = self.planner.plan(self.scan, here)
         before = self.pump.stats.sent

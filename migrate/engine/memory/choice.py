@@ -12,7 +12,6 @@ from migrate.engine.memory.tracker import Tracker
 from migrate.engine.memory.writeprotect import RemoteSyscall, WriteProtectTracker
 from migrate.errors import Failed
 
-
 AUTO, PAGEMAP_SCAN, SOFT_DIRTY, DIGEST = "auto", "pagemap-scan", "soft-dirty", "digest"
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from migrate.engine.kernel.pagemap import Pagemap, anonymous, guarded, populated
+from migrate.engine.kernel.pagemap import Pagemap, anonymous, populated
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.memory.area import Area, Content, sort_out
 from migrate.engine.memory.pageset import CHUNK, PAGE, PageSet
@@ -36,47 +36,46 @@ class DigestTracker(Tracker):
         self._memory = ForeignMemory(process)
         self._digests: dict[int, bytearray] = {}  # address // _SPAN -> _SIZE bytes for each page; all zero: not sent
 
-    def scan(self, areas: Sequence[Area], protect: bool = True) -> Scan:
+    def scan(self, areas: Sequence[Area], held: PageSet, protect: bool = True) -> Scan:
         """``protect`` makes no difference: what counts is what was sent."""
         tracked, compared = sort_out(areas)
-        return self.compare([*tracked, *compared])
+        return self.compare([*tracked, *compared], held)
 
-    def compare(self, areas: Sequence[Area]) -> Scan:
+    def compare(self, areas: Sequence[Area], held: PageSet) -> Scan:
         """The same for areas that are sorted out already."""
         found = Scan()
         for area in areas:
-            self._look(area, found)
+            there = self._there(area)
+            self._read(area, there, found)
+            found.gone |= held.clip([(area.start, area.end)]) - there
         return found
 
-    def _look(self, area: Area, found: Scan) -> None:
+    def _there(self, area: Area) -> PageSet:
         if area.content is Content.SHARED:
-            try:
-                there = object_pages(self._process, area)
-            except FileNotFoundError:
-                return  # unmapped a moment ago: the next round's maps will say so
-        else:
-            there = PageSet()
-            entries_of = anonymous if area.content is Content.PRIVATE_FILE else populated
-            for start in range(area.start, area.end, _SPAN):
-                entries = self._pagemap.entries(start, min(start + _SPAN, area.end))
-                there.add_bytes(start, entries_of(entries))
-                found.guard.add_bytes(start, guarded(entries))
-        found.populated |= there
+            return object_pages(self._process, area)
+        found = PageSet()
+        entries_of = anonymous if area.content is Content.PRIVATE_FILE else populated
+        for start in range(area.start, area.end, _SPAN):
+            found.add_bytes(start, entries_of(self._pagemap.entries(start, min(start + _SPAN, area.end))))
+        return found
+
+    def _read(self, area: Area, there: PageSet, found: Scan) -> None:
         buffer = bytearray(_STEP * PAGE)
         view = memoryview(buffer)
-        for address, pages in there.runs():
+        for address, pages in list(there.runs()):
             for at in range(address, address + pages * PAGE, _STEP * PAGE):
                 count = min(_STEP, (address + pages * PAGE - at) // PAGE)
                 missing = self._memory.read(view, [(at, count)], area.readable)
                 for index in range(count):
+                    page = at + index * PAGE
                     if index in missing:
-                        found.populated.discard(at + index * PAGE, at + (index + 1) * PAGE)
+                        there.discard(page, page + PAGE)
                     elif area.content is Content.ANONYMOUS and buffer.startswith(_ZEROS, index * PAGE):
                         # The zero page, or one that might as well be: nothing that the destination has to hold.
-                        found.populated.discard(at + index * PAGE, at + (index + 1) * PAGE)
-                        self._set(at + index * PAGE, _NONE)
+                        there.discard(page, page + PAGE)
+                        self._set(page, _NONE)
                     else:
-                        self._compare(at + index * PAGE, view[index * PAGE : (index + 1) * PAGE], found)
+                        self._compare(page, view[index * PAGE : (index + 1) * PAGE], found)
 
     def _compare(self, address: int, page: memoryview, found: Scan) -> None:
         if blake2b(page, digest_size=_SIZE).digest() != self._get(address):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-from migrate.engine.memory.area import Area, Content, of
+from migrate.engine.memory.area import Area, Content, merged, of
 from migrate.engine.memory.pageset import PAGE, PageSet
 from migrate.engine.memory.tracker import Scan
 
@@ -38,13 +38,13 @@ class Plan:
 class RoundPlanner:
     """Keeps the account: `plan` for each scan, `sent` and `blank` from the pump for what came of it.
 
-    ``have``: pages that the destination holds as they were when they were last read, or of which it holds nothing
-    because they were zero (``blanks``, a part of ``have``).
+    ``held``: pages whose contents the destination has. ``owed``: pages that may differ from what it has, and have not
+    been sent yet. A page in neither is untouched on both sides, or zero.
     """
 
     def __init__(self) -> None:
-        self.have = PageSet()
-        self.blanks = PageSet()
+        self.held = PageSet()
+        self.owed = PageSet()
 
     def plan(self, scan: Scan, areas: Sequence[Area]) -> Plan:
         """What must travel so that the destination equals what the scan saw.
@@ -52,19 +52,21 @@ class RoundPlanner:
         Pages outside of the areas are forgotten: their VMAs are gone, and with them the destination's, whose layout
         follows the source's. Call `remapped` for what the destination maps anew at an address where it had something.
         """
-        here = [(area.start, area.end) for area in areas if area.content is not Content.NOTHING]
-        self.have = self.have.clip(here)
-        self.blanks = self.blanks.clip(here)
-        wanted = (scan.populated - (self.have - scan.written)).clip(here)
-        gone = self.have - scan.populated
-        found = Plan(pages=len(wanted))
-        if gone:
-            self.have = self.have - gone
-            erase = gone - self.blanks
-            self.blanks = self.blanks - gone
+        here = merged((area.start, area.end) for area in areas if area.content is not Content.NOTHING)
+        self.held = self.held.clip(here)
+        self.owed = self.owed.clip(here)
+        # Unclipped: the scan may have seen, and protected, pages of VMAs that we are told of the next time.
+        self.owed |= scan.written
+        if scan.gone:
+            self.owed = self.owed - scan.gone
+        found = Plan()
+        if scan.gone and (erase := self.held & scan.gone):
+            self.held = self.held - erase
             shared = erase.clip(of(Content.SHARED, areas))
             found.punch = [Run(*run) for run in shared.runs()]
             found.drop = [Run(*run) for run in (erase - shared).runs()]
+        wanted = self.owed.clip(here)
+        found.pages = len(wanted)
         hidden = [(a.start, a.end) for a in areas if not a.readable and a.content is not Content.NOTHING]
         if hidden and (forced := wanted.clip(hidden)):
             found.forced = [Run(*run) for run in forced.runs()]
@@ -73,20 +75,20 @@ class RoundPlanner:
         return found
 
     def remapped(self, start: int, end: int) -> None:
-        """The destination maps this range anew, so that it has nothing there."""
-        self.have.discard(start, end)
-        self.blanks.discard(start, end)
+        """The destination maps this range anew, so that it has nothing there. Call it before `plan`."""
+        self.owed |= self.held.clip([(start, end)])
+        self.held.discard(start, end)
 
     def sent(self, address: int, pages: int) -> None:
         """Contents of these pages are on their way."""
-        self.have.add(address, address + pages * PAGE)
-        if self.blanks:
-            self.blanks.discard(address, address + pages * PAGE)
+        self.held.add(address, address + pages * PAGE)
+        self.owed.discard(address, address + pages * PAGE)
 
     def blank(self, address: int) -> bool:
-        """This page was found to be zero and nothing else lies under it. True: the destination has to erase what it
-        holds."""
-        held = address in self.have and address not in self.blanks
-        self.have.add(address, address + PAGE)
-        self.blanks.add(address, address + PAGE)
-        return held
+        """This page was found to be zero, in memory that is zero where nothing is. True: the destination has to erase
+        what it holds."""
+        had = address in self.held
+        if had:
+            self.held.discard(address, address + PAGE)
+        self.owed.discard(address, address + PAGE)
+        return had

@@ -14,7 +14,7 @@ def object_pages(process: Proc, area: Area) -> PageSet:
     """The pages of a VMA of shared memory that its object holds, in memory or in swap, mapped or not.
 
     Without the right to follow map_files (see `has_map_files`) all of its pages: reading those that are not there gives
-    zeros, and makes the object larger. OSError FileNotFoundError: there is no such VMA any more.
+    zeros, and makes the object larger. Empty if there is no such VMA any more.
     """
     found = PageSet()
     try:
@@ -22,6 +22,8 @@ def object_pages(process: Proc, area: Area) -> PageSet:
     except PermissionError:
         found.add(area.start, area.end)
         return found
+    except FileNotFoundError:
+        return found  # unmapped since maps was read: the next reading says so
     try:
         size = os.fstat(fd).st_size
         position, end = area.offset, min(area.offset + area.end - area.start, size)

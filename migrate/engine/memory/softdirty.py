@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from migrate.engine.kernel.pagemap import Pagemap, anonymous, guarded, populated, soft_dirty
+from migrate.engine.kernel.pagemap import Pagemap, anonymous, populated, soft_dirty
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.memory.area import Area, Content, sort_out
 from migrate.engine.memory.digests import DigestTracker
-from migrate.engine.memory.pageset import CHUNK, PAGE
+from migrate.engine.memory.pageset import CHUNK, PAGE, PageSet
 from migrate.engine.memory.tracker import Scan, Tracker
 
 _SPAN = CHUNK * PAGE
@@ -33,28 +33,30 @@ class SoftDirtyTracker(Tracker):
         self._others = DigestTracker(process)
         self._started = False
 
-    def scan(self, areas: Sequence[Area], protect: bool = True) -> Scan:
+    def scan(self, areas: Sequence[Area], held: PageSet, protect: bool = True) -> Scan:
         tracked, compared = sort_out(areas)
         # The bit belongs to a page-table entry, and with shared memory that may be taken away and come back clean
         # (MADV_DONTNEED, reclaim) while the object keeps what was written.
-        found = self._others.compare([*compared, *(area for area in tracked if area.content is Content.SHARED)])
+        shared = [area for area in tracked if area.content is Content.SHARED]
+        found = self._others.compare([*compared, *shared], held)
         for area in tracked:
             if area.content is not Content.SHARED:
-                self._look(area, found)
+                self._look(area, held, found)
         if protect:
             os.write(self._clear, b"4")
             self._started = True
         return found
 
-    def _look(self, area: Area, found: Scan) -> None:
+    def _look(self, area: Area, held: PageSet, found: Scan) -> None:
         entries_of = anonymous if area.content is Content.PRIVATE_FILE else populated
+        there = PageSet()
         for start in range(area.start, area.end, _SPAN):
             entries = self._pagemap.entries(start, min(start + _SPAN, area.end))
             present = entries_of(entries)
-            found.populated.add_bytes(start, present)
-            found.guard.add_bytes(start, guarded(entries))
+            there.add_bytes(start, present)
             # Before the first clearing the bits tell of nothing, or of somebody else's clearing.
             found.written.add_bytes(start, written(entries, present) if self._started else present)
+        found.gone |= held.clip([(area.start, area.end)]) - there
 
     def sent(self, address: int, contents: memoryview) -> None:
         self._others.sent(address, contents)

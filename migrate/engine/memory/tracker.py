@@ -12,11 +12,10 @@ from migrate.engine.memory.pageset import PageSet
 
 @dataclass
 class Scan:
-    """What a look at the memory found."""
+    """What a look at the memory found. Pages outside of the areas may be in it: memory that was mapped meanwhile."""
 
-    populated: PageSet = field(default_factory=PageSet)  # pages whose contents must be at the destination
-    written: PageSet = field(default_factory=PageSet)  # those that may have changed since the last protecting scan
-    guard: PageSet = field(default_factory=PageSet)  # guard regions, where the kernel tells (6.15)
+    written: PageSet = field(default_factory=PageSet)  # may have changed since the last protecting scan
+    gone: PageSet = field(default_factory=PageSet)  # held by the destination, and not there any more
 
 
 class Tracker(ABC):
@@ -24,7 +23,7 @@ class Tracker(ABC):
 
     ``written`` may be too large, never too small: a page is in it if it was written to since the last scan with
     ``protect``, if it is seen for the first time, or if the tracker cannot know (its VMA is new, was moved, or was
-    mapped anew). Pages that were there and are gone are the business of `RoundPlanner`.
+    mapped anew).
 
     Not seen by any of them: a device or another process that writes into a page that it has pinned before the scan
     and goes on after it (a read with O_DIRECT in flight). Nothing of that kind lives through a freeze; what is in
@@ -36,10 +35,12 @@ class Tracker(ABC):
     stop_to_scan: bool  # reading and protecting are two steps: a running task could write between them
 
     @abstractmethod
-    def scan(self, areas: Sequence[Area], protect: bool = True) -> Scan:
-        """Look at these areas: all that travel, sorted, as maps shows them just now. With ``protect`` the next scan
-        tells what was written from now on.
+    def scan(self, areas: Sequence[Area], held: PageSet, protect: bool = True) -> Scan:
+        """Look at these areas: all of the task's, sorted, as maps shows them just now. With ``protect`` the next
+        scan tells what was written from now on. ``held``: pages whose contents the destination has
+        (`RoundPlanner.held`).
 
+        A page that is written may be gone as well, when the task threw it away while we looked.
         OSError with ESRCH or the like if the task is gone.
         """
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from migrate.engine.kernel.fdcalls import pidfd_getfd
 from migrate.engine.kernel.pagemap import PM_SCAN_WP_MATCHING, Category, Pagemap
@@ -25,7 +26,7 @@ from migrate.engine.kernel.probes import has_page_is_guard
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.kernel.userfaultfd import CREATE_FLAGS, enable_tracking, register
-from migrate.engine.memory.area import Area, Content, Ranges, of, sort_out
+from migrate.engine.memory.area import Area, Content, Ranges, sort_out
 from migrate.engine.memory.digests import DigestTracker
 from migrate.engine.memory.pageset import PageSet
 from migrate.engine.memory.shmem import object_pages
@@ -36,6 +37,8 @@ RemoteSyscall = Callable[..., int]
 """remote_syscall(number, *arguments) -> result or negative errno, made by the task itself."""
 
 _THERE = Category.PRESENT | Category.SWAPPED
+_EMPTY = Category.PFNZERO | Category.GUARD
+_LARGE = 1 << 20  # bytes
 _PRIVATE = (Content.ANONYMOUS, Content.PRIVATE_FILE)
 _FOREIGN = (errno.EPERM, errno.EBUSY, errno.EINVAL)  # a VMA that cannot be registered
 
@@ -50,7 +53,7 @@ class WriteProtectTracker(Tracker):
         self._uffd = uffd
         self._pagemap = Pagemap(process)
         self._others = DigestTracker(process)
-        self._returns = int(_THERE | Category.WRITTEN | Category.FILE | Category.PFNZERO)
+        self._returns = int(_THERE | Category.WPALLOWED | Category.WRITTEN | Category.PFNZERO)
         if has_page_is_guard():
             self._returns |= Category.GUARD
         self.untracked: dict[tuple[int, int], int] = {}  # ranges that cannot be registered -> errno; always written
@@ -79,63 +82,86 @@ class WriteProtectTracker(Tracker):
             os.close(uffd)
             raise
 
-    def scan(self, areas: Sequence[Area], protect: bool = True) -> Scan:
+    def scan(self, areas: Sequence[Area], held: PageSet, protect: bool = True) -> Scan:
         tracked, compared = sort_out(areas)
-        found = self._others.compare(compared)
-        private = [area for area in tracked if area.content is not Content.SHARED]
-        shared = [area for area in tracked if area.content is Content.SHARED]
-        ranges = _spans(areas)
+        found = self._others.compare(compared, held)
+        spans = _spans(areas)
         # First those that are not registered, then register, then the others: so what is mapped between the steps shows
         # in one of them.
-        for start, end in ranges:
-            self._look_unregistered(start, end, found)
+        for span in spans:
+            self._look_unregistered(span, found)
         if protect:
             self.untracked.clear()
-            for start, end in ranges:
-                self._register(start, end, tracked)
-        swapped = PageSet()
-        for start, end in ranges:
-            self._look(start, end, protect, found, swapped)
-        # Swapped and protected, in a private mapping of a file: perhaps a page of the task's own, perhaps the marker of
-        # one that was thrown away. Reading it gives the right contents in both cases.
-        found.written |= swapped.clip(of(Content.PRIVATE_FILE, private))
-        for area in shared:
-            self._look_shared(area, protect, found)
+            for span in spans:
+                self._register(span.start, span.end, tracked)
+        for span in spans:
+            if span.files:
+                self._look_files(span, held, protect, found)
+            else:
+                self._look(span, held, protect, found)
+        for area in tracked:
+            if area.content is Content.SHARED:
+                self._look_shared(area, held, protect, found)
         return found
 
-    def _look_unregistered(self, start: int, end: int, found: Scan) -> None:
-        excluded = int(Category.WPALLOWED | Category.FILE)
+    def _look_unregistered(self, span: _Span, found: Scan) -> None:
+        excluded = int(Category.WPALLOWED | (Category.FILE if span.files else 0))
         for low, high, categories in self._pagemap.scan(
-            start, end, inverted=excluded, mask=excluded, anyof=int(_THERE), returns=self._returns
+            span.start, span.end, inverted=excluded, mask=excluded, anyof=int(_THERE), returns=self._returns
         ):
-            if categories & Category.GUARD:
-                found.guard.add(low, high)
-            elif not categories & Category.PFNZERO:
-                found.populated.add(low, high)
+            if not categories & _EMPTY:
                 found.written.add(low, high)
 
-    def _look(self, start: int, end: int, protect: bool, found: Scan, swapped: PageSet) -> None:
+    def _look(self, span: _Span, held: PageSet, protect: bool, found: Scan) -> None:
+        """Anonymous memory. What was written, then what is not there: two walks that report little cost a fraction of
+        one that reports every page (1 GiB: 0.8 ms and 0.4 ms, against 3.4 ms; 12 ms if it asks for FILE too)."""
+        empty = Hollow()
         for low, high, categories in self._pagemap.scan(
-            start,
-            end,
+            span.start,
+            span.end,
             flags=PM_SCAN_WP_MATCHING if protect else 0,
-            inverted=int(Category.FILE),
-            mask=int(Category.WPALLOWED | Category.FILE),
+            mask=int(Category.WPALLOWED | Category.WRITTEN),
             anyof=int(_THERE),
             returns=self._returns,
         ):
-            if categories & Category.GUARD:
-                found.guard.add(low, high)
-            elif not categories & Category.PFNZERO:
-                found.populated.add(low, high)
-                if categories & Category.WRITTEN:
+            if categories & _EMPTY:
+                empty.add(low, high)
+            else:
+                found.written.add(low, high)
+        found.gone |= empty.among(held)
+        if held:
+            empty = Hollow()
+            for low, high, _ in self._pagemap.scan(span.start, span.end, inverted=int(_THERE), mask=int(_THERE)):
+                empty.add(low, high)
+            found.gone |= empty.among(held)
+
+    def _look_files(self, span: _Span, held: PageSet, protect: bool, found: Scan) -> None:
+        """Private mappings of files, and the small anonymous ones between them. A page of the task's own that was
+        thrown away may be there again, as the file's and protected: so everything has to be listed."""
+        there, swapped = PageSet(), PageSet()
+        for low, high, categories in self._pagemap.scan(
+            span.start,
+            span.end,
+            flags=PM_SCAN_WP_MATCHING if protect else 0,
+            inverted=int(Category.FILE),
+            mask=int(Category.FILE),
+            anyof=int(_THERE),
+            returns=self._returns,
+        ):
+            if not categories & _EMPTY:
+                there.add(low, high)
+                if categories & Category.WRITTEN and categories & Category.WPALLOWED:
                     found.written.add(low, high)
                 elif categories & Category.SWAPPED:
                     swapped.add(low, high)
+        # Swapped and protected, in a private mapping of a file: perhaps a page of the task's own, perhaps the marker of
+        # one that was thrown away. Reading it gives the right contents in both cases.
+        found.written |= swapped.clip(span.files)
+        found.gone |= held.clip([(span.start, span.end)]) - there
 
-    def _look_shared(self, area: Area, protect: bool, found: Scan) -> None:
-        """The pages of the object; clean are those that are protected in the page tables, or have a marker there.
-        One that is in neither way may have been written to and thrown out of the page tables."""
+    def _look_shared(self, area: Area, held: PageSet, protect: bool, found: Scan) -> None:
+        """The pages of the object; clean are those that are protected in the page tables, or have a marker there. One
+        that is in neither way may have been written to and thrown out of the page tables."""
         if protect:
             self._register(area.start, area.end, [area])
         clean = PageSet()
@@ -147,16 +173,11 @@ class WriteProtectTracker(Tracker):
             anyof=int(_THERE),
             returns=self._returns,
         ):
-            if categories & Category.GUARD:
-                found.guard.add(low, high)
-            elif not categories & Category.WRITTEN:
+            if not categories & Category.WRITTEN:
                 clean.add(low, high)
-        try:
-            there = object_pages(self._process, area)
-        except FileNotFoundError:
-            return  # unmapped since maps was read; the next scan knows
-        found.populated |= there
+        there = object_pages(self._process, area)
         found.written |= there - clean
+        found.gone |= held.clip([(area.start, area.end)]) - there
 
     def _register(self, start: int, end: int, within: Sequence[Area]) -> None:
         """All at once; one VMA that cannot be registered spoils it for all, so then one by one."""
@@ -188,16 +209,48 @@ class WriteProtectTracker(Tracker):
         self._others.close()
 
 
-def _spans(areas: Sequence[Area]) -> Ranges:
-    """The fewest address ranges that hold all private memory and nothing else: they reach over holes."""
-    found: Ranges = []
+class _Span(NamedTuple):
+    """Private memory to walk in one go; it may reach over holes."""
+
+    start: int
+    end: int
+    files: Ranges  # private mappings of files in it; none: all of it is anonymous
+
+
+def _spans(areas: Sequence[Area]) -> list[_Span]:
+    """As few as possible. Telling the file's pages from the task's is dear (a look at each struct page), so large
+    anonymous memory is not walked together with files."""
+    found: list[_Span] = []
     interrupted = True
     for area in areas:
         if area.content not in _PRIVATE:
             interrupted = True
-        elif interrupted:
-            found.append((area.start, area.end))
-            interrupted = False
+            continue
+        file = area.content is Content.PRIVATE_FILE
+        files = [(area.start, area.end)] if file else []
+        large = not file and area.end - area.start >= _LARGE
+        last = found[-1] if found else None
+        if last is None or interrupted or (file and not last.files) or (large and last.files):
+            found.append(_Span(area.start, area.end, files))
         else:
-            found[-1] = (found[-1][0], area.end)
+            last.files.extend(files)
+            found[-1] = _Span(last.start, area.end, last.files)
+        interrupted = False
     return found
+
+
+class Hollow:
+    """Ranges without pages: millions of pages long, or a few. Sorted, as the kernel walks."""
+
+    def __init__(self) -> None:
+        self._long: Ranges = []
+        self._short = PageSet()
+
+    def add(self, start: int, end: int) -> None:
+        if end - start > _LARGE:
+            self._long.append((start, end))
+        else:
+            self._short.add(start, end)
+
+    def among(self, pages: PageSet) -> PageSet:
+        return (pages & self._short) | pages.clip(self._long)
