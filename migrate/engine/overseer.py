@@ -35,6 +35,7 @@ CODE_ROOM = 64 << 10
 STACK_ROOM = 64 << 10
 BUFFER_ROOM = 40 << 20  # page frames in flight, and one program (MAX_PROGRAM)
 THREAD_STACK = 16 << 10
+RLIMIT_NOFILE = 7  # getrlimit(2); every descriptor number of the restorer is below the soft limit
 
 OVERSEER_CONTROL = 3  # where the agent leaves the overseer's control socket; the restorees' follow
 DATA_FD = 0  # and its own standard input, from which restorers read the contents of pages
@@ -58,6 +59,11 @@ class Hole:
     @property
     def buffer(self) -> int:
         return self.stack_top
+
+    @property
+    def threads(self) -> int:
+        """How many threads besides the first it has stacks for."""
+        return (self.end - self.buffer - BUFFER_ROOM) // THREAD_STACK
 
     def thread_stack(self, index: int) -> int:
         """Lowest address of the stack of the ``index``-th thread while it restores itself."""

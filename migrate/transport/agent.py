@@ -185,7 +185,10 @@ class Agent:
             raise frames.FrameError(f"a refusal without a reason: {fields!r}")
         number = error.get("errno")
         message = str(error.get("message") or (os.strerror(number) if number else "no reason was given"))
-        pending._settle(None, AgentError(self.name, pending.verb, str(error.get("kind")), message, number))
+        failure = AgentError(self.name, pending.verb, str(error.get("kind")), message, number)
+        if error.get("trace"):
+            failure.add_note(str(error["trace"]))  # shown with -vv
+        pending._settle(None, failure)
 
     def _event(self, fields: dict[str, Any]) -> None:
         if fields.get("event") == "fatal":

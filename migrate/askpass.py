@@ -1,0 +1,35 @@
+"""Asks for a passphrase or a password, when there is a terminal to ask on."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from migrate.progress import Display
+
+
+def prompt(display: Display) -> Callable[[str], Awaitable[str | None]] | None:
+    """A function that asks, without the display in the way; None without a terminal (ssh asks /dev/tty too)."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return None
+
+    async def ask(question: str) -> str | None:
+        display.suspend()
+        try:
+            return await trio.to_thread.run_sync(_ask, question, abandon_on_cancel=True)
+        finally:
+            display.resume()
+
+    return ask
+
+
+def _ask(question: str) -> str | None:
+    try:
+        return getpass.getpass(question)
+    except EOFError:
+        return None

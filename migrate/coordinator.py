@@ -1,0 +1,337 @@
+"""The story of a migration.
+
+    connect → preflight → restoree → rounds → freeze → commit
+
+Everything up to COMMIT can be called off: whatever fails, or when the user interrupts, the process goes on here and
+nothing of it is left there. Nothing here blocks, and nothing here traces: that is what the agents are for.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import trio
+
+from migrate import preflight
+from migrate.askpass import prompt
+from migrate.destination import OVERSEER, RESTOREE, Destination, Facts
+from migrate.engine import overseer, restore, vdso
+from migrate.engine.image.codec import decode
+from migrate.engine.memory.layout import choose_hole, collides, ranges
+from migrate.engine.preview import Preview
+from migrate.engine.process import ProcessImage
+from migrate.errors import Failed, InDoubt, Problem, Refused
+from migrate.options import Options
+from migrate.policy import Decision, Limits, PrecopyPolicy
+from migrate.progress import Display
+from migrate.replica import Replica
+from migrate.report import Report, Round
+from migrate.transport import local, ssh
+from migrate.transport.agent import Agent, AgentError, open_agent
+from migrate.transport.bootstrap import agent_session
+from migrate.transport.frames import Frame
+from migrate.transport.target import Destination as Target
+
+_SPARE_THREADS = 16  # that the process may start while it is on its way
+_ROLLBACK = 15.0  # seconds for telling both sides that it is off
+_PAGE = 4096
+
+
+async def move(options: Options, display: Display) -> Report:
+    """Moves the process. Raises a MigrateError that says why not; then it runs on here."""
+    begun = time.monotonic()
+    async with _connected(options, display) as (source, destination, relay):
+        migration = Migration(options, display, source, destination, relay)
+        report = await migration.run()
+    return replace(report, total_s=time.monotonic() - begun)
+
+
+class Relay:
+    """Passes page frames from the source to the destination, and counts."""
+
+    def __init__(self, display: Display) -> None:
+        self.destination: Agent | None = None
+        self.pages = self.bytes = 0
+        self._display = display
+        self._since, self._before = time.monotonic(), 0
+        self._rate = 0.0
+
+    async def __call__(self, frame: Frame) -> None:
+        """Waits until the destination's stream takes the frame, and so holds back the source."""
+        assert self.destination is not None
+        await self.destination.send_pages(RESTOREE, frame.flags, frame.meta, frame.blob)
+        self.bytes += len(frame.meta) + len(frame.blob)
+        self.pages += len(frame.blob) // _PAGE
+        now = time.monotonic()
+        if now - self._since > 0.1:
+            self._rate = (self.bytes - self._before) / (now - self._since)
+            self._since, self._before = now, self.bytes
+            self._display.sent(self.bytes, self.pages, self._rate)
+
+
+@asynccontextmanager
+async def _connected(options: Options, display: Display) -> AsyncIterator[tuple[Agent, Destination, Relay]]:
+    """Both agents. The source agent starts while the SSH connection is made."""
+    relay = Relay(display)
+    async with AsyncExitStack() as stack:
+        stream = await stack.enter_async_context(local.start(local.argv("agents.source")))
+        source = await stack.enter_async_context(open_agent(stream, "the source agent", on_pages=relay))
+        # Who may not move it need not wait for the connection to be told.
+        display.phase("connecting", options.dest)
+        target = Target(options.dest, options.port, next(iter(options.identities), None), options.ssh_config, options.jump)
+        asking = prompt(display)
+        link = await stack.enter_async_context(ssh.connect(target, asking))
+        display.detail(f"connected to {link.destination} with {link.cipher}")
+        session = await stack.enter_async_context(agent_session(link, options.sudo, asking))
+        agent = await stack.enter_async_context(open_agent(session, f"the agent on {link.destination}"))
+        relay.destination = agent
+        yield source, Destination(agent, link.destination), relay
+
+
+@dataclass
+class Migration:
+    """One process on its way from the source to the destination."""
+
+    options: Options
+    display: Display
+    source: Agent
+    destination: Destination
+    relay: Relay
+    rounds: list[Round] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)  # seconds
+
+    async def run(self) -> Report:
+        """All of it."""
+        try:
+            preview, facts = await self._preflight()
+            replica = await self._prepare(preview, facts)
+            await self._copy(replica)
+            image, downtime = await self._freeze_and_commit(replica)
+        except InDoubt:
+            raise
+        except BaseException:
+            await self._roll_back()
+            raise
+        await self.source.request("reap")
+        return Report(
+            ok=True,
+            pid=self.options.pid,
+            comm=preview.comm,
+            dest=self.options.dest,
+            new_pid=image.process.pid,
+            downtime_ms=downtime * 1000,
+            rounds=tuple(self.rounds),
+            bytes_sent=self.relay.bytes,
+            tracker=self._tracker,
+            vdso=self._vdso,
+            phases_ms={name: seconds * 1000 for name, seconds in self.phases.items()},
+            stdio_log=replica.ground.stdio,
+        )
+
+    _tracker = ""
+    _vdso = ""
+
+    # Before anything is touched
+
+    async def _preflight(self) -> tuple[Preview, Facts]:
+        """What the process is, what the destination is, and every reason why the one does not fit the other."""
+        self.display.phase("preflight")
+        preview = decode(Preview, (await self.source.request("inspect", pid=self.options.pid)).blob)
+        facts = await self.destination.facts()
+        problems = [*preview.problems, *preflight.host_problems(preview, facts)]
+        self._rights = not problems
+        problems += preflight.process_problems(preview, facts)
+        files, self._taken = await preflight.file_problems(preview, self.source, self.destination)
+        if problems or files:
+            raise Refused([*problems, *files])
+        return preview, facts
+
+    async def _prepare(self, preview: Preview, facts: Facts) -> Replica:
+        """Overseer and restoree, empty; the last things that could be refused."""
+        used = sorted(facts.tids.intersection(preview.tids))
+        if used:
+            name = self.destination.name
+            self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
+        inside = await self.destination.start_overseer(new_pid_namespace=bool(used))
+        problems, verdict = preflight.kernel_problems(preview, inside)
+        if problems:
+            raise Refused(problems)
+        self._vdso = "none" if verdict.decision is vdso.Decision.NONE else "remap"
+        occupied = [*((vma.start, vma.end) for vma in preview.vmas), *ranges(inside.maps)]
+        hole = choose_hole(occupied, overseer.hole_size(len(preview.tids) + _SPARE_THREADS))
+        ground = restore.Ground(
+            hole=hole,
+            channels=_channels(preview, facts),
+            parked=(),
+            destination=replace(facts.task, timers_by_id=inside.timers_by_id),
+            xsave_size=inside.cpu.xsave_size,
+            numbers={},
+            stdio=await self._stdio(preview),
+            taken=self._taken,
+        )
+        replica = Replica(self.destination, ground, as_init=bool(used))
+        await replica.create(preview.pid, inside.maps)
+        return replica
+
+    async def _stdio(self, preview: Preview) -> str | None:
+        """Where the output goes that leads to a terminal or a pipe here."""
+        wanted = self.options.stdio
+        if not preview.streams or wanted == "null":
+            return None
+        if wanted is not None:
+            return wanted
+        comm = "".join(c if c.isalnum() and c.isascii() else "_" for c in preview.comm)
+        reply = await self.destination.agent.request("stdio_log", name=f"{comm}-{preview.pid}.log")
+        return str(reply["path"])
+
+    # While it runs
+
+    async def _copy(self, replica: Replica) -> None:
+        """Rounds of pages, until what is left is little enough to stop the process for."""
+        options, display = self.options, self.display
+        display.phase("copying")
+        reply = await self.source.request(
+            "track", tracker=options.tracker, compress=options.compress, bandwidth=options.bandwidth
+        )
+        self._tracker = str(reply["tracker"])
+        for reason in reply["rejected"]:
+            display.note(f"dirty pages by {self._tracker}: {reason}")
+        limits = Limits(options.max_downtime, options.max_rounds, options.no_converge)
+        policy = PrecopyPolicy(limits)
+        pages = await self._look(replica)
+        while True:
+            display.round_started(len(self.rounds) + 1, pages)
+            begun, before = time.monotonic(), self.relay.bytes
+            sent = await self.source.request("send", remapped=replica.take_remade())
+            await self.destination.agent.request("sync")
+            if not self.rounds:
+                await self._rehearse(replica)
+            pages = await self._look(replica)
+            taken = time.monotonic() - begun
+            round = Round(int(sent["pages"]), self.relay.bytes - before, taken, pages)
+            self.rounds.append(round)
+            display.round_finished(round)
+            verdict = policy.after(round)
+            display.detail(verdict.reason)
+            if verdict.decision is Decision.GIVE_UP:
+                raise Failed(f"{verdict.reason}; allow more with --max-downtime or --no-converge continue")
+            if verdict.decision is Decision.FREEZE:
+                return
+
+    async def _look(self, replica: Replica) -> int:
+        """Make the destination's layout that of the process; the number of pages to send."""
+        reply = await self.source.request("look")
+        await replica.lay_out(reply.blob)
+        return int(reply["pages"])
+
+    async def _rehearse(self, replica: Replica) -> None:
+        """The freeze, but for its end: refusals that show only from inside come now, and all paths are warm."""
+        self.display.detail("rehearsal")
+        image = decode(ProcessImage, (await self.source.request("rehearse")).blob)
+        problems, warnings = replica.judge(image)
+        if problems:
+            raise Refused(problems)
+        for warning in warnings:
+            self.display.warn(warning)
+        replica.rehearse(image)
+
+    # The freeze
+
+    async def _freeze_and_commit(self, replica: Replica) -> tuple[ProcessImage, float]:
+        """Stop it here, finish it there, and let go of one of the two. Also returns the downtime in seconds."""
+        self.display.phase("freezing")
+        self.display.suspend()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            with trio.fail_after(_patience(self.options)):
+                image, begun = await self._freeze(replica)
+                # From here on an end of the agent leaves the process stopped, not running.
+                await self.source.request("commit")
+            with trio.CancelScope(shield=True):
+                return image, await self._commit(replica, image) - begun
+        except trio.TooSlowError:
+            raise Failed(f"{self.destination.name} did not answer in time; the process runs on here") from None
+        finally:
+            gc.enable()
+            gc.unfreeze()
+            self.display.resume()
+
+    async def _freeze(self, replica: Replica) -> tuple[ProcessImage, float]:
+        reply = await self.source.request("freeze")
+        image = decode(ProcessImage, reply.blob)
+        begun = float(reply["begun"])
+        self.phases = {name: float(reply[name]) for name in ("stop", "collect", "scan")}
+        frozen = begun + sum(self.phases.values())
+        if collides(replica.ground.hole, ((vma.start, vma.end) for vma in image.vmas)):
+            raise Failed("the process has come to use the memory that the restorer lives in; try again")
+        await replica.follow(image.vmas, reply["fill"])
+        sending = await self.source.submit("send", remapped=replica.take_remade())
+        programs = replica.compile(image)
+        if reply["locks"]:
+            await self.source.request("unlock")
+        await sending.reply()
+        sent = time.monotonic()
+        await replica.finish(programs)
+        self.phases["send"] = sent - frozen
+        self.phases["restore"] = time.monotonic() - sent
+        return image, begun
+
+    async def _commit(self, replica: Replica, image: ProcessImage) -> float:
+        """The point of no return. The time at which the process is known to run there."""
+        begun = time.monotonic()
+        try:
+            with trio.fail_after(_patience(self.options)):
+                await replica.release(image)
+        except (Failed, trio.TooSlowError) as error:
+            pid = image.process.pid
+            raise InDoubt(
+                f"COMMIT was sent and no answer came ({error or 'time is up'}). The process may run on "
+                f"{self.destination.name} as pid {pid}; the copy here, {self.options.pid}, is stopped. Look there: if it "
+                f"runs, end this one (kill -KILL {self.options.pid}); if not, let this one go on (kill -CONT "
+                f"{self.options.pid})"
+            ) from error
+        done = time.monotonic()
+        self.phases["commit"] = done - begun
+        await self.source.request("kill")
+        return done
+
+    async def _roll_back(self) -> None:
+        """Both sides are told; neither may stand in the way of the other. A side that is gone has put things right by
+        itself: the source agent's last act is to let the process go, the destination's to end the restoree."""
+        with trio.CancelScope(shield=True), trio.move_on_after(_ROLLBACK):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_tell, self.source, "resume")
+                nursery.start_soon(_tell, self.destination.agent, "abort")
+
+
+async def _tell(agent: Agent, verb: str) -> None:
+    try:
+        await agent.request(verb)
+    except AgentError as error:
+        if error.kind == "none":
+            return
+        raise
+    except Failed:
+        return  # gone: see `_roll_back`
+
+
+def _patience(options: Options) -> float:
+    """Seconds that the process is kept stopped at most before it is called off."""
+    return 10 + 10 * options.max_downtime
+
+
+def _channels(preview: Preview, facts: Facts) -> overseer.Channels:
+    """Two numbers that the process does not use, as high as the destination's limit allows."""
+    soft = min(facts.task.limits.limits[overseer.RLIMIT_NOFILE][0], 1 << 16)
+    free = (number for number in range(soft - 1, 4 + 1, -1) if number not in preview.descriptors)
+    try:
+        return overseer.Channels(next(free), next(free))
+    except StopIteration:
+        what = f"no two descriptor numbers below {soft} that the process does not use"
+        raise Refused([Problem("destination", what, "raise the limit of open files (ulimit -n) there")]) from None

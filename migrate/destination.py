@@ -1,0 +1,124 @@
+"""The destination as the coordinator sees it: facts about the host, and programs run in overseer and restoree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from migrate.engine import overseer, vdso
+from migrate.engine.cpu import Cpu
+from migrate.engine.kernel.maps import Mapping, maps
+from migrate.engine.kinds import task, timers
+from migrate.engine.program import Linked, Program, Results
+from migrate.engine.program.listing import describe_failure
+from migrate.errors import OpFailed
+from migrate.transport.agent import Agent, Pending
+
+OVERSEER, RESTOREE = 0, 1  # slots
+_FILES = (
+    "/proc/self/limits",
+    "/proc/self/status",
+    "/proc/self/oom_score_adj",
+    "/sys/devices/system/cpu/online",
+    "/sys/devices/system/node/online",
+    "/proc/meminfo",
+    "/proc/sys/vm/max_map_count",
+    "/proc/sys/vm/overcommit_memory",
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was learned of the destination before anything was made there. Sizes in bytes."""
+
+    hello: dict[str, Any]
+    task: task.Destination
+    tids: frozenset[int]
+    memory_available: int
+    max_map_count: int
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What the overseer found out: only a program can ask the CPU, or try a system call."""
+
+    maps: tuple[Mapping, ...]
+    cpu: Cpu
+    vdso: vdso.VDSO
+    timers_by_id: bool
+
+
+class Running:
+    """A program on its way: wait for it, and a failure is an OpFailed that says what it was for."""
+
+    def __init__(self, pending: Pending, linked: Linked, where: str) -> None:
+        self._pending, self._linked, self._where = pending, linked, where
+
+    async def done(self) -> Results | None:
+        """Its results, where the image was asked for."""
+        reply = await self._pending.reply()
+        failed = int(reply["failed"])
+        if failed >= 0:
+            raise OpFailed(describe_failure(self._linked, failed, int(reply["result"]), where=self._where))
+        return self._linked.results(reply.blob) if reply.blob else None
+
+
+class Destination:
+    """Verbs of the destination agent, with types."""
+
+    def __init__(self, agent: Agent, name: str) -> None:
+        self.agent, self.name = agent, name
+
+    async def facts(self) -> Facts:
+        """Two round trips' worth of questions in one."""
+        hello = await self.agent.submit("hello")
+        read = await self.agent.submit("read", paths=list(_FILES))
+        tids = await self.agent.submit("tids")
+        reply = await read.reply()
+        texts, at = {}, 0
+        for path, length in zip(_FILES, reply["lengths"], strict=True):
+            texts[path] = reply.blob[at : at + max(length, 0)]
+            at += max(length, 0)
+        meminfo = {line.split(":")[0]: line.split()[1] for line in texts["/proc/meminfo"].decode().splitlines()}
+        return Facts(
+            (await hello.reply()).meta,
+            task.Destination.from_texts(
+                limits=texts["/proc/self/limits"].decode(),
+                status=texts["/proc/self/status"],
+                oom_score_adj=texts["/proc/self/oom_score_adj"].decode(),
+                cpus=texts["/sys/devices/system/cpu/online"].decode(),
+                nodes=texts["/sys/devices/system/node/online"].decode(),
+                timers_by_id=False,
+            ),
+            frozenset((await tids.reply())["tids"]),
+            int(meminfo.get("MemAvailable", "0")) << 10,
+            int(texts["/proc/sys/vm/max_map_count"] or b"65530"),
+        )
+
+    async def stat(self, paths: Sequence[str]) -> dict[str, dict[str, int]]:
+        """lstat-like answers by path; ``errno`` where there is none."""
+        reply = await self.agent.request("stat", paths=list(paths), nofollow=True)
+        return dict(zip(paths, reply["stats"], strict=True))
+
+    async def start_overseer(self, new_pid_namespace: bool) -> Inside:
+        """The overseer, and what it is asked first."""
+        reply = await self.agent.request("overseer", restorees=1, new_pid_namespace=new_pid_namespace)
+        found = tuple(maps(reply["maps"]))
+        program = Program("facts about the destination")
+        cpu = Cpu.collect(program)
+        own = vdso.collect(program, vdso.areas(found))
+        by_id = timers.probe_restore_ids(program)
+        results = await (await self.run(OVERSEER, program, return_image=True)).done()
+        assert results is not None
+        return Inside(found, cpu(results), own(results), by_id(results))
+
+    async def run(self, slot: int, program: Program, return_image: bool = False) -> Running:
+        """Send a program; what is awaited is only that it is on its way."""
+        linked = program.link()
+        pending = await self.agent.submit("run", linked.image, slot=slot, return_image=return_image)
+        return Running(pending, linked, f"on {self.name}")
+
+    async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels) -> None:
+        """The restoree, empty."""
+        await (await self.run(OVERSEER, overseer.create(pid, hole, channels))).done()

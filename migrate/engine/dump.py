@@ -1,0 +1,256 @@
+"""The order of a dump: from a stopped process to its image.
+
+What can be read from outside is; what only the task can tell, it is asked by programs that the parasite runs in each of
+its threads. The programs do not depend on the task (timers aside) and are linked once. Whatever is slow and cannot have
+changed since the last look (smaps, who else has a pipe open) was read while the task ran.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from migrate.engine.memory.guards import guard_pages
+from migrate.engine.process import ProcessImage, ThreadImage
+from migrate.engine.kernel.accounting import timers
+from migrate.engine.kernel.maps import smaps
+from migrate.engine.kernel.pagemap import Pagemap
+from migrate.engine.kernel.proc import Proc
+from migrate.engine.kernel.status import status
+from migrate.engine.kinds import address_space, task
+from migrate.engine.kinds.controls import refusals
+from migrate.engine.kinds.descriptor_reader import DescriptorReader
+from migrate.engine.kinds.descriptors import DescriptorTable
+from migrate.engine.kinds.fs import FsState
+from migrate.engine.kinds.identity import Rseq
+from migrate.engine.kinds.mm import MM
+from migrate.engine.kinds.opened import DumpOptions
+from migrate.engine.kinds.restart import Wait, restart, uninterrupted
+from migrate.engine.kinds.scheduling import cpu_mask, default_slice
+from migrate.engine.kinds.vma import PROT_EXEC, VMA
+from migrate.engine.kinds.vma_read import AddressSpaceReader, mapped_objects
+from migrate.engine.program import Linked, Program, Results
+from migrate.engine.tracee import ptrace
+from migrate.engine.tracee.detour import ProcessEnded
+from migrate.engine.tracee.injection import Injection, Parasite
+from migrate.engine.tracee.memory import RemoteAddress
+from migrate.engine.tracee.tree import ThreadState, Tracee
+from migrate.errors import OpFailed, Problem, Refused
+from migrate.pie import blob, local
+
+_ROOM = 256 << 10  # bytes of programs that the parasite's area has room for at once
+_FILE = 1 << 16  # bytes; the files of /proc that are read in the frozen window are smaller
+
+
+class Dumper:
+    """Makes images of one process. Remembers what it saw, so that the last one is cheap."""
+
+    def __init__(self, proc: Proc, tracee: Tracee) -> None:
+        self.proc, self.tracee = proc, tracee
+        self.spaces = AddressSpaceReader(proc)
+        self.files = DescriptorReader(proc, tracee.pidfd)
+        self.vmas: list[VMA] = []
+        self._texts: dict[tuple[int, str], int] = {}  # files of /proc that are held open
+        self._pagemap = Pagemap(proc)
+        self._waits: dict[int, Wait] = {}
+        self._parasite: Parasite | None = None
+        self._inside = ExitStack()  # undoes the injection
+        self._host = _host()
+        program = Program("what a thread knows of itself")
+        self._decode_thread = task.collect_thread(program, self._host)
+        self._others = program.link()
+        self._main: _MainProgram | None = None
+
+    # While it runs
+
+    def look(self, options: DumpOptions | None = None) -> tuple[list[VMA], DescriptorTable, FsState | None, list[Problem]]:
+        """What can be seen without stopping it, and why it cannot be moved as far as that tells."""
+        where = f"pid {self.proc.pid}"
+        self.vmas = self.spaces.read()
+        table, problems = self.files.dump(options or DumpOptions(mapped=mapped_objects(self.vmas)))
+        fs, more = FsState.dump(self.proc, self.tracee.pidfd)
+        seccomp = status(self.proc.text("status")).seccomp
+        problems = [*self.spaces.problems, *problems, *more, *refusals(where, seccomp, None)]
+        self._hold()
+        return self.vmas, table, fs, problems
+
+    def _hold(self) -> None:
+        """Open now what will be read in the frozen window."""
+        for name in task.PROCESS_FILES:
+            self._open(self.proc.pid, name)
+        for tid in self.proc.tids():
+            self._open(tid, "status")
+
+    def _open(self, tid: int, name: str) -> int:
+        key = (tid, name)
+        if key not in self._texts:
+            inside = name if tid == self.proc.pid else f"task/{tid}/{name}"
+            self._texts[key] = self.proc.open(inside)
+        return self._texts[key]
+
+    def _text(self, tid: int, name: str) -> bytes:
+        try:
+            return os.pread(self._open(tid, name), _FILE, 0)
+        except ProcessLookupError:  # another thread has the number now
+            os.close(self._texts.pop((tid, name)))
+            return os.pread(self._open(tid, name), _FILE, 0)
+
+    # While it is stopped
+
+    def image(self, frozen: bool) -> ProcessImage:
+        """The image of the stopped process. ``frozen``: for good, so what is read is final and files are flushed. Raises
+        Refused with all that cannot be moved."""
+        self.vmas = self.spaces.reread()
+        states = self.tracee.threads()
+        shared = self.tracee.shared_pending()
+        files = {name: self._text(self.proc.pid, name) for name in task.PROCESS_FILES}
+        statuses = {state.tid: self._text(state.tid, "status") for state in states}
+        table, problems = self.files.dump(DumpOptions(frozen=frozen, mapped=mapped_objects(self.vmas)))
+        fs, more = FsState.dump(self.proc, self.tracee.pidfd)
+        problems = [*self.spaces.problems, *problems, *more]
+        own = own_pid(statuses[self.proc.pid])
+        process, mm, results = self._ask(states, files, shared, own)
+        threads = []
+        for state in states:
+            outside = task.ThreadOutside(statuses[state.tid], state.signal_mask, state.pending, _rseq(state))
+            thread = self._decode_thread(results[state.tid], outside)
+            problems += refusals(f"thread {state.tid}", thread.seccomp, None)
+            threads.append(ThreadImage(thread.identity.tid, self._registers(state), state.xstate, thread))
+        if problems or fs is None:
+            raise Refused(problems)
+        last = max((vma.end for vma in self.vmas if not vma.special), default=0)
+        guards = guard_pages(self._pagemap, 0, last)
+        return ProcessImage(process, tuple(threads), tuple(self.vmas), guards, mm, table, fs)
+
+    def _ask(
+        self, states: Sequence[ThreadState], files: Mapping[str, bytes], shared: Sequence[bytes], own: int
+    ) -> tuple[task.Process, MM, dict[int, Results]]:
+        """What only the task knows: every thread runs a program, the main thread a longer one."""
+        main = self._main_program(files["timers"], own, states)
+        programs = {state.tid: main.linked if state.tid == self.proc.pid else self._others for state in states}
+        results = self.parasite().run(programs)
+        for tid, result in results.items():
+            if result.failed is not None:
+                op, error = result.failed
+                raise OpFailed(f"asking thread {tid} for its {op.label}: {op.name}: {os.strerror(-error)}")
+        if main.keys:  # pkey_alloc changed what the main thread may touch (PKRU)
+            ptrace.set_xstate(self.proc.pid, states[0].xstate)
+        answers = results[self.proc.pid]
+        outside = task.ProcessOutside(own, files, shared, bool(self.tracee.stopped_by))
+        return main.process(answers, outside), main.mm(answers, self._flags_of_new_memory()), results
+
+    def _main_program(self, listed: bytes, own: int, states: Sequence[ThreadState]) -> _MainProgram:
+        """The one that also answers for the process; linked anew only when it must be another."""
+        flush = [vma for vma in self.vmas if vma.shared]
+        keys = any(vma.pkey and vma.prot != PROT_EXEC for vma in self.vmas)
+        key = (listed, tuple(flush), keys)
+        if self._main is None or self._main.key != key:
+            program = Program(f"what pid {own} knows of itself")
+            # First what every thread is asked: so the same decoder fits.
+            task.collect_thread(program, self._host)
+            tids = None
+            if listed and own != self.proc.pid:
+                tids = {state.tid: own_pid(self._text(state.tid, "status")) for state in states}
+            process = task.collect_process(program, timers(listed.decode()), tids)
+            mm = MM.collect(program, self.proc, keys)
+            address_space.compile_flush(program, flush)
+            self._main = _MainProgram(key, program.link(), process, mm, keys)
+        return self._main
+
+    def _flags_of_new_memory(self) -> str:
+        """VmFlags of memory that was mapped with no flags: those of the parasite show whether mlockall(MCL_FUTURE) is in
+        force. Asked only of a process that has locked memory, for smaps walks page tables."""
+        if not any("lo" in vma.flags.split() for vma in self.vmas if "lo" in vma.flags):
+            return ""
+        code = self.parasite().code
+        for entry in smaps(self.proc.text("smaps")):
+            if entry.mapping.start <= code < entry.mapping.end:
+                return " ".join(entry.vm_flags)
+        return ""
+
+    def _registers(self, state: ThreadState) -> bytes:
+        """As the thread is to go on elsewhere: out of a restartable sequence, its system call restarted."""
+        registers = state.registers
+        if state.rseq_abort:
+            registers = registers.replace(rip=state.rseq_abort, orig_rax=-1)
+
+        def read(address: int, size: int) -> bytes:
+            return self.tracee.memory.read(RemoteAddress(address), size)
+
+        return restart(registers, read, self._waits.get(state.tid)).pack()
+
+    # Stopping and letting go
+
+    def parasite(self) -> Parasite:
+        """The parasite, injected at the first call after a stop."""
+        if self._parasite is None:
+            with ExitStack() as stack:
+                parasite = stack.enter_context(Injection(self.tracee, blob(), _ROOM))
+                self._inside = stack.pop_all()
+            self._parasite = parasite
+        return self._parasite
+
+    def stop(self) -> None:
+        """Stop every thread."""
+        self.tracee.stop()
+
+    def resume(self) -> None:
+        """Let it go on as it was: no parasite, and no sign in a system call that it was stopped."""
+        try:
+            self._withdraw()
+            for tid in self.tracee.tids:
+                registers = self.tracee.registers(tid)
+                wait = Wait.seen(registers, self._waits.get(tid))
+                if wait is not None:
+                    self._waits[tid] = wait
+                unseen = uninterrupted(registers)
+                if unseen is not registers:
+                    self.tracee.set_registers(tid, unseen)
+        finally:
+            self.tracee.resume()
+
+    def _withdraw(self) -> None:
+        inside, self._inside, self._parasite = self._inside, ExitStack(), None
+        inside.close()
+
+    def close(self) -> None:
+        """Let it go, and give back what is held open."""
+        try:
+            self.resume()
+        except (ProcessEnded, ProcessLookupError):
+            pass  # it was killed, by us after a commit or by somebody else: nothing is left to be put right
+        finally:
+            while self._texts:
+                os.close(self._texts.popitem()[1])
+            self._pagemap.close()
+            self.tracee.close()
+
+
+@dataclass(frozen=True)
+class _MainProgram:
+    key: tuple[object, ...]
+    linked: Linked
+    process: Callable[[Results, task.ProcessOutside], task.Process]
+    mm: Callable[[Results, str], MM]
+    keys: bool
+
+
+def own_pid(raw: bytes) -> int:
+    """Of a process or thread: the number in the innermost PID namespace, from status."""
+    line = raw[raw.index(b"\nNSpid:") + 7 :]
+    return int(line[: line.index(b"\n")].split()[-1])
+
+
+def _rseq(state: ThreadState) -> Rseq | None:
+    if state.rseq is None:
+        return None
+    return Rseq(state.rseq.address, state.rseq.size, state.rseq.signature)
+
+
+def _host() -> task.Host:
+    program = Program("the host")
+    decode = default_slice(program)
+    return task.Host(cpu_mask(Path("/sys/devices/system/cpu/online").read_text()), decode(local.run(program.link())))

@@ -1,0 +1,42 @@
+"""What the source agent tells of a process before anything is frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from migrate.engine.cpu import Cpu
+from migrate.engine.kinds.needs import FileNeed
+from migrate.engine.kinds.vma import VMA
+from migrate.engine.vdso import VDSO
+from migrate.errors import Problem
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A process as it looks from outside while it runs, with all the reasons why it cannot be moved.
+
+    ``pid`` and ``tids`` as the process itself numbers them; ``streams``: standard streams that lead outside and write;
+    ``descriptors``: numbers in use; ``limits`` and ``status``: texts of these files of /proc; ``resident``: bytes.
+    """
+
+    pid: int
+    comm: str
+    tids: tuple[int, ...]
+    problems: tuple[Problem, ...]
+    vmas: tuple[VMA, ...]
+    needs: tuple[FileNeed, ...]
+    streams: tuple[int, ...]
+    descriptors: tuple[int, ...]
+    limits: str
+    status: bytes
+    resident: int
+    cpu: Cpu
+    vdso: VDSO
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The address space at a look. ``fill``: starts of VMAs that were not expected to have contents of their own."""
+
+    vmas: tuple[VMA, ...]
+    fill: tuple[int, ...]

@@ -1,0 +1,34 @@
+"""The image of a process: everything but the contents of its pages, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from migrate.engine.kinds.descriptors import DescriptorTable
+from migrate.engine.kinds.fs import FsState
+from migrate.engine.kinds.mm import MM
+from migrate.engine.kinds.task import Process, Thread
+from migrate.engine.kinds.vma import VMA
+
+
+@dataclass(frozen=True)
+class ThreadImage:
+    """A thread: its own number, user_regs_struct as it is to go on at the destination, XSAVE area, and the rest."""
+
+    tid: int
+    registers: bytes
+    xsave: bytes
+    state: Thread
+
+
+@dataclass(frozen=True)
+class ProcessImage:
+    """``threads``: the main one first. ``guards``: (start, end) of guard pages."""
+
+    process: Process
+    threads: tuple[ThreadImage, ...]
+    vmas: tuple[VMA, ...]
+    guards: tuple[tuple[int, int], ...]
+    mm: MM
+    descriptors: DescriptorTable
+    fs: FsState

@@ -1,0 +1,316 @@
+"""What the source agent does, verb by verb. The coordinator tells the story; see migrate/coordinator.py.
+
+A round is `look` (which areas there are and which pages were written; they are protected anew) and `send` (the pages).
+Between the two the coordinator makes the destination's layout the same. The freeze is `freeze` and `send`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from select import POLLIN, poll
+from typing import Any
+
+from migrate.engine import vdso
+from migrate.engine.cpu import Cpu
+from migrate.engine.dump import Dumper, own_pid
+from migrate.engine.image.codec import encode
+from migrate.engine.preview import Layout, Preview
+from migrate.engine.kernel.maps import maps
+from migrate.engine.kernel.proc import Proc
+from migrate.engine.kernel.status import status
+from migrate.engine.kinds import locks
+from migrate.engine.kinds.mm import look_at_exe
+from migrate.engine.kinds.vma import PROT_READ, PROT_WRITE, SHMEM, VMA
+from migrate.engine.memory.area import Area, Content
+from migrate.engine.memory.choice import choose
+from migrate.engine.memory.codec import Compress, Compressor
+from migrate.engine.memory.pageset import PAGE, PageSet
+from migrate.engine.memory.planner import RoundPlanner, Run
+from migrate.engine.memory.pump import PagePump
+from migrate.engine.memory.tracker import Scan, Tracker
+from migrate.engine.program import Program
+from migrate.engine.tracee.inspection import why_not_traceable
+from migrate.engine.tracee.memory import RemoteAddress
+from migrate.engine.tracee.tree import Tracee
+from migrate.errors import Failed, OpFailed, Refused
+from migrate.pie import local
+
+Answer = tuple[dict[str, Any], bytes]
+SendPages = Callable[[int, bytes, memoryview], None]  # flags, meta, contents
+_KILL_PATIENCE = 30.0  # seconds; a large address space takes its time to go
+_EMPTY = memoryview(b"")
+
+
+class Source:
+    """One process on its way. Verbs are the methods ``do_…``: arguments of the request in, fields and blob out."""
+
+    def __init__(self, send_pages: SendPages) -> None:
+        self._send_pages = send_pages
+        self._dumper: Dumper | None = None
+        self._tracker: Tracker | None = None
+        self._pump: PagePump | None = None
+        self._planner = RoundPlanner()
+        self._dropped, self._punched = PageSet(), PageSet()  # gone here; to be told with the next pages
+        self._areas: list[Area] = []
+        self._released: tuple[locks.Lock, ...] = ()
+        self._rate: float | None = None  # bytes per second that the link took in the last round
+        self._killed = False
+
+    @property
+    def dumper(self) -> Dumper:
+        if self._dumper is None:
+            raise Failed("no process has been named yet")
+        return self._dumper
+
+    # Before
+
+    def do_inspect(self, pid: int) -> Answer:
+        """Everything that can be seen without touching the process. Refused when it cannot even be looked at."""
+        if problems := why_not_traceable(pid):
+            raise Refused(problems)
+        dumper = self._dumper = Dumper(Proc(pid), Tracee(pid))
+        vmas, table, fs, problems = dumper.look()
+        proc = dumper.proc
+        raw = proc.read("status")
+        parsed = status(raw.decode("utf-8", "surrogateescape"))
+        needs = [*dumper.spaces.needs(), *table.needs(pid), *(fs.needs(f"pid {pid}") if fs else ())]
+        executable, trouble = look_at_exe(proc)
+        preview = Preview(
+            pid=own_pid(raw),
+            comm=proc.text("comm").removesuffix("\n"),
+            tids=tuple(own_pid(proc.read(f"task/{tid}/status")) for tid in proc.tids()),
+            problems=tuple([*problems, *trouble]),
+            vmas=tuple(vmas),
+            needs=tuple([*needs, executable]),
+            streams=table.streams,
+            descriptors=tuple(descriptor.number for descriptor in table.descriptors),
+            limits=proc.text("limits"),
+            status=raw,
+            resident=parsed.vm.get("VmRSS", 0) << 10,
+            cpu=_own_cpu(),
+            vdso=self._vdso(),
+        )
+        return {}, encode(preview)
+
+    def _vdso(self) -> vdso.VDSO:
+        areas = vdso.areas(maps(self.dumper.proc.text("maps")))
+        image = b""
+        for area in areas:
+            if area.name == vdso.VDSO_NAME:
+                image = self.dumper.tracee.memory.read(RemoteAddress(area.start), area.end - area.start)
+        return vdso.VDSO.read(areas, image)
+
+    # Rounds
+
+    def do_track(self, tracker: str, compress: str, bandwidth: float | None) -> Answer:
+        """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None."""
+        self._bandwidth = bandwidth
+        dumper = self.dumper
+        dumper.stop()
+        try:
+            choice = choose(dumper.proc, dumper.tracee.pidfd, self._remote_syscall, tracker)
+        finally:
+            dumper.resume()
+        self._tracker = choice.tracker
+        dumper.spaces.tracked = True
+        compressor = None if compress == "none" else Compressor(Compress(compress), lambda: self._rate)
+        self._pump = PagePump(dumper.proc, self._planner, self._tracker, compressor)
+        return {"tracker": self._tracker.name, "rejected": choice.rejected}, b""
+
+    def _remote_syscall(self, number: int, *args: int) -> int:
+        tracee = self.dumper.tracee
+        return tracee.remote_syscall(tracee.tids[0], number, *args)
+
+    def do_look(self) -> Answer:
+        """Areas and pages, while the process runs. Protects: what is written from now on shows at the next look."""
+        dumper = self.dumper
+        assert self._tracker is not None
+        stop = self._tracker.stop_to_scan
+        if stop:
+            dumper.stop()
+        try:
+            dumper.vmas = dumper.spaces.reread()
+            fields = self._scan_memory(dumper.vmas, protect=True)
+        finally:
+            if stop:
+                dumper.resume()
+        return fields, encode(Layout(tuple(dumper.vmas), self._fill()))
+
+    def _scan_memory(self, vmas: Sequence[VMA], protect: bool) -> dict[str, Any]:
+        assert self._tracker is not None
+        self._areas = [area_of(vma) for vma in vmas if vma.travels and "dp" not in vma.flags.split()]
+        plan = self._planner.plan(self._tracker.scan(self._areas, self._planner.held, protect), self._areas)
+        for runs, erased in ((plan.drop, self._dropped), (plan.punch, self._punched)):
+            for address, pages in runs:
+                erased.add(address, address + pages * PAGE)
+        return {"pages": plan.pages}
+
+    def _fill(self) -> tuple[int, ...]:
+        """Areas with pages of their own that nobody expected there: a debugger writes to what the task cannot."""
+        found = []
+        for vma in self.dumper.vmas:
+            if vma.travels and not vma.fill_prot & PROT_WRITE and self._planner.owed.clip([(vma.start, vma.end)]):
+                found.append(vma.start)
+        return tuple(found)
+
+    def do_send(self, remapped: list[list[int]]) -> Answer:
+        """The pages that the last look found. ``remapped``: ranges that the destination has mapped anew."""
+        assert self._pump is not None
+        for start, end in remapped:
+            self._planner.remapped(start, end)
+        plan = self._planner.plan(Scan(), self._areas)  # what is owed by now
+        here = [(area.start, area.end) for area in self._areas]
+        plan.drop = [Run(*run) for run in self._dropped.clip(here).runs()]
+        plan.punch = [Run(*run) for run in self._punched.clip(here).runs()]
+        self._dropped, self._punched = PageSet(), PageSet()
+        begun = time.monotonic()
+        before = self._pump.stats.bytes_out
+        pages = 0
+        for frame in self._pump.frames(plan, self._areas):
+            self._send_pages(frame.flags, frame.meta, frame.blob)
+            pages += frame.pages
+            self._pace(begun, self._pump.stats.bytes_out - before)
+        seconds, sent = time.monotonic() - begun, self._pump.stats.bytes_out - before
+        if sent > 1 << 20:
+            self._rate = sent / max(seconds, 1e-6)
+        return {"pages": pages, "bytes": sent, "seconds": seconds}, b""
+
+    def _pace(self, begun: float, sent: int) -> None:
+        """Not faster than the user allows."""
+        if self._bandwidth and not self._frozen:
+            ahead = sent / self._bandwidth - (time.monotonic() - begun)
+            if ahead > 0:
+                time.sleep(ahead)
+
+    _bandwidth: float | None = None
+    _frozen = False
+
+    def do_rehearse(self) -> Answer:
+        """The image of the process as it would be now. Finds what can only be seen from inside, and warms every path."""
+        dumper = self.dumper
+        begun = time.monotonic()
+        dumper.stop()
+        try:
+            image = dumper.image(frozen=False)
+        finally:
+            dumper.resume()
+        return {"seconds": time.monotonic() - begun}, encode(image)
+
+    # The freeze
+
+    def do_freeze(self) -> Answer:
+        """Stop it for good, and look for the last time. ``send`` sends the last pages. Times in seconds; ``begun`` is of
+        CLOCK_MONOTONIC."""
+        dumper = self.dumper
+        gc.disable()
+        begun = time.monotonic()
+        dumper.stop()
+        self._frozen = True
+        stopped = time.monotonic()
+        try:
+            image = dumper.image(frozen=True)
+            collected = time.monotonic()
+            fields = self._scan_memory(dumper.vmas, protect=False)
+            fill = self._fill()
+        except BaseException:
+            self.do_resume()
+            raise
+        scanned = time.monotonic()
+        fields |= {"begun": begun, "stop": stopped - begun, "collect": collected - stopped, "scan": scanned - collected}
+        return {**fields, "fill": fill, "locks": len(image.descriptors.locks)}, encode(image)
+
+    def do_unlock(self) -> Answer:
+        """Release the locks of the stopped process, so that its successor can take them."""
+        table, _ = self.dumper.files.dump()
+        self._run_inside(table.locks, locks.release, "releasing the locks")
+        self._released = table.locks
+        return {}, b""
+
+    def _run_inside(
+        self, held: tuple[locks.Lock, ...], what: Callable[[Program, Sequence[locks.Lock]], None], doing: str
+    ) -> None:
+        program = Program(doing)
+        what(program, held)
+        pid = self.dumper.proc.pid
+        result = self.dumper.parasite().run({pid: program})[pid]
+        if result.failed is not None:
+            op, error = result.failed
+            raise OpFailed(f"{doing} of pid {pid}: {op.label}: {os.strerror(-error)}")
+
+    def do_resume(self) -> Answer:
+        """Let it go on here as if nothing had happened."""
+        if self._committing:
+            signal.pidfd_send_signal(self.dumper.tracee.pidfd, signal.SIGCONT)
+            self._committing = False
+        try:
+            if self._released:
+                released, self._released = self._released, ()
+                self._run_inside(released, locks.restore, "taking back the locks")
+        finally:
+            self._frozen = False
+            gc.enable()
+            self.dumper.resume()
+        return {}, b""
+
+    def do_commit(self) -> Answer:
+        """The decision is the destination's now. When we end, however, the process stays stopped: a SIGSTOP waits for it,
+        which nothing but SIGCONT and SIGKILL undoes (signal(7))."""
+        signal.pidfd_send_signal(self.dumper.tracee.pidfd, signal.SIGSTOP)
+        self._committing = True
+        return {}, b""
+
+    _committing = False
+
+    def do_kill(self) -> Answer:
+        """The destination has it: this copy ends, without having run again."""
+        dumper = self.dumper
+        self._killed = True
+        signal.pidfd_send_signal(dumper.tracee.pidfd, signal.SIGKILL)
+        return {}, b""
+
+    def do_reap(self) -> Answer:
+        """Wait until the killed copy is gone."""
+        dumper = self.dumper
+        dumper.tracee.resume()
+        gone = poll()
+        gone.register(dumper.tracee.pidfd, POLLIN)
+        if not gone.poll(_KILL_PATIENCE * 1000):
+            raise Failed(f"pid {dumper.proc.pid} was killed and is not gone after {_KILL_PATIENCE:g} s")
+        return {}, b""
+
+    def close(self) -> None:
+        """Leave no trace. Whatever fails, all of it is tried."""
+        try:
+            if self._pump is not None:
+                self._pump.close()
+            if self._tracker is not None:
+                self._tracker.close()
+        finally:
+            if self._dumper is not None:
+                try:
+                    if self._frozen and not self._killed and not self._committing:
+                        self.do_resume()
+                finally:
+                    self._dumper.close()
+                    self._dumper.proc.close()
+                    self._dumper = None
+
+
+def area_of(vma: VMA) -> Area:
+    """What the trackers want to know of a VMA whose contents travel."""
+    backing, readable = vma.backing, bool(vma.prot & PROT_READ)
+    if not vma.shared or backing is None:
+        content = Content.ANONYMOUS if backing is None else Content.PRIVATE_FILE
+        return Area(vma.start, vma.end, content, readable)
+    key = (os.major(backing.dev), os.minor(backing.dev), backing.ino)
+    return Area(vma.start, vma.end, Content.SHARED, readable, key, vma.offset, backing.kind == SHMEM)
+
+
+def _own_cpu() -> Cpu:
+    program = Program("the CPU")
+    decode = Cpu.collect(program)
+    return decode(local.run(program.link()))

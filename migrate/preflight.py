@@ -1,0 +1,88 @@
+"""Whether a process can be moved to a destination: all the reasons against it at once, before it is touched."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from migrate.destination import Destination, Facts, Inside
+from migrate.engine import vdso
+from migrate.engine.kernel.maps import PAGE
+from migrate.engine.kinds import address_space, needs
+from migrate.engine.kinds.credentials import Credentials
+from migrate.engine.kinds.limits import Limits
+from migrate.engine.preview import Preview
+from migrate.errors import Problem
+from migrate.transport.agent import Agent
+
+_CAPABILITIES = {21: "CAP_SYS_ADMIN", 19: "CAP_SYS_PTRACE"}
+_RESERVE = 64 << 20  # bytes that the destination needs besides the pages
+
+
+def host_problems(preview: Preview, facts: Facts) -> list[Problem]:
+    """Machine, rights and room of the destination."""
+    hello, found = facts.hello, []
+    if hello["machine"] != platform.machine():
+        found.append(Problem("destination", f"is {hello['machine']}, and this is {platform.machine()}"))
+    if hello["page_size"] != PAGE:
+        found.append(Problem("destination", f"has pages of {hello['page_size']} bytes, and we have {PAGE}"))
+    lacking = [name for bit, name in _CAPABILITIES.items() if not facts.task.effective >> bit & 1]
+    if lacking:
+        advice = "connect as root, or use --sudo" if hello["uid"] else "the root user there is confined"
+        found.append(Problem("destination", f"the agent lacks {' and '.join(lacking)}", advice))
+    if preview.resident + _RESERVE > facts.memory_available:
+        found.append(
+            Problem(
+                "destination",
+                f"has {facts.memory_available >> 20} MiB of memory to spare, and the process uses {preview.resident >> 20}",
+            )
+        )
+    return found
+
+
+def process_problems(preview: Preview, facts: Facts) -> list[Problem]:
+    """What the destination cannot give to the process, as far as it shows from outside."""
+    where = f"pid {preview.pid}"
+    credentials = Credentials.from_status(preview.status, 0)
+    return [
+        *Limits.from_text(preview.limits).problems(where, facts.task.limits, facts.task.can_raise),
+        *credentials.problems(where, facts.task.bounding, facts.task.securebits),
+        *address_space.problems(preview.vmas, where, facts.max_map_count, len(preview.tids)),
+    ]
+
+
+def kernel_problems(preview: Preview, inside: Inside) -> tuple[list[Problem], vdso.Verdict]:
+    """CPU and vDSO, which only the overseer could look at."""
+    verdict = vdso.decide(preview.vdso, inside.vdso, f"pid {preview.pid}")
+    return [*preview.cpu.missing(inside.cpu), *([verdict.problem] if verdict.problem else [])], verdict
+
+
+async def file_problems(preview: Preview, source: Agent, destination: Destination) -> tuple[list[Problem], frozenset[str]]:
+    """Files that are not there, or not the same. Also the names of deleted files that are taken there."""
+    paths = needs.paths(preview.needs)
+    there = await destination.stat(paths)
+    now = (await source.request("stat", paths=paths, nofollow=True))["stats"]
+    found = needs.compare(preview.needs, there, dict(zip(paths, now, strict=True)))
+    wrong = {problem.what.split(" ")[0] for problem in found}
+    same = sorted({need.path for need in preview.needs if need.content and need.path not in wrong and _is_file(there, need.path)})
+    ours = await source.submit("digest", paths=same)
+    theirs = await destination.agent.submit("digest", paths=same)
+    pairs = zip(same, (await ours.reply())["digests"], (await theirs.reply())["digests"], strict=True)
+    for path, here, other in pairs:
+        if here != other:
+            where = next(need.where for need in preview.needs if need.path == path)
+            found.append(Problem(where, _difference(path, here, other), "install the same version there"))
+    return found, needs.taken(preview.needs, there)
+
+
+def _is_file(there: Mapping[str, Mapping[str, int]], path: str) -> bool:
+    return "errno" not in there[path]
+
+
+def _difference(path: str, here: Any, there: Any) -> str:
+    for side, answer in (("here", here), ("on the destination", there)):
+        if "errno" in answer:
+            return f"{path} cannot be read {side}: {os.strerror(answer['errno'])}"
+    return f"{path} has the same size and time on the destination, but not the same content"

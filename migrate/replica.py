@@ -1,0 +1,120 @@
+"""The process as it takes shape on the destination: first empty, then laid out and filled, then restored and released."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from migrate.destination import OVERSEER, RESTOREE, Destination, Running
+from migrate.engine import overseer, restore, vdso
+from migrate.engine.image.codec import decode
+from migrate.engine.kernel.maps import Mapping
+from migrate.engine.kinds import address_space
+from migrate.engine.kinds.vma import VMA, memfds
+from migrate.engine.preview import Layout
+from migrate.engine.process import ProcessImage
+from migrate.engine.program import Program
+from migrate.errors import Failed, Problem
+
+
+class Replica:
+    """What there is of the process on the destination, and what it stands on."""
+
+    def __init__(self, destination: Destination, ground: restore.Ground, as_init: bool) -> None:
+        self.destination, self.ground, self.as_init = destination, ground, as_init
+        self._vmas: Sequence[VMA] = ()
+        self._laid_out = False
+        self._filled: set[int] = set()  # starts of VMAs that were made writable against expectation
+        self._remade: list[tuple[int, int]] = []
+        self._running: list[Running] = []
+        self._pid = 0
+
+    async def create(self, pid: int, maps: Sequence[Mapping]) -> None:
+        """The restoree with its number, and nothing in its address space but the restorer."""
+        self._pid = pid
+        await self.destination.create(pid, self.ground.hole, self.ground.channels)
+        program, parked = restore.clear_program(vdso.areas(maps), self.ground.hole)
+        self.ground = replace(self.ground, parked=parked)
+        await (await self.destination.run(RESTOREE, program)).done()
+
+    async def lay_out(self, blob: bytes) -> None:
+        """Follow the layout that the source found at a look."""
+        layout = decode(Layout, blob)
+        await self.follow(layout.vmas, layout.fill)
+        await self._settle()
+
+    async def follow(self, vmas: Sequence[VMA], fill: Sequence[int]) -> None:
+        """Map what is new, unmap what is gone; the programs are on their way when this returns."""
+        program = Program(f"the address space of pid {self._pid}")
+        self._number(vmas)
+        hole, numbers = self.ground.hole, self.ground.numbers
+        if not self._laid_out:
+            address_space.compile_map(program, vmas, hole, numbers)
+            self._laid_out = True
+        elif vmas != self._vmas:
+            made = address_space.compile_difference(program, self._vmas, vmas, hole, numbers)
+            self._remade += made
+            self._filled -= {start for start in self._filled if any(low <= start < high for low, high in made)}
+        unexpected = set(fill) - self._filled
+        address_space.compile_fillable(program, (vma for vma in vmas if vma.start in unexpected))
+        self._filled |= unexpected
+        self._vmas = vmas
+        if len(program):
+            self._running.append(await self.destination.run(RESTOREE, program))
+
+    def _number(self, vmas: Sequence[VMA]) -> None:
+        """A descriptor number for each memfd that is mapped, below those of the restorer."""
+        numbers = dict(self.ground.numbers)
+        for backing in memfds(vmas):
+            numbers.setdefault(backing.key, self.ground.scratch)
+            self.ground = replace(self.ground, numbers=numbers)
+
+    def take_remade(self) -> list[tuple[int, int]]:
+        """Ranges that were mapped anew since the last call: whatever was sent for them is gone."""
+        remade, self._remade = self._remade, []
+        return remade
+
+    async def _settle(self) -> None:
+        running, self._running = self._running, []
+        for program in running:
+            await program.done()
+
+    # The end
+
+    def judge(self, image: ProcessImage) -> tuple[list[Problem], list[str]]:
+        """What the destination cannot give, and what will be different there."""
+        there, where = self.ground.destination, f"pid {image.process.pid}"
+        problems = image.process.problems(where, there, [thread.tid for thread in image.threads])
+        warnings = []
+        for thread in image.threads:
+            place = f"thread {thread.tid}"
+            problems += thread.state.problems(place, there)
+            warnings += thread.state.warnings(place, there)
+        return problems, list(dict.fromkeys(warnings))
+
+    def rehearse(self, image: ProcessImage) -> None:
+        """Compile everything once, for what goes wrong in it and to have it warm."""
+        self.compile(image)
+
+    def compile(self, image: ProcessImage) -> list[tuple[int, Program]]:
+        """The programs that are left, and where each is run."""
+        if len(image.threads) - 1 > self.ground.hole.threads:
+            raise Failed(f"the process has started more than {self.ground.hole.threads} threads meanwhile; try again")
+        programs = [(RESTOREE, program) for program in restore.final_programs(image, self.ground, self._filled)]
+        dresses = restore.dresses(image.threads, self.ground.xsave_size)
+        return [*programs, (OVERSEER, overseer.arm(image.process.pid, self.ground.hole, dresses))]
+
+    async def finish(self, programs: Sequence[tuple[int, Program]]) -> None:
+        """All is restored, and stands still in the overseer's hands."""
+        for slot, program in programs:
+            self._running.append(await self.destination.run(slot, program))
+        await self._settle()
+
+    async def release(self, image: ProcessImage) -> None:
+        """COMMIT: it runs there from now on."""
+        tids = [thread.tid for thread in image.threads]
+        committed = await self.destination.agent.submit("commit")
+        program = overseer.release(image.process.pid, tids, image.process.stopped, self.as_init)
+        released = await self.destination.run(OVERSEER, program)
+        await committed.reply()
+        await released.done()
