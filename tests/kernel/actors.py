@@ -80,6 +80,7 @@ class Actor:
                 os._exit(code)
         theirs.close()
         self._socket = ours
+        assert self.call(os.getpid) == self.pid  # it is set up now, its signals blocked
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """What ``function`` (of a module: it is pickled) returns there; its exceptions are raised here."""

@@ -108,13 +108,14 @@ class PosixTimers:
         """Two ops for each timer and one for each unbroken clock in use. ``listed``: /proc/PID/timers, which names
         threads by our numbers; ``tids``: ours -> those of the task's PID namespace, where they differ."""
         clocks = {clock: program.space(_TIME.size) for clock in _UNBROKEN if any(t.clock == clock for t in listed)}
-        for clock, room in clocks.items():
-            program.syscall("clock_gettime", clock, room, label=f"clock {clock}")
         settings = [program.space(_FOUR.size) for _ in listed]
         overruns = []
         for timer, room in zip(listed, settings, strict=True):
             program.syscall("timer_gettime", timer.id, room, label=f"timer {timer.id}")
             overruns.append(program.syscall("timer_getoverrun", timer.id, label=f"overrun of timer {timer.id}"))
+        # After the timers: a deadline may come out late by what passes in between, never early.
+        for clock, room in clocks.items():
+            program.syscall("clock_gettime", clock, room, label=f"clock {clock}")
 
         def decode(results: Results) -> PosixTimers:
             now = {clock: _nanoseconds(*_TIME.unpack(results.bytes(room))) for clock, room in clocks.items()}
