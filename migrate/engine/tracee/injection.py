@@ -20,6 +20,7 @@ from types import TracebackType
 from migrate.engine.kernel.maps import PAGE
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.program import Linked, Program, Results
+from migrate.engine.tracee.area import HEADER_SIZE, header
 from migrate.engine.tracee.detour import ProcessEnded, Traveller, Trip, travel, travellers
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.stub import ALIGN, whole_program
@@ -29,19 +30,6 @@ from migrate.pie import RUN
 
 _STACK = 8192  # bytes; the interpreter needs a few hundred
 _DEFAULT_ROOM = 64 << 10  # bytes
-HEADER_SIZE = 64  # bytes; keeps what follows aligned
-_MAGIC = b"migrate parasite"
-
-
-def header(size: int) -> bytes:
-    """What an area of ``size`` bytes begins with, so that one which was left behind is recognised."""
-    return (_MAGIC + size.to_bytes(8, "little")).ljust(HEADER_SIZE, b"\0")
-
-
-def size_of_area(start: bytes) -> int:
-    """The size that the first bytes of an area tell; 0: it is no area of ours."""
-    size = int.from_bytes(start[16:24], "little")
-    return size if start == header(size) else 0
 
 
 class Injection:

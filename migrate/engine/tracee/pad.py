@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from migrate.engine.kernel.maps import PAGE, Mapping, maps
+from migrate.engine.tracee.area import areas
 from migrate.engine.tracee.detour import Dispositions, ProcessEnded, Trip, travel, travellers
 from migrate.engine.tracee.memory import Memory, RemoteAddress
 from migrate.engine.tracee.stub import ALIGN, single_call
-from migrate.errors import Problem, Refused
+from migrate.errors import Failed, Problem, Refused
 
 _AT_SYSINFO_EHDR = 33  # auxv: where the kernel put the vDSO
 _MARGIN = 64  # bytes of zeros that may belong to what lies before
@@ -26,8 +27,8 @@ _TIMEOUT = 5.0  # seconds
 class Pad:
     """The unused bytes of one process. ``call`` needs all its threads stopped.
 
-    A tracer that was killed leaves its stub there. Other bytes are used then; when there are none, those of a stub in
-    which no thread is any more.
+    A tracer that was killed leaves its stub there. Other bytes are used then; when there are none, those of a stub that
+    no thread can be in any more.
     """
 
     def __init__(self, pid: int, memory: Memory, instruction_pointers: Callable[[], list[int]]) -> None:
@@ -55,6 +56,20 @@ class Pad:
         self._clean(place, template.size)
         return result - (1 << 64) if result >> 63 else result
 
+    def on_the_way_home(self) -> bool:
+        """Whether a thread is in code that an earlier tracer put in. From there it may come to any other such code: it
+        may have been stopped on its way home, sent on a second detour, and lost its tracer again."""
+        size = single_call().size
+        ours = [(place, size) for place in self._stubs()] + areas(self.memory)
+        pointers = self._instruction_pointers()
+        return any(0 <= pointer - start < length for pointer in pointers for start, length in ours)
+
+    def _stubs(self) -> Iterator[RemoteAddress]:
+        code = single_call().code
+        for start in self._candidates():
+            rest = self._read(start, PAGE - start % PAGE)
+            yield from (RemoteAddress(start + at) for at in range(0, len(rest), ALIGN) if rest.startswith(code, at))
+
     def _clean(self, place: RemoteAddress, size: int) -> None:
         try:
             self.memory.force_write(place, bytes(size))
@@ -74,10 +89,11 @@ class Pad:
                     return self._place
                 if rest.startswith(single_call().code, at):
                     used.append(RemoteAddress(start + at))
-        for place in used:
-            if not any(place <= pointer < place + size for pointer in self._instruction_pointers()):
-                self._place = place
-                return place
+        if used and self.on_the_way_home():
+            raise Failed(f"a thread of process {self.pid} is still on its way home from the last try: try again")
+        if used:
+            self._place = used[0]
+            return used[0]
         raise Refused(
             [
                 Problem(

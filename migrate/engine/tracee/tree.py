@@ -262,6 +262,10 @@ class Tracee:
         and gets home without us too. Raises ProcessEnded, ParasiteFailed, Refused (seccomp)."""
         return self._pad.call(tid, self.dispositions, number, *args)
 
+    def on_the_way_home(self) -> bool:
+        """Whether a thread is still in code put in by a tracer that was killed, and needs a moment to get out of it."""
+        return self._pad.on_the_way_home()
+
 
 def _tracer(tid: int) -> int:
     for line in Path(f"/proc/{tid}/status").read_text(errors="replace").splitlines():
