@@ -3,12 +3,13 @@ scan."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from hashlib import blake2b
 
 from migrate.engine.kernel.pagemap import Pagemap, anonymous, populated
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.memory.area import Area, Content, sort_out
+from migrate.engine.memory.area import Area, Content, Ranges, sort_out
 from migrate.engine.memory.pageset import CHUNK, PAGE, PageSet
 from migrate.engine.memory.remote import ForeignMemory
 from migrate.engine.memory.shmem import object_pages
@@ -34,6 +35,7 @@ class DigestTracker(Tracker):
         self._process = process
         self._pagemap = Pagemap(process)
         self._memory = ForeignMemory(process)
+        self._compared: Ranges = []  # what the last scan looked at
         self._digests: dict[int, bytearray] = {}  # address // _SPAN -> _SIZE bytes for each page; all zero: not sent
 
     def scan(self, areas: Sequence[Area], held: PageSet, protect: bool = True) -> Scan:
@@ -44,6 +46,7 @@ class DigestTracker(Tracker):
     def compare(self, areas: Sequence[Area], held: PageSet) -> Scan:
         """The same for areas that are sorted out already."""
         found = Scan()
+        self._compared = [(area.start, area.end) for area in sorted(areas, key=_start)]
         for area in areas:
             there = self._there(area)
             self._read(area, there, found)
@@ -97,11 +100,19 @@ class DigestTracker(Tracker):
         chunk[at : at + _SIZE] = digest
 
     def sent(self, address: int, contents: memoryview) -> None:
-        for at in range(0, len(contents), PAGE):
-            self._set(address + at, blake2b(contents[at : at + PAGE], digest_size=_SIZE).digest())
+        end = address + len(contents)
+        for low, high in self._compared[max(0, bisect_right(self._compared, (address, end)) - 1) :]:
+            if low >= end:
+                break
+            for page in range(max(low, address), min(high, end), PAGE):
+                at = page - address
+                self._set(page, blake2b(contents[at : at + PAGE], digest_size=_SIZE).digest())
 
     def close(self) -> None:
         self._pagemap.close()
         self._memory.close()
         self._digests.clear()
 
+
+def _start(area: Area) -> int:
+    return area.start
