@@ -11,8 +11,8 @@ Host keys are always checked. Of ssh_config(5), asyncssh reads what it knows; St
 
 from __future__ import annotations
 
-import asyncio
 import functools
+import math
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -38,8 +38,7 @@ Prompt = Callable[[str], Awaitable[str | None]]
 _FAST_CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"]
 _REKEY_BYTES = 1 << 35  # half of what ssh(1) allows with AES; asyncssh's 1 GiB would put a key exchange into a freeze
 _KEEPALIVE = 5  # seconds; three unanswered ones end the connection
-_CONNECT_TIMEOUT = 20  # seconds
-_LOGIN_TIMEOUT = 60  # seconds, where nobody types
+_CONNECT_TIMEOUT = 20  # seconds until we are in, besides what the user needs to type
 _WINDOW = 4 << 20  # bytes that may come unasked for
 _ATTEMPTS = 3  # passphrases or passwords
 _MAX_JUMPS = 8
@@ -106,7 +105,9 @@ async def _open(
     except (asyncssh.ConfigParseError, OSError, ValueError) as error:
         raise UsageError(f"cannot read the ssh configuration: {error}") from error
     options = _options(destination, config)
-    client = _Client(f"{options['username'] or _user(config)}@{host}", prompt, _identities(destination, config))
+    seconds = float(str(config.get("ConnectTimeout") or _CONNECT_TIMEOUT))
+    who = f"{options['username'] or _user(config)}@{host}"
+    client = _Client(who, prompt, options["client_keys"], seconds)
     jump = destination.jump if destination.jump is not None else config.get("ProxyJump")
     if isinstance(jump, str) and jump.lower() != "none":
         if not jumps:
@@ -114,24 +115,49 @@ async def _open(
         *before, last = jump.split(",")
         hop = Destination(last.strip(), config=destination.config, jump=",".join(before) or None)
         options["tunnel"] = await _open(hop, prompt, stack, jumps - 1)
-        options["proxy_command"] = None
     else:
-        options["tunnel"] = None
+        command = config.get("ProxyCommand")
+        if isinstance(command, str) and command.lower() != "none":
+            options["sock"] = await _proxy(command, stack)
     name = str(config.get("Hostname", host))
     where = f"{host} ({name})" if name != host else host
     place = f"{where} port {port or config.get('Port', 22)}"
     if not options["username"]:
         del options["username"]
+    open_connection = functools.partial(
+        asyncssh.connect, host, port or (), config=paths, client_factory=lambda: client, **options
+    )
     try:
-        open_connection = functools.partial(
-            asyncssh.connect, host, port or (), config=paths, client_factory=lambda: client, **options,
-            login_timeout=0 if prompt else _LOGIN_TIMEOUT,
-        )
-        connection: asyncssh.SSHClientConnection = await trio_asyncio.aio_as_trio(open_connection)()
-    except (asyncssh.Error, OSError, TimeoutError, ValueError) as error:
-        raise Unreachable(_why(error, place, host, port, client, options, config)) from error
+        with client.patience:
+            connection: asyncssh.SSHClientConnection = await trio_asyncio.aio_as_trio(open_connection)()
+        if client.patience.cancelled_caught:
+            raise TimeoutError(f"no answer within {seconds:g} s")
+    except (asyncssh.Error, OSError, ValueError) as error:
+        raise Unreachable(_why(error, place, host, port, client, config)) from error
     stack.push_async_callback(_close, connection)
     return connection
+
+
+async def _proxy(command: str, stack: AsyncExitStack) -> socket.socket:
+    """Starts a ProxyCommand as ssh(1) does: by a shell, with a socket as its standard input and output."""
+    ours, theirs = socket.socketpair()
+    stack.callback(ours.close)
+    with theirs:
+        process = await trio.lowlevel.open_process(
+            ["/bin/sh", "-c", f"exec {command}"], stdin=theirs.fileno(), stdout=theirs.fileno(), start_new_session=True
+        )
+    stack.push_async_callback(_end, process)
+    return ours
+
+
+async def _end(process: trio.Process) -> None:
+    with trio.CancelScope(shield=True):
+        process.terminate()
+        with trio.move_on_after(2):
+            await process.wait()
+        if process.poll() is None:
+            process.kill()
+            await process.wait()
 
 
 async def _close(connection: asyncssh.SSHClientConnection) -> None:
@@ -158,15 +184,20 @@ def _user(config: SSHConfig) -> str:
 
 def _options(destination: Destination, config: SSHConfig) -> dict[str, Any]:
     """Arguments of asyncssh.connect, where its defaults, or its reading of the configuration, are not what we want."""
+    known = _known_hosts(config)
     options: dict[str, Any] = {
         "username": destination.address.user,
-        "known_hosts": _known_hosts(config),
+        # By name only, as ssh(1): asyncssh would also take a key that is known for the address.
+        "known_hosts": lambda host, _, port: known.match(host, "", port),
         "compression_algs": ["none"],  # pages are compressed before, or not worth it
         "client_keys": _identities(destination, config),
         "ignore_encrypted": True,  # their passphrase is asked for when nothing else has let us in
         "agent_forwarding": False,
         "x11_forwarding": False,
-        "connect_timeout": config.get("ConnectTimeout") or _CONNECT_TIMEOUT,
+        "tunnel": None,  # ours to make: asyncssh would not ask us for the secrets of jump hosts
+        "proxy_command": None,
+        "connect_timeout": None,  # it would include the time that somebody needs to type a password: see `_Client`
+        "login_timeout": 0,
     }
     if config.get("Ciphers") is None:
         slower = [name.decode() for name in get_default_encryption_algs()]
@@ -175,9 +206,6 @@ def _options(destination: Destination, config: SSHConfig) -> dict[str, Any]:
         options["rekey_bytes"], options["rekey_seconds"] = _REKEY_BYTES, 0
     if config.get("ServerAliveInterval") is None:
         options["keepalive_interval"] = _KEEPALIVE
-    command = config.get("ProxyCommand")
-    if isinstance(command, str) and command.lower() != "none":
-        options["proxy_command"] = ["/bin/sh", "-c", f"exec {command}"]
     return options
 
 
@@ -222,8 +250,10 @@ def _known_hosts(config: SSHConfig) -> asyncssh.SSHKnownHosts:
 class _Client(asyncssh.SSHClient):
     """Answers what the server asks for: secrets, from the user. Remembers what was tried, for `_why`."""
 
-    def __init__(self, who: str, prompt: Prompt | None, identities: list[str]) -> None:
-        self._who, self._prompt = who, prompt
+    def __init__(self, who: str, prompt: Prompt | None, identities: list[str], seconds: float) -> None:
+        self._who, self._prompt, self._seconds = who, prompt, seconds
+        self.patience = trio.CancelScope(deadline=trio.current_time() + seconds)
+        """Ends the attempt when nothing is heard for too long. It does not run while the user types."""
         defaults = [os.path.expanduser(f"~/.ssh/{name}") for name in _KEY_NAMES]
         self._locked = [path for path in identities or defaults if _is_locked(path)]
         self.locked = list(self._locked)
@@ -233,7 +263,9 @@ class _Client(asyncssh.SSHClient):
     async def _ask(self, question: str) -> str | None:
         if self._prompt is None:
             return None
+        self.patience.deadline = math.inf
         answer: str | None = await trio_asyncio.trio_as_aio(self._prompt)(question)
+        self.patience.deadline = trio.current_time() + self._seconds
         return answer
 
     def _note(self, method: str) -> None:
@@ -294,13 +326,12 @@ def _is_locked(path: str) -> bool:
 
 
 def _why(
-    error: BaseException, place: str, host: str, port: int | None, client: _Client, options: dict[str, Any],
-    config: SSHConfig,
+    error: Exception, place: str, host: str, port: int | None, client: _Client, config: SSHConfig
 ) -> str:
     """In one sentence: what, where, why, and what to do."""
     number = port or config.get("Port", 22)
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
-        return _untrusted(str(error.reason), place, host, int(str(number)), options["known_hosts"], config)
+        return _untrusted(str(error.reason), place, host, int(str(number)), _known_hosts(config), config)
     if isinstance(error, asyncssh.PermissionDenied):
         tried = ", ".join(client.tried) or "nothing that the server accepts"
         advice = "check the user name and that one of your keys is in its authorized_keys"
@@ -317,8 +348,8 @@ def _why(
         return f"{place}: no such host ({error.strerror}); is the name right?"
     if isinstance(error, ConnectionRefusedError):
         return f"{place}: connection refused; is sshd running there, and on that port?"
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
-        return f"{place}: no answer within {options['connect_timeout']} s; is the host up, and no firewall between?"
+    if isinstance(error, TimeoutError):
+        return f"{place}: {error.strerror or error}; is the host up, and no firewall between?"
     return f"{place}: {error}"
 
 
