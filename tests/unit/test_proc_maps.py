@@ -13,7 +13,7 @@ from migrate.engine.kernel.maps import Mapping, maps, smaps
 from migrate.engine.kernel.procformat import ProcFormatError
 
 # Anything but NUL can stand in a path; the backslash before three digits is ambiguous (see maps.py), " (deleted)" too.
-name = st.text(st.characters(exclude_characters="\0\\", exclude_categories=("Cs",)), min_size=1, max_size=40)
+name = st.text(st.characters(exclude_characters="\0\\", codec="utf-8"), min_size=1, max_size=40)
 path = st.one_of(
     st.just(""),
     st.sampled_from(["[heap]", "[stack]", "[vdso]", "[anon:glibc: malloc]", "[anon_shmem:x y]"]),
