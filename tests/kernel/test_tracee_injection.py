@@ -9,16 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from migrate.engine.kernel.maps import maps
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.program import OpKind, Program, Slot
 from migrate.engine.tracee.detour import Dispositions, ParasiteFailed
 from migrate.engine.tracee.injection import Injection
+from migrate.engine.tracee.memory import RemoteAddress
+from migrate.engine.tracee.pad import Pad
 from migrate.engine.tracee.tree import Tracee
-from migrate.errors import Refused
 from migrate.pie import blob
 from tests.kernel.tracees import ROUNDS, running
 from tests.victims import Victims
@@ -251,7 +254,6 @@ def test_a_filter_that_may_not_be_suspended_is_refused(victims: Victims) -> None
         said = subprocess.run([*command, str(victim.pid)], capture_output=True, text=True)
         assert "it is under seccomp" in said.stdout, said.stderr
         victim.finish()
-    assert issubclass(Refused, Exception)
 
 
 def test_a_restartable_sequence_is_aborted(victims: Victims) -> None:
@@ -300,4 +302,28 @@ def test_the_pad_is_clean_again(victims: Victims) -> None:
             memory.seek(start)
             assert memory.read(end - start) == before
         tracee.resume()
+        victim.finish()
+
+
+def test_without_a_vdso_other_code_gives_the_room(victims: Victims, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = Pad._candidates
+
+    def behind_files(pad: Pad) -> Iterator[RemoteAddress]:
+        mapped = maps(Path(f"/proc/{pad.pid}/maps").read_text())
+        vdso = next(mapping for mapping in mapped if mapping.path == "[vdso]")
+        return (place for place in every(pad) if not vdso.start <= place < vdso.end)
+
+    monkeypatch.setattr(Pad, "_candidates", behind_files)
+    with running(victims("watchful")) as victim:
+        before = victim.maps()
+        with Tracee(victim.pid) as tracee:
+            for _ in range(10):
+                tracee.stop()
+                with Injection(tracee, blob()) as parasite:
+                    assert all(
+                        result.failed is None
+                        for result in parasite.run({tid: _who(tid)[0] for tid in tracee.tids}).values()
+                    )
+                tracee.resume()
+        assert victim.maps() == before
         victim.finish()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from migrate.engine.tracee.registers import ERESTART_RESTARTBLOCK
-from migrate.engine.tracee.tree import StopTimeout, Tracee
+from migrate.engine.tracee.tree import Tracee
 from migrate.errors import Refused
 from tests.kernel.tracees import ROUNDS, running
 from tests.victims import Victims
@@ -166,7 +166,6 @@ def test_a_thread_that_cannot_stop_is_let_go_with_a_sentence(victims: Victims) -
         said = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "did not stop within 0.2 s: it is in a sleep that nothing can interrupt (state D" in said.stdout
         victim.finish()
-    assert issubclass(StopTimeout, Exception)
 
 
 def test_another_tracer_is_in_the_way(victims: Victims) -> None:
