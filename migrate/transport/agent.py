@@ -173,22 +173,18 @@ class Agent:
             raise frames.FrameError(f"a {frames.KINDS[frame.kind]} frame was not expected")
 
     def _reply(self, fields: dict[str, Any], blob: bytes) -> None:
-        number = fields.pop("id", None)
-        pending = self._pending.pop(number, None) if isinstance(number, int) else None
-        if pending is None:
+        number, error = fields.pop("id", None), fields.get("error")
+        if not isinstance(number, int) or number not in self._pending:
             raise frames.FrameError(f"a reply to a request that was not made: {number!r}")
         if fields.pop("ok", False):
-            pending._settle(Reply(fields, blob), None)
+            self._pending.pop(number)._settle(Reply(fields, blob), None)
             return
-        error = fields.get("error")
         if not isinstance(error, dict):
             raise frames.FrameError(f"a refusal without a reason: {fields!r}")
-        number = error.get("errno")
-        message = str(error.get("message") or (os.strerror(number) if number else "no reason was given"))
-        failure = AgentError(self.name, pending.verb, str(error.get("kind")), message, number)
-        if error.get("trace"):
-            failure.add_note(str(error["trace"]))  # shown with -vv
-        pending._settle(None, failure)
+        pending = self._pending.pop(number)
+        errno = error.get("errno")
+        message = str(error.get("message") or (os.strerror(errno) if errno else "no reason was given"))
+        pending._settle(None, AgentError(self.name, pending.verb, str(error.get("kind")), message, errno))
 
     def _event(self, fields: dict[str, Any]) -> None:
         if fields.get("event") == "fatal":

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
 
 MAGIC = b"MIG1"
@@ -252,26 +252,26 @@ def pages_meta(runs: Sequence[Run], flags: int = 0) -> bytes:
 
 def parse_pages(meta: bytes) -> tuple[int, list[Run]]:
     """Flags and runs of a PAGES frame. Raises FrameError when the meta is not as long as it says."""
+    return _pages_flags(meta), [Run(*fields) for fields in _RUN.iter_unpack(meta[_PAGES_HEAD.size :])]
+
+
+def _pages_flags(meta: bytes) -> int:
     if len(meta) < _PAGES_HEAD.size:
         raise FrameError(f"the meta of a PAGES frame is only {len(meta)} bytes")
     flags, count = _PAGES_HEAD.unpack_from(meta)
     if len(meta) != _PAGES_HEAD.size + count * _RUN.size:
         raise FrameError(f"the meta of a PAGES frame is {len(meta)} bytes for {count} runs")
-    return flags, [Run(*fields) for fields in _RUN.iter_unpack(meta[_PAGES_HEAD.size :])]
+    return int(flags)
 
 
 def check_pages(header_flags: int, meta: bytes, blob_len: int) -> None:
     """Raises FrameError when header, runs and length of a PAGES frame contradict each other: whoever reads the blob
     would then lose his place in the stream."""
-    flags, runs = parse_pages(meta)
+    flags = _pages_flags(meta)
     if flags != header_flags:
         raise FrameError(f"a PAGES frame has the flags {header_flags:#x} in its header and {flags:#x} in its meta")
     if not flags & LZ4:
-        length = contents_length(runs)
+        runs = _RUN.iter_unpack(meta[_PAGES_HEAD.size :])
+        length = PAGE * sum(pages for _, pages, what in runs if what == CONTENTS)
         if length != blob_len:
             raise FrameError(f"the runs of a PAGES frame hold {length} bytes, its blob {blob_len}")
-
-
-def contents_length(runs: Iterable[Run]) -> int:
-    """How many bytes of contents the runs have."""
-    return PAGE * sum(run.pages for run in runs if run.what == CONTENTS)
