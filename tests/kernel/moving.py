@@ -229,9 +229,10 @@ class Move:
         for name in ("VmLck:", "VmData:", "VmStk:", "VmExe:", "VmLib:"):
             # The restorer's own mapping is private and writable, so it counts as data.
             own = self.restoree.hole.size >> 10 if name == "VmData:" else 0
-            here, there = (_kilobytes(self._read(pid, "status"), name) for pid in (self.victim.pid, self.restoree.pid))
-            if here != there - own:
-                found.append(f"{name} {here} kB here, {there - own} kB there")
+            ours_kb = _kilobytes(self._read(self.victim.pid, "status"), name)
+            theirs_kb = _kilobytes(self._read(self.restoree.pid, "status"), name) - own
+            if ours_kb != theirs_kb:
+                found.append(f"{name} {ours_kb} kB here, {theirs_kb} kB there")
         with Proc(self.restoree.pid) as there_proc:
             found += [] if there_proc.link("exe") == self.mm.exe else ["exe"]
             ours, theirs = (stat(proc.text("stat")) for proc in (self.proc, there_proc))

@@ -82,6 +82,15 @@ class Restoree:
         failed, result = self._overseer.place(1, meta, 0)
         assert failed < 0, f"{address:x}: {os.strerror(-result)}"
 
+    def peek(self, address: int, size: int) -> bytes | None:
+        """What stands there; None where nothing may be read (even from outside)."""
+        with open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
+            memory.seek(address)
+            try:
+                return memory.read(size)
+            except OSError:
+                return None
+
     def own(self, address: int) -> bool:
         """Whether an address is the restorer's."""
         return self.hole.start <= address < park(self.hole)[1]

@@ -20,16 +20,18 @@ import errno
 from collections.abc import Iterable, Mapping, Sequence
 
 from migrate.engine import vdso
-from migrate.engine.kinds.mapping import MADV_GUARD_INSTALL, Mapper, advice, stage_size
-from migrate.engine.kinds.vma import FILE, RW, SHMEM, VMA, displaced, memfds
+from migrate.engine.kinds.mapping import MADV_GUARD_INSTALL, Bridges, Mapper, bridgeable, rules, stage_size
+from migrate.engine.kinds.vma import FILE, PROT_WRITE, RW, SHMEM, VMA, displaced, memfds
 from migrate.engine.memory.layout import TASK_SIZE, Range, free_range, park
 from migrate.engine.overseer import Hole
-from migrate.engine.program import Program
+from migrate.engine.program import OpKind, Program
 from migrate.errors import Problem
 
 MLOCK_ONFAULT = 1  # mlock2(2)
 F_ADD_SEALS, F_SEAL_SEAL = 1033, 1
 MS_SYNC = 4
+
+CHEAP = 256 << 10  # bytes that may be sent again so that an area is one
 
 Numbers = Mapping[tuple[int, int], int]  # Backing.key of each memfd -> its descriptor number in the restoree
 NO_MEMFDS: Numbers = {}
@@ -50,7 +52,9 @@ def compile_map(program: Program, vmas: Sequence[VMA], hole: Hole, numbers: Numb
     """Map everything. ``numbers``: one for each of `memfds(vmas)`, free in the restoree; they stay open, for the
     descriptors of the task are made from them."""
     apart = displaced(vmas)
-    mapper = Mapper(program, _stage(vmas, (), hole, apart), numbers)
+    bridges = Bridges()
+    bridges.plan(((vma, True) for vma in vmas), apart, _own(hole))
+    mapper = Mapper(program, _stage(vmas, (), hole, apart), numbers, bridges)
     for backing in memfds(vmas):
         mapper.create_memfd(backing)
     mapper.make((vma for vma in vmas if not vma.special), apart)
@@ -78,7 +82,11 @@ def compile_difference(
         return []
     plan = _Plan(old, new)
     created = {backing.key for backing in memfds(old)}
-    mapper = Mapper(program, _stage(new, old, hole, plan.apart), numbers)
+    bridges = Bridges()
+    bridges.plan(plan.pieces(), plan.apart, _own(hole))
+    mapper = Mapper(program, _stage(new, old, hole, plan.apart), numbers, bridges)
+    for start in plan.touched:
+        program.op(OpKind.COPY, start, start, 1, label=f"touch {start:x}")
     for start, end in plan.unmapped():
         program.syscall("munmap", start, end - start, label=f"{start:x}-{end:x}, which is gone")
     for backing in memfds(new):
@@ -88,9 +96,12 @@ def compile_difference(
         label = f"{vma.label} has grown"
         args = (vma.start, was.end - vma.start, vma.size, 0)
         program.syscall("mremap", *args, label=label, expect=vma.start)
+    # Before anything is mapped beside it: as long as it was not written to, it merges with whatever is.
+    for start, end in plan.opened:
+        program.syscall("mprotect", start, end - start, RW, label=f"{start:x}-{end:x}, writable now")
+        if start in plan.charged:
+            program.op(OpKind.COPY, start, start, 1, label=f"touch {start:x}")
     mapper.make(plan.made, plan.apart)
-    for vma in plan.opened:
-        program.syscall("mprotect", vma.start, vma.size, RW, label=f"{vma.label}, writable now")
     return sorted((vma.start, vma.end) for vma in plan.made)
 
 
@@ -149,7 +160,12 @@ def _stage(new: Sequence[VMA], old: Sequence[VMA], hole: Hole, apart: set[int]) 
     if not size:
         return 0
     used = [(vma.start, vma.end) for vmas in (new, old) for vma in vmas]
-    return free_range([*used, (hole.start, park(hole)[1])], size)
+    return free_range([*used, _own(hole)], size)
+
+
+def _own(hole: Hole) -> Range:
+    """What is the restorer's."""
+    return hole.start, park(hole)[1]
 
 
 def _protect(program: Program, vmas: Sequence[VMA], opened: frozenset[int]) -> None:
@@ -189,19 +205,26 @@ def _lock(program: Program, vma: VMA) -> None:
 class _Plan:
     """What becomes of each old VMA and each new one.
 
-    ``made``: (parts of) new VMAs that are mapped anew; ``grown``: (old, new) with the same start; ``opened``: that
-    must become writable to be filled. Kept ranges are neither.
+    ``made``: (parts of) new VMAs that are mapped anew; ``grown``: (old, new) with the same start; ``opened``: kept
+    ranges that must become writable to be filled.
+
+    One thing cannot be known from outside: which areas share an anon_vma, so which will merge when what is between
+    them becomes like them. The guesses here are right for what programs do. When one is wrong, an area shows as two
+    lines in maps, or two as one; contents are never at stake.
     """
 
     def __init__(self, old: Sequence[VMA], new: Sequence[VMA]) -> None:
         self.old = [vma for vma in old if not vma.special]
-        self.apart = displaced(new)
+        self.touched: list[int] = []  # kept pages
+        self._starts = [vma.start for vma in self.old]
         self._apart_before = displaced(old)
+        self.apart = self._displaced(new)
         self.made: list[VMA] = []
         self.grown: list[tuple[VMA, VMA]] = []
-        self.opened: list[VMA] = []
+        self.opened: list[Range] = []
+        self.charged: set[int] = set()  # starts of those among them that must be written to
         self._kept: list[Range] = []
-        self._starts = [vma.start for vma in self.old]
+        self._stay: list[VMA] = []  # what of the new ones is kept
         before = {vma.start: vma for vma in self.old}
         self._remade = self._objects_remade(new)
         for vma in new:
@@ -211,9 +234,35 @@ class _Plan:
             unchanged = (was is vma or was == vma) and not self._moved(vma)
             if unchanged and (vma.backing is None or vma.backing.key not in self._remade):
                 self._kept.append((vma.start, vma.end))
+                self._stay.append(vma)
             else:
                 self._fit(vma)
         self._kept.sort()
+
+    def pieces(self) -> list[tuple[VMA, bool]]:
+        """All that there will be, lowest first, and whether it is made now."""
+        found = [(vma, True) for vma in self.made] + [(vma, False) for vma in self._stay]
+        return sorted(found, key=lambda piece: piece[0].start)
+
+    def _displaced(self, new: Sequence[VMA]) -> set[int]:
+        """Those of the new ones that must be kept apart by force: not those that are kept apart here by what kept them
+        apart there, that they were written to when something else was between them."""
+        found = displaced(new)
+        for start in found - self._apart_before:
+            at = bisect.bisect_right(self._starts, start) - 1
+            if at < 1:
+                continue
+            below, was = self.old[at - 1 : at + 1]
+            if not was.start <= start < was.end or was.backing is not None or was.start in self._apart_before:
+                continue
+            if was.start < start:  # it was one with what is below
+                continue
+            one = below.end == was.start and below.fill_prot == was.fill_prot and rules(below) == rules(was)
+            if not one and not bridgeable(below, was, self._apart_before):
+                found.discard(start)
+                if below.anonymous and below.fill_prot == was.fill_prot == RW:
+                    self.touched += [below.end - 4096, was.start]
+        return found
 
     def _moved(self, vma: VMA) -> bool:
         return (vma.start in self.apart) != (vma.start in self._apart_before)
@@ -242,8 +291,8 @@ class _Plan:
     def _same(self, was: VMA, vma: VMA) -> bool:
         """Whether the memory of one can serve the other: the same thing behind it, mapped by the same rules."""
         if vma.start in self.apart or was.start in self._apart_before:
-            return (was.start, was.end) == (vma.start, vma.end) and not self._moved(vma) and _rules(was) == _rules(vma)
-        return _rules(was) == _rules(vma)
+            return (was.start, was.end) == (vma.start, vma.end) and not self._moved(vma) and rules(was) == rules(vma)
+        return rules(was) == rules(vma)
 
     def _fit(self, vma: VMA) -> None:
         over = [was for was in self._overlapping(vma) if self._usable(was, vma)]
@@ -255,6 +304,9 @@ class _Plan:
             return
         missing = _minus((vma.start, vma.end), covered)
         if vma.backing is None:
+            over = self._one_run(over, vma)
+            covered = [(max(was.start, vma.start), min(was.end, vma.end)) for was in over]
+            missing = _minus((vma.start, vma.end), covered)
             # New parts merge with the kept: same flags, and page offsets that follow from the addresses.
             self.made += [_part(vma, start, end) for start, end in missing]
         elif len(over) == 1 and len(missing) == 1 and missing[0][1] == vma.end and over[0].end == missing[0][0]:
@@ -263,8 +315,35 @@ class _Plan:
             self.made.append(vma)
             return
         self._kept += covered
-        if any(was.fill_prot != vma.fill_prot for was in over):
-            self.opened.append(vma)
+        self._stay += [_part(vma, start, end) for start, end in covered]
+        for was, (start, end) in zip(over, covered, strict=True):
+            if was.fill_prot != vma.fill_prot:
+                self.opened.append((start, end))
+            if not vma.prot & PROT_WRITE and vma.anonymous and "ac" in vma.flags:
+                # What was not written to would lose its "ac", see Mapper.
+                if was.fill_prot != vma.fill_prot:
+                    self.charged.add(start)
+                elif was.prot & PROT_WRITE:
+                    self.touched.append(start)
+
+    @staticmethod
+    def _one_run(over: list[VMA], vma: VMA) -> list[VMA]:
+        """What to keep of the old ones that became one. Those that were written to apart cannot become one here, so the
+        smaller are made anew if that is cheap; if not, `Bridges` has hopefully seen to it that they can. What could
+        not be written to is no hindrance."""
+        runs: list[list[VMA]] = []
+        for was in over:
+            if was.fill_prot != RW:
+                continue
+            if runs and runs[-1][-1].end == was.start:
+                runs[-1].append(was)
+            else:
+                runs.append([was])
+        sizes = [min(run[-1].end, vma.end) - max(run[0].start, vma.start) for run in runs]
+        if len(runs) < 2 or sum(sizes) - max(sizes) > CHEAP:
+            return over
+        largest = runs[sizes.index(max(sizes))]
+        return [was for was in over if was.fill_prot != RW or was in largest]
 
     def _usable(self, was: VMA, vma: VMA) -> bool:
         """An area that could not be filled may become one that can; not the other way, for it was charged."""
@@ -285,14 +364,6 @@ class _Plan:
                 else:
                     found.append((start, end))
         return found
-
-
-def _rules(vma: VMA) -> tuple[object, ...]:
-    flags = vma.flags.split()
-    fixed = tuple(code in flags for code in ("gd", "nr", "dp", "mw"))
-    behind = None if vma.backing is None else (vma.backing.key, vma.start - vma.offset)
-    name = vma.name if vma.name.startswith("[anon") else ""
-    return vma.shared, behind, name, vma.policy, fixed, tuple(advice(vma))
 
 
 def _part(vma: VMA, start: int, end: int) -> VMA:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from migrate.engine.kinds import mempolicy
 from migrate.engine.kinds.vma import MEMFD, PROT_WRITE, RW, SHMEM, VMA, Backing
@@ -35,15 +36,87 @@ ADVICE = {  # VmFlags code -> madvise(2) that gives it
 _IMPLIED = {"dd", "wf"}  # by MAP_DROPPABLE
 
 
+BRIDGE = 64 << 20  # bytes
+
+
+@dataclass
+class Bridges:
+    """Private anonymous areas with a hole between them, made as if the hole had been cut into one.
+
+    That is how most of them came about, and it shows when the hole is filled again: areas that were cut from one have
+    the same anon_vma and merge with what fills it; areas that were written to apart never do. So an area is mapped
+    together with the hole to its neighbour, merges with that, and the hole is cut out.
+
+    ``spans``: start of an area -> what to map for it. ``heads``: starts of fresh areas that are written to first, so
+    that there is an anon_vma to share; ``kept_heads``: of areas with contents.
+    """
+
+    spans: dict[int, tuple[int, int]] = field(default_factory=dict)
+    heads: set[int] = field(default_factory=set)
+    kept_heads: set[int] = field(default_factory=set)
+
+    def plan(self, pieces: Iterable[tuple[VMA, bool]], apart: set[int], avoid: tuple[int, int]) -> None:
+        """``pieces``: everything that there will be, lowest first, and whether it is made now (or there already)."""
+        row = list(pieces)
+        for at in range(1, len(row)):
+            (left, left_made), (right, made) = row[at - 1 : at + 1]
+            if not (made or left_made) or not bridgeable(left, right, apart):
+                continue
+            if left.end < avoid[1] and avoid[0] < right.start:
+                continue
+            if made and at + 1 < len(row):
+                above, above_made = row[at + 1]
+                if not above_made and above.start == right.end and rules(above) == rules(right):
+                    continue  # it belongs to what is there already, with which it merges
+            self._join(left, left_made, right, made)
+
+    def _join(self, left: VMA, left_made: bool, right: VMA, made: bool) -> None:
+        if made:
+            self.spans[right.start] = (left.end, right.end)
+            if left.start not in self.spans:
+                (self.heads if left_made else self.kept_heads).add(left.start)
+        else:
+            low, _ = self.spans.get(left.start, (left.start, left.end))
+            self.spans[left.start] = (low, right.start)
+            self.heads.discard(left.start)
+            self.kept_heads.add(right.start)
+
+
+def bridgeable(left: VMA, right: VMA, apart: set[int]) -> bool:
+    """Whether the two could be what is left of one area."""
+    if not (left.anonymous and right.anonymous and 0 < right.start - left.end <= BRIDGE):
+        return False
+    if left.start in apart or right.start in apart or left.fill_prot != RW or right.fill_prot != RW:
+        return False
+    if left.flags != right.flags or left.name or right.name or left.policy != right.policy:
+        return rules(left) == rules(right) and "gd" not in left.flags.split()
+    return "gd" not in left.flags.split()
+
+
+def rules(vma: VMA) -> tuple[object, ...]:
+    """By what it is mapped and filled, besides `VMA.fill_prot`: what differs in this is never one VMA, nor can the
+    memory of one serve as the other's."""
+    flags = vma.flags.split()
+    fixed = tuple(code in flags for code in ("gd", "nr", "dp", "mw"))
+    behind = None if vma.backing is None else (vma.backing.key, vma.start - vma.offset)
+    name = vma.name if vma.name.startswith("[anon") else ""
+    return vma.shared, behind, name, vma.policy, fixed, tuple(advice(vma))
+
+
 class Mapper:
     """Makes VMAs. ``stage``: free room for what must first be mapped elsewhere. ``memfds``: for each memfd by its key,
-    the descriptor number at which it stands in the restoree."""
+    the descriptor number at which it stands in the restoree. ``bridges``: see there."""
 
-    def __init__(self, program: Program, stage: int, memfds: Mapping[tuple[int, int], int]) -> None:
+    def __init__(
+        self, program: Program, stage: int, memfds: Mapping[tuple[int, int], int], bridges: Bridges | None = None
+    ) -> None:
         self.program, self.stage, self.memfds = program, stage, memfds
+        self.bridges = bridges or Bridges()
 
     def make(self, vmas: Iterable[VMA], apart: set[int]) -> None:
         """``apart``: starts of those that must not merge with their neighbour below."""
+        for start in self.bridges.kept_heads:
+            self.program.op(OpKind.COPY, start, start, 1, label=f"touch {start:x}")
         files: dict[tuple[tuple[int, int], int, bool], list[VMA]] = {}
         objects: dict[tuple[int, int], list[VMA]] = {}
         for vma in vmas:
@@ -73,11 +146,21 @@ class Mapper:
         """A private anonymous area takes its page offset from its address when it is first written to, and keeps it
         when it is moved then. So one that was moved here never merges with a neighbour that was not (copy_vma(),
         mm/vma.c: "If anonymous vma has not yet been faulted, update new pgoff")."""
-        flags = mapping_flags(vma) | MAP_ANONYMOUS
-        label = vma.label
+        flags, label = mapping_flags(vma) | MAP_ANONYMOUS, vma.label
+        span = self.bridges.spans.get(vma.start)
+        if span is not None and not apart:
+            low, high = span
+            self.program.syscall("mmap", low, high - low, vma.fill_prot, flags, -1, 0, label=label, expect=low)
+            self._dress(replace(vma, start=low, end=high))
+            for start, end in ((low, vma.start), (vma.end, high)):
+                if start < end:
+                    self.program.syscall("munmap", start, end - start, label=f"beside {label}")
+            return
         if not apart:
-            self._mmap(vma, vma.fill_prot, flags, -1, 0)
-            if "ac" in vma.flags and not vma.prot & PROT_WRITE:
+            self.program.syscall(
+                "mmap", vma.start, vma.size, vma.fill_prot, flags, -1, 0, label=label, expect=vma.start
+            )
+            if vma.start in self.bridges.heads or ("ac" in vma.flags and not vma.prot & PROT_WRITE):
                 self._touch(vma.start, label)
         else:
             at = self.stage
@@ -139,6 +222,8 @@ class Mapper:
 
     def _dress(self, vma: VMA) -> None:
         """What must be known before the contents come: they are placed by these rules."""
+        if vma.flags in _PLAIN and not vma.policy and not vma.name:
+            return
         if vma.policy:
             mempolicy.bind(self.program, vma.start, vma.size, vma.policy, vma.label)
         if vma.name.startswith("[anon"):

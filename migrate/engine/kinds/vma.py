@@ -25,6 +25,9 @@ VSYSCALL = "[vsyscall]"  # not in any mm: the same address in every process of a
 NOISE = frozenset({"sd", "uw"})
 
 
+_PERMS = ("---", "r--", "-w-", "rw-", "--x", "r-x", "-wx", "rwx")  # by prot
+
+
 @dataclass(frozen=True)
 class Backing:
     """The object that a mapping shows a part of.
@@ -70,7 +73,7 @@ class VMA:
     @property
     def special(self) -> bool:
         """vDSO and vvar: moved, never mapped."""
-        return self.name in SPECIAL
+        return self.name != "" and self.name in SPECIAL
 
     @property
     def anonymous(self) -> bool:
@@ -80,9 +83,9 @@ class VMA:
     @property
     def label(self) -> str:
         """In words, for the listing of a program: ``7f00-8f00 rw-p [heap]``."""
-        perms = "".join(c if self.prot & bit else "-" for c, bit in zip("rwx", (1, 2, 4), strict=True))
         what = self.name or (self.backing.path if self.backing else "")
-        return f"{self.start:x}-{self.end:x} {perms}{'s' if self.shared else 'p'} {what}".rstrip()
+        place = f"{self.start:x}-{self.end:x} {_PERMS[self.prot]}{'s' if self.shared else 'p'}"
+        return f"{place} {what}" if what else place
 
     @property
     def travels(self) -> bool:
