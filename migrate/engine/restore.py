@@ -81,6 +81,7 @@ def final_programs(image: ProcessImage, ground: Ground, filled: Collection[int] 
     plan.write(program)
     image.fs.restore(program)
     locks.restore(program, image.descriptors.locks)
+    program.syscall("close", ground.channels.data, label="the restorer's own descriptor of page contents")
     _threads(program, image, ground)
     program.op(OpKind.PARK, ground.channels.control, label=f"pid {pid} is restored")
     return [*programs, program]
