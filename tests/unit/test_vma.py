@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ LIBRARY = Backing(FILE, 1, 2, "/lib/x.so", 1 << 20, 5)
 THING = Backing(MEMFD, 1, 3, "thing", 8192, 0, seals=6)
 
 
-def area(start: int, end: int, prot: int = 3, flags: str = RW, **more: object) -> VMA:
+def area(start: int, end: int, prot: int = 3, flags: str = RW, **more: Any) -> VMA:
     plain = VMA(start << 12, end << 12, prot, False, None, 0, "", flags)
     return replace(plain, **more)
 
@@ -40,8 +41,9 @@ def test_neighbours_that_would_merge() -> None:
     assert mergeable(replace(low, name="[heap]"), high)  # that name is of the place
     assert mergeable(low, replace(high, flags=RW.replace("ac", "ac gu")))
     assert not mergeable(low, area(3, 4))
-    for other in ({"prot": 1}, {"flags": RW + " dc"}, {"name": "[anon:x]"}, {"policy": "bind:0"}, {"pkey": 1}):
-        assert not mergeable(low, area(2, 3, **other)), other  # type: ignore[arg-type]
+    others: dict[str, Any] = {"prot": 1, "flags": RW + " dc", "name": "[anon:x]", "policy": "bind:0", "pkey": 1}
+    for key, value in others.items():
+        assert not mergeable(low, area(2, 3, **{key: value})), key
     low, high = (area(1, 2, backing=LIBRARY), area(2, 3, backing=LIBRARY, offset=4096))
     assert mergeable(low, high)
     assert not mergeable(low, replace(high, offset=8192))
@@ -190,7 +192,7 @@ def test_protection_keys() -> None:
     assert names(program) == ["pkey_mprotect"]  # the second is execute-only, whose key is the kernel's
     assert program.branches[0][0].args == (0x1000, 0x1000, 3, 3)
     program = Program("x")
-    mm = MM(*range(11), b"", "/bin/x", pkeys=(2, 3))
+    mm = MM(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, b"", "/bin/x", pkeys=(2, 3))
     mm.restore_keys(program)
     freed = [op.args[0] for op in program.branches[0] if op.name == "pkey_free"]
     assert [op.expect for op in program.branches[0][:15]] == list(range(1, 16))
