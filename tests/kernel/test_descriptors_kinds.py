@@ -305,6 +305,20 @@ def test_timerfd() -> None:
             assert ticks >= states[4].ticks
 
 
+def test_timer_of_a_short_period_stays_armed() -> None:
+    """It fires again before anyone can look at what is left of the period."""
+    with child() as source:
+        source.do(timerfd, 1, 0, 0.000_001, 0.000_001)
+        start = time.clock_gettime(time.CLOCK_MONOTONIC)
+        source.do(timerfd, 1, 1, start + 0.000_001, 0.000_002)
+        time.sleep(0.01)
+        for _ in range(20):
+            table, problems = source.dump()
+            relative, absolute = (d.state for d in table.descriptions if isinstance(d.state, TimerFd))
+            assert problems == [] and 0 < relative.value <= 1000 and relative.ticks > 0
+            assert absolute.value / 1e9 == pytest.approx(time.clock_gettime(time.CLOCK_MONOTONIC), abs=1)
+
+
 def open_epoll() -> None:
     read, write = os.pipe()
     put(read, 8)

@@ -17,6 +17,7 @@ from migrate.engine.kinds.placing import Placing
 TFD_TIMER_ABSTIME = 1
 TFD_IOC_SET_TICKS = 0x40085400  # _IOW('T', 0, u64), linux/timerfd.h; needs CONFIG_CHECKPOINT_RESTORE
 _SECOND = 10**9
+_LOOKS = 3
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,23 @@ class TimerFd:
 
     @classmethod
     def dump(cls, file: OpenFile) -> TimerFd | None:
-        info, read_at = file.info, file.read_at
-        if _time(info, "it_interval") and not _time(info, "it_value"):
+        info, read_at = file.info, 0
+        interval = _time(info, "it_interval")
+        if interval and not _time(info, "it_value"):
             # A periodic timer that fired is not started again until someone asks; then the periods since are counted.
             with file.duplicate() as fd:
                 timerfd_gettime(fd)
-            info, read_at = fdinfo(file.dump.proc.text(f"fdinfo/{file.numbers[0]}")), time.monotonic_ns()
+            _, info, _ = _look(file)
         clock, flags = int(info.one("clockid")), int(info.one("settime flags"), 8)
-        value = _time(info, "it_value")
-        if value and flags & TFD_TIMER_ABSTIME:
-            value += file.dump.now(clock) - (time.monotonic_ns() - read_at)
-        return cls(clock, flags, value, _time(info, "it_interval"), int(info.one("ticks")))
+        absolute = flags & TFD_TIMER_ABSTIME
+        if absolute and _time(info, "it_value"):
+            # How long it still has is true for the moment of the look, and we may lose the CPU around it.
+            _, info, read_at = min((_look(file) for _ in range(_LOOKS)), key=lambda look: look[0])
+        # A short period may be over again by now; that is counted in the ticks, and the next is a whole one away.
+        value = _time(info, "it_value") or interval
+        if value and absolute:
+            value += file.dump.at(clock, read_at or time.monotonic_ns())
+        return cls(clock, flags, value, interval, int(info.one("ticks")))
 
     def still_good(self, file: OpenFile) -> bool:
         return not self.value and not self.interval
@@ -61,6 +68,14 @@ class TimerFd:
             ticks = program.data(struct.pack("<Q", self.ticks))
             program.syscall("ioctl", number, TFD_IOC_SET_TICKS, ticks, label=label)
         return number
+
+
+def _look(file: OpenFile) -> tuple[int, FdInfo, int]:
+    """How long it took, what fdinfo says now, and when that was by our CLOCK_MONOTONIC; nanoseconds."""
+    before = time.monotonic_ns()
+    text = file.dump.proc.text(f"fdinfo/{file.numbers[0]}")
+    after = time.monotonic_ns()
+    return after - before, fdinfo(text), (before + after) // 2
 
 
 def _time(info: FdInfo, name: str) -> int:
