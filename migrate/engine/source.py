@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from select import POLLIN, poll
 from typing import Any
 
+from migrate import faults, pie
 from migrate.engine import vdso
 from migrate.engine.cpu import Cpu
-from migrate.engine.dump import Dumper, own_pid
-from migrate.engine.image.codec import encode
+from migrate.engine.dump import Dumper, hide_stop, own_pid
+from migrate.engine.image.codec import decode, encode
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.kernel.maps import maps
 from migrate.engine.kernel.proc import Proc
@@ -32,9 +33,12 @@ from migrate.engine.memory.pageset import PAGE, PageSet
 from migrate.engine.memory.planner import RoundPlanner, Run
 from migrate.engine.memory.pump import PagePump
 from migrate.engine.memory.tracker import Scan, Tracker
-from migrate.engine.program import Program
+from migrate.engine.program import Program, Results
+from migrate.engine.tracee import leftovers
+from migrate.engine.tracee.injection import Injection
 from migrate.engine.tracee.inspection import why_not_traceable
 from migrate.engine.tracee.memory import RemoteAddress
+from migrate.engine.tracee.swallow import swallow
 from migrate.engine.tracee.tree import Tracee
 from migrate.errors import Failed, OpFailed, Refused
 from migrate.pie import local
@@ -142,7 +146,7 @@ class Source:
 
     def _scan_memory(self, vmas: Sequence[VMA], protect: bool) -> dict[str, Any]:
         assert self._tracker is not None
-        self._areas = [area_of(vma) for vma in vmas if vma.travels and "dp" not in vma.flags.split()]
+        self._areas = [area_of(vma) for vma in vmas]
         plan = self._planner.plan(self._tracker.scan(self._areas, self._planner.held, protect), self._areas)
         for runs, erased in ((plan.drop, self._dropped), (plan.punch, self._punched)):
             for address, pages in runs:
@@ -211,9 +215,11 @@ class Source:
         dumper.stop()
         self._frozen = True
         stopped = time.monotonic()
+        faults.hit("source-stopped")
         try:
             image = dumper.image(frozen=True)
             collected = time.monotonic()
+            faults.hit("source-collected")
             fields = self._scan_memory(dumper.vmas, protect=False)
             fill = self._fill()
         except BaseException:
@@ -228,6 +234,7 @@ class Source:
         table, _ = self.dumper.files.dump()
         self._run_inside(table.locks, locks.release, "releasing the locks")
         self._released = table.locks
+        faults.hit("source-unlocked")
         return {}, b""
 
     def _run_inside(
@@ -236,17 +243,16 @@ class Source:
         program = Program(doing)
         what(program, held)
         pid = self.dumper.proc.pid
-        result = self.dumper.parasite().run({pid: program})[pid]
-        if result.failed is not None:
-            op, error = result.failed
-            raise OpFailed(f"{doing} of pid {pid}: {op.label}: {os.strerror(-error)}")
+        _check(self.dumper.parasite().run({pid: program})[pid], doing, pid)
 
     def do_resume(self) -> Answer:
         """Let it go on here as if nothing had happened."""
-        if self._committing:
-            signal.pidfd_send_signal(self.dumper.tracee.pidfd, signal.SIGCONT)
-            self._committing = False
+        if self._dumper is None:
+            return {}, b""
         try:
+            if self._halted:
+                swallow(self.dumper.tracee, signal.SIGSTOP)
+            self._committing = self._halted = False
             if self._released:
                 released, self._released = self._released, ()
                 self._run_inside(released, locks.restore, "taking back the locks")
@@ -258,12 +264,15 @@ class Source:
 
     def do_commit(self) -> Answer:
         """The decision is the destination's now. When we end, however, the process stays stopped: a SIGSTOP waits for it,
-        which nothing but SIGCONT and SIGKILL undoes (signal(7))."""
-        signal.pidfd_send_signal(self.dumper.tracee.pidfd, signal.SIGSTOP)
+        which nothing but SIGCONT and SIGKILL undoes (signal(7)). One that is stopped already stays so without."""
+        tracee = self.dumper.tracee
+        if not tracee.stopped_by:
+            signal.pidfd_send_signal(tracee.pidfd, signal.SIGSTOP)
+            self._halted = True
         self._committing = True
         return {}, b""
 
-    _committing = False
+    _committing = _halted = False
 
     def do_kill(self) -> Answer:
         """The destination has it: this copy ends, without having run again."""
@@ -280,6 +289,27 @@ class Source:
         gone.register(dumper.tracee.pidfd, POLLIN)
         if not gone.poll(_KILL_PATIENCE * 1000):
             raise Failed(f"pid {dumper.proc.pid} was killed and is not gone after {_KILL_PATIENCE:g} s")
+        return {}, b""
+
+    def do_cure(self, pid: int, halted: bool, blob: bytes = b"") -> Answer:
+        """Put right what a source agent that was killed has left behind. ``halted``: it may have stopped the process for
+        the commit; ``blob``: the locks that it may have released."""
+        with Tracee(pid) as tracee:
+            freed = leftovers.cure(tracee)
+            hide_stop(tracee)
+            if halted and tracee.stopped_by == signal.SIGSTOP:
+                signal.pidfd_send_signal(tracee.pidfd, signal.SIGCONT)
+                swallow(tracee, signal.SIGCONT)
+            if blob:
+                program = Program("taking back the locks")
+                locks.restore(program, decode(locks.Held, blob).locks)
+                with Injection(tracee, pie.blob()) as parasite:
+                    _check(parasite.run({pid: program})[pid], program.title, pid)
+        return {"freed": freed}, b""
+
+    def do_end(self, pid: int) -> Answer:
+        """After the commit, in place of a source agent that was killed: end the copy that it left stopped."""
+        os.kill(pid, signal.SIGKILL)
         return {}, b""
 
     def close(self) -> None:
@@ -300,9 +330,17 @@ class Source:
                     self._dumper = None
 
 
+def _check(result: Results, doing: str, pid: int) -> None:
+    if result.failed is not None:
+        op, error = result.failed
+        raise OpFailed(f"{doing} of pid {pid}: {op.label}: {os.strerror(-error)}")
+
+
 def area_of(vma: VMA) -> Area:
-    """What the trackers want to know of a VMA whose contents travel."""
+    """What the trackers want to know of a VMA; also of one without contents that travel, so that they keep off it."""
     backing, readable = vma.backing, bool(vma.prot & PROT_READ)
+    if not vma.travels or "dp" in vma.flags.split():
+        return Area(vma.start, vma.end, Content.NOTHING, readable)
     if not vma.shared or backing is None:
         content = Content.ANONYMOUS if backing is None else Content.PRIVATE_FILE
         return Area(vma.start, vma.end, content, readable)

@@ -123,18 +123,25 @@ class Mirror:
         self.scan = Scan()
         self.plan = Plan()
 
-    def round(self, protect: bool = True, meanwhile: Callable[[], None] = lambda: None) -> int:
-        """Pages with contents that were sent. ``meanwhile``: between the scan and the reading."""
+    def round(
+        self,
+        protect: bool = True,
+        meanwhile: Callable[[], None] = lambda: None,
+        before: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Pages with contents that were sent. ``before``: between reading maps and the scan; ``meanwhile``: between the
+        scan and reading the memory."""
         mappings = self.puppet.mappings()
         self._lay_out(mappings)
         here = areas(mappings)
+        before()
         self.scan = self.tracker.scan(here, self.planner.held, protect)
         meanwhile()
         self.plan = self.planner.plan(self.scan, here)
-        before = self.pump.stats.sent
+        sent = self.pump.stats.sent
         for frame in self.pump.frames(self.plan, here):
             self._apply(frame)
-        return self.pump.stats.sent - before
+        return self.pump.stats.sent - sent
 
     def _lay_out(self, mappings: list[Mapping]) -> None:
         """The destination maps what the source maps; what differs in more than protection and extent is mapped anew."""

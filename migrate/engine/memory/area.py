@@ -2,11 +2,11 @@
 
 What a page is that has to travel, by the kind of its VMA:
 
-- private anonymous memory: every page that is there, in memory or in swap, and is not the zero page; - a private
-mapping of a file: the pages that the task has written (they became anonymous; pagemap says FILE of the others); -
-shared memory (anonymous, memfd, System V, deleted files of a tmpfs): the pages of the *object*. A page may well be
-in it and in none of the task's page tables: written through a descriptor or another mapping, or MADV_DONTNEED'ed
-since; - a shared mapping of a file, the vDSO and vvar, MAP_DROPPABLE memory: nothing.
+- Private anonymous memory: every page that is there, in memory or in swap, and is not the zero page.
+- A private mapping of a file: the pages that the task has written (pagemap says FILE of the others).
+- Shared memory (anonymous, memfd, System V): the pages of the *object*. A page may well be in it and in none of the
+  task's page tables: written through a descriptor or another mapping, or MADV_DONTNEED'ed since.
+- A shared mapping of a file, the vDSO and vvar, MAP_DROPPABLE memory: nothing.
 """
 
 from __future__ import annotations

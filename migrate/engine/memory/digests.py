@@ -25,7 +25,8 @@ _SPAN = CHUNK * PAGE
 class DigestTracker(Tracker):
     """Compares each page with the digest of what was *sent*, not of what the last scan saw: a page may change
     between a scan and its sending, and change back. So digests come in through `sent`, and a page that differs has
-    none until then.
+    none until then. Digests count only for pages that the destination holds: it loses pages in ways of which nobody
+    tells us (its VMA is unmapped, or mapped anew).
     """
 
     name = "page digests"
@@ -49,7 +50,7 @@ class DigestTracker(Tracker):
         self._compared = [(area.start, area.end) for area in sorted(areas, key=_start)]
         for area in areas:
             there = self._there(area)
-            self._read(area, there, found)
+            self._read(area, there, held, found)
             found.gone |= held.clip([(area.start, area.end)]) - there
         return found
 
@@ -62,7 +63,7 @@ class DigestTracker(Tracker):
             found.add_bytes(start, entries_of(self._pagemap.entries(start, min(start + _SPAN, area.end))))
         return found
 
-    def _read(self, area: Area, there: PageSet, found: Scan) -> None:
+    def _read(self, area: Area, there: PageSet, held: PageSet, found: Scan) -> None:
         buffer = bytearray(_STEP * PAGE)
         view = memoryview(buffer)
         for address, pages in list(there.runs()):
@@ -73,17 +74,17 @@ class DigestTracker(Tracker):
                     page = at + index * PAGE
                     if index in missing:
                         there.discard(page, page + PAGE)
-                    elif area.content is Content.ANONYMOUS and buffer.startswith(_ZEROS, index * PAGE):
-                        # The zero page, or one that might as well be: nothing that the destination has to hold.
+                    elif area.content is not Content.PRIVATE_FILE and buffer.startswith(_ZEROS, index * PAGE):
+                        # As good as nothing: the destination need not hold anything for it.
                         there.discard(page, page + PAGE)
-                        self._set(page, _NONE)
-                    else:
-                        self._compare(page, view[index * PAGE : (index + 1) * PAGE], found)
+                    elif page not in held or self._differs(page, view[index * PAGE : (index + 1) * PAGE]):
+                        found.written.add(page, page + PAGE)
 
-    def _compare(self, address: int, page: memoryview, found: Scan) -> None:
-        if blake2b(page, digest_size=_SIZE).digest() != self._get(address):
-            found.written.add(address, address + PAGE)
-            self._set(address, _NONE)
+    def _differs(self, address: int, page: memoryview) -> bool:
+        if blake2b(page, digest_size=_SIZE).digest() == self._get(address):
+            return False
+        self._set(address, _NONE)
+        return True
 
     def _get(self, address: int) -> bytes:
         chunk = self._digests.get(address // _SPAN)

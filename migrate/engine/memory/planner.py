@@ -54,8 +54,7 @@ class RoundPlanner:
         """
         here = merged((area.start, area.end) for area in areas if area.content is not Content.NOTHING)
         self.held = self.held.clip(here)
-        self.owed = self.owed.clip(here)
-        # Unclipped: the scan may have seen, and protected, pages of VMAs that we are told of the next time.
+        # Not clipped: the scan may have seen, and protected, pages of VMAs that we are told of only the next time.
         self.owed |= scan.written
         if scan.gone:
             self.owed = self.owed - scan.gone

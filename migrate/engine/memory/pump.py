@@ -110,8 +110,6 @@ class PagePump:
                     pass
                 elif index in zero and not _inside(address, files):
                     self.stats.zero += 1
-                    if self._tracker is not None:
-                        self._tracker.sent(address, contents[index * PAGE : (index + 1) * PAGE])
                     if self._planner.blank(address):
                         self.stats.erased += 1
                         erase.append((address, 1, Erase.PUNCH if _inside(address, shared) else Erase.DROP))

@@ -2,15 +2,20 @@
 
 Measured on 6.18, and what the code rests on:
 
-- any private memory can be registered, that of files and read-only VMAs too ("mm/userfaultfd: allow any memory type
-with WP_ASYNC"); a shared mapping of a file opened for reading cannot (EPERM), MAP_DROPPABLE neither; - registering
-again what is registered costs nothing, and a range may hold holes: so whole ranges are registered before each scan,
-and no book is kept of VMAs; - a VMA that is new, was moved by mremap(2) or was mapped anew at the same address is
-not registered; PAGEMAP_SCAN with PM_SCAN_WP_MATCHING passes it over and, asked for the opposite of
-PAGE_IS_WPALLOWED, shows it: everything in it counts as written; - MADV_DONTNEED of a protected page leaves nothing
-in anonymous memory, but in that of files and shared memory a marker, which shows as SWAPPED and not WRITTEN; - while
-the userfaultfd lives, memory that the task maps next to a registered VMA is not merged with it until the next scan
-registers it. Closing it (`close`) puts everything back.
+- Any private memory can be registered, that of files and read-only VMAs too (vma_can_userfault(),
+  include/linux/userfaultfd_k.h); a shared mapping of a file opened for reading cannot (EPERM), MAP_DROPPABLE neither.
+- Registering again what is registered costs nothing, and a range may hold holes: so whole ranges are registered before
+  each scan, and no book is kept of VMAs.
+- A VMA that is new, was moved by mremap(2) or was mapped anew at the same address is not registered. PAGEMAP_SCAN with
+  PM_SCAN_WP_MATCHING passes it over and, asked for the opposite of PAGE_IS_WPALLOWED, shows it: everything in it counts
+  as written.
+- MADV_DONTNEED of a protected page leaves nothing in anonymous memory, but in that of files and shared memory a marker,
+  which shows as SWAPPED and not WRITTEN.
+- While the userfaultfd lives, memory that the task maps next to a registered VMA is not merged with it until the next
+  scan registers it. Closing it (`close`) puts everything back.
+- So an mremap(2) of two areas that were mapped one by one, and are one VMA for a task that is not tracked, may fail with
+  EFAULT between two scans; and one of several VMAs, which 6.17 allows, always (vma_multi_allowed(), mm/mremap.c).
+  malloc(3) is not concerned: it moves what it has mapped in one piece.
 """
 
 from __future__ import annotations
