@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +19,10 @@ from migrate.engine.source import Source
 
 from migrate.errors import MigrateError, Refused
 from migrate.transport import frames
+from migrate.transport.ring import Ring
 
 Answer = tuple[dict[str, Any], bytes]
-
+_SLOT = struct.Struct("<II")  # slot, length: before the meta of a RING frame
 
 # Questions about files, which both agents answer in the same words
 _FACTS: dict[str, Callable[..., Answer]] = {
@@ -32,8 +34,8 @@ _FACTS: dict[str, Callable[..., Answer]] = {
 class Agent:
     """Frames in, calls on a `Source`, frames out."""
 
-    def __init__(self, receive: int, send: int) -> None:
-        self._receive, self._send = receive, send
+    def __init__(self, receive: int, send: int, ring: Ring | None) -> None:
+        self._receive, self._send, self._ring = receive, send, ring
         self._source = Source(self._pages)
 
     def serve(self) -> None:
@@ -67,7 +69,14 @@ class Agent:
         frames.write_all(self._send, frames.head(frames.REPLY, frames.json_meta(meta), len(out)), out)
 
     def _pages(self, flags: int, meta: bytes, contents: frames.Buffer) -> None:
-        frames.write_all(self._send, frames.head(frames.PAGES, meta, len(contents), flags, 1), contents)
+        if self._ring is None:
+            frames.write_all(self._send, frames.head(frames.PAGES, meta, len(contents), flags, 1), contents)
+            return
+        slot = self._ring.put(contents)
+        if slot is None:
+            raise _Ended
+        where = _SLOT.pack(slot, len(contents))
+        frames.write_all(self._send, frames.head(frames.RING, where + meta, 0, flags, 1))
 
 
 def _error(number: int, kind: str, message: str, errno: int | None = None, **more: Any) -> dict[str, Any]:
@@ -91,7 +100,7 @@ def main() -> int:
     receive, send = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # nothing that prints may end up between two frames
     try:
-        Agent(receive, send).serve()
+        Agent(receive, send, Ring.attach(sys.argv[1]) if sys.argv[1:] else None).serve()
     except (_Ended, BrokenPipeError, frames.FrameError):
         return 1  # the coordinator is gone; `serve` has let the task go
     return 0

@@ -9,6 +9,7 @@ nothing of it is left there. Nothing here blocks, and nothing here traces: that 
 from __future__ import annotations
 
 import gc
+import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,36 +17,42 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from migrate import preflight
+from migrate import faults, preflight
 from migrate.askpass import prompt
 from migrate.destination import OVERSEER, RESTOREE, Destination, Facts
 from migrate.engine import overseer, restore, vdso
 from migrate.engine.image.codec import decode
+from migrate.engine.kinds.locks import Held
 from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Preview
 from migrate.engine.process import ProcessImage
-from migrate.errors import Failed, InDoubt, Problem, Refused
+from migrate.errors import Failed, InDoubt, NotCommitted, Problem, Refused
 from migrate.options import Options
 from migrate.policy import Decision, Limits, PrecopyPolicy
 from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
-from migrate.transport import local, ssh
-from migrate.transport.agent import Agent, AgentError, open_agent
+from migrate.rescue import Rescue
+from migrate.transport import frames, local, ssh
+from migrate.transport.agent import Agent, AgentError, open_agent, sole
 from migrate.transport.bootstrap import agent_session
-from migrate.transport.frames import Frame
+from migrate.transport.frames import Buffer, Frame
+from migrate.transport.ring import Ring
 from migrate.transport.target import Destination as Target
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
-_ROLLBACK = 15.0  # seconds for telling both sides that it is off
+_ABORT = 10.0  # seconds for the destination to end what there is of the process: large memory takes its time
+_IN_FLIGHT = 0.5  # seconds for a page frame that is on its way when all is called off
+_PING = 15.0  # seconds between two signs of life; the destination gives up after LEASE (agents/overseer.py)
 _PAGE = 4096
+_SLOT = struct.Struct("<II")  # slot, length: before the meta of a RING frame
 
 
 async def move(options: Options, display: Display) -> Report:
     """Moves the process. Raises a MigrateError that says why not; then it runs on here."""
     begun = time.monotonic()
-    async with _connected(options, display) as (source, destination, relay):
-        migration = Migration(options, display, source, destination, relay)
+    async with _connected(options, display) as (rescue, destination, relay):
+        migration = Migration(options, display, rescue, destination, relay)
         report = await migration.run()
     return replace(report, total_s=time.monotonic() - begun)
 
@@ -53,32 +60,62 @@ async def move(options: Options, display: Display) -> Report:
 class Relay:
     """Passes page frames from the source to the destination, and counts."""
 
-    def __init__(self, display: Display) -> None:
+    def __init__(self, display: Display, ring: Ring) -> None:
         self.destination: Agent | None = None
+        self._ring = ring
         self.pages = self.bytes = 0
+        self._off = False
+        self._in_flight = trio.CancelScope()
         self._display = display
         self._since, self._before = time.monotonic(), 0
         self._rate = 0.0
 
     async def __call__(self, frame: Frame) -> None:
         """Waits until the destination's stream takes the frame, and so holds back the source."""
-        assert self.destination is not None
-        await self.destination.send_pages(RESTOREE, frame.flags, frame.meta, frame.blob)
-        self.bytes += len(frame.meta) + len(frame.blob)
-        self.pages += len(frame.blob) // _PAGE
+        meta, size = frame.meta, len(frame.blob)
+        if frame.kind == frames.RING:
+            slot, size = _SLOT.unpack_from(meta)
+            meta = meta[_SLOT.size :]
+            # The stream has copied what it could not send when this returns.
+            await self._send(frame.flags, meta, self._ring.slot(slot, size))
+            self._ring.free(slot)
+        else:
+            await self._send(frame.flags, meta, frame.blob)
+        self.bytes += len(meta) + size
+        self.pages += size // _PAGE
         now = time.monotonic()
         if now - self._since > 0.1:
             self._rate = (self.bytes - self._before) / (now - self._since)
             self._since, self._before = now, self.bytes
             self._display.sent(self.bytes, self.pages, self._rate)
 
+    async def _send(self, flags: int, meta: bytes, contents: Buffer) -> None:
+        """Frames for a destination that is gone are dropped: who asks it next is told why."""
+        assert self.destination is not None
+        if self._off:
+            return
+        try:
+            with trio.CancelScope() as self._in_flight:
+                await self.destination.send_pages(RESTOREE, flags, meta, contents)
+        except Failed:
+            self._off = True
+
+    async def stop(self) -> None:
+        """Drop what comes from now on: the source, which waits for us to take it, has to hear something else."""
+        self._off = True
+        await trio.sleep(_IN_FLIGHT)
+        self._in_flight.cancel()
+
 
 @asynccontextmanager
-async def _connected(options: Options, display: Display) -> AsyncIterator[tuple[Agent, Destination, Relay]]:
+async def _connected(options: Options, display: Display) -> AsyncIterator[tuple[Rescue, Destination, Relay]]:
     """Both agents. The source agent starts while the SSH connection is made."""
-    relay = Relay(display)
     async with AsyncExitStack() as stack:
-        stream = await stack.enter_async_context(local.start(local.argv("agents.source")))
+        ring = stack.enter_context(Ring.create())
+        relay = Relay(display, ring)
+        command = local.argv("agents.source", False, ring.argument)
+        stream = await stack.enter_async_context(local.start(command, ring.inherited))
+        stack.callback(ring.hang_up)
         source = await stack.enter_async_context(open_agent(stream, "the source agent", on_pages=relay))
         # Who may not move it need not wait for the connection to be told.
         display.phase("connecting", options.dest)
@@ -89,7 +126,39 @@ async def _connected(options: Options, display: Display) -> AsyncIterator[tuple[
         session = await stack.enter_async_context(agent_session(link, options.sudo, asking))
         agent = await stack.enter_async_context(open_agent(session, f"the agent on {link.destination}"))
         relay.destination = agent
-        yield source, Destination(agent, link.destination), relay
+        await faults.reach("connected")
+        yield Rescue(options.pid, source, stream, ring, display), Destination(agent, link.destination), relay
+
+
+@asynccontextmanager
+async def _watching(source: Agent, destination: Agent) -> AsyncIterator[None]:
+    """Ends the block as soon as an agent is lost, whatever is being waited for, with the reason."""
+    lost: list[Exception] = []
+
+    async def watch(agent: Agent, scope: trio.CancelScope) -> None:
+        lost.append(await agent.wait_lost())
+        scope.cancel()
+
+    async def ping() -> None:
+        try:
+            while True:
+                await trio.sleep(_PING)
+                await destination.submit("ping")
+        except Failed:
+            return  # `watch` says so
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for agent in (source, destination):
+                nursery.start_soon(watch, agent, nursery.cancel_scope)
+            nursery.start_soon(ping)
+            yield
+            nursery.cancel_scope.cancel()
+            lost.clear()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
+    if lost:
+        raise lost[0]
 
 
 @dataclass
@@ -98,7 +167,7 @@ class Migration:
 
     options: Options
     display: Display
-    source: Agent
+    rescue: Rescue
     destination: Destination
     relay: Relay
     rounds: list[Round] = field(default_factory=list)
@@ -107,16 +176,19 @@ class Migration:
     async def run(self) -> Report:
         """All of it."""
         try:
-            preview, facts = await self._preflight()
-            replica = await self._prepare(preview, facts)
-            await self._copy(replica)
-            image, downtime = await self._freeze_and_commit(replica)
+            async with _watching(self.source, self.destination.agent):
+                preview, facts = await self._preflight()
+                replica = await self._prepare(preview, facts)
+                await self._copy(replica)
+                image, downtime = await self._freeze_and_commit(replica)
         except InDoubt:
             raise
         except BaseException:
             await self._roll_back()
             raise
-        await self.source.request("reap")
+        with trio.CancelScope(shield=True):  # too late to be interrupted
+            await faults.reach("committed")
+            await self.rescue.reap()
         return Report(
             ok=True,
             pid=self.options.pid,
@@ -135,6 +207,10 @@ class Migration:
     _tracker = ""
     _vdso = ""
 
+    @property
+    def source(self) -> Agent:
+        return self.rescue.source
+
     # Before anything is touched
 
     async def _preflight(self) -> tuple[Preview, Facts]:
@@ -148,6 +224,7 @@ class Migration:
         files, self._taken = await preflight.file_problems(preview, self.source, self.destination)
         if problems or files:
             raise Refused([*problems, *files])
+        await faults.reach("preflight")
         return preview, facts
 
     async def _prepare(self, preview: Preview, facts: Facts) -> Replica:
@@ -175,6 +252,7 @@ class Migration:
         )
         replica = Replica(self.destination, ground, as_init=bool(used))
         await replica.create(preview.pid, inside.maps)
+        await faults.reach("created")
         return replica
 
     async def _stdio(self, preview: Preview) -> str | None:
@@ -194,12 +272,14 @@ class Migration:
         """Rounds of pages, until what is left is little enough to stop the process for."""
         options, display = self.options, self.display
         display.phase("copying")
+        self.rescue.touched = True
         reply = await self.source.request(
             "track", tracker=options.tracker, compress=options.compress, bandwidth=options.bandwidth
         )
         self._tracker = str(reply["tracker"])
         for reason in reply["rejected"]:
             display.note(f"dirty pages by {self._tracker}: {reason}")
+        await faults.reach("tracked")
         limits = Limits(options.max_downtime, options.max_rounds, options.no_converge)
         policy = PrecopyPolicy(limits)
         pages = await self._look(replica)
@@ -208,8 +288,10 @@ class Migration:
             begun, before = time.monotonic(), self.relay.bytes
             sent = await self.source.request("send", remapped=replica.take_remade())
             await self.destination.agent.request("sync")
+            await faults.reach("round")
             if not self.rounds:
                 await self._rehearse(replica)
+                await faults.reach("rehearsed")
             pages = await self._look(replica)
             taken = time.monotonic() - begun
             round = Round(int(sent["pages"]), self.relay.bytes - before, taken, pages)
@@ -217,6 +299,7 @@ class Migration:
             display.round_finished(round)
             verdict = policy.after(round)
             display.detail(verdict.reason)
+            self._expected = verdict.expected_downtime
             if verdict.decision is Decision.GIVE_UP:
                 raise Failed(f"{verdict.reason}; allow more with --max-downtime or --no-converge continue")
             if verdict.decision is Decision.FREEZE:
@@ -249,14 +332,19 @@ class Migration:
         gc.freeze()
         gc.disable()
         try:
-            with trio.fail_after(_patience(self.options)):
+            with trio.fail_after(self._patience):
                 image, begun = await self._freeze(replica)
+                await faults.reach("before-commit")
                 # From here on an end of the agent leaves the process stopped, not running.
+                self.rescue.halted = not image.process.stopped
                 await self.source.request("commit")
+                await faults.reach("halted")
             with trio.CancelScope(shield=True):
                 return image, await self._commit(replica, image) - begun
         except trio.TooSlowError:
-            raise Failed(f"{self.destination.name} did not answer in time; the process runs on here") from None
+            self._silent = True
+            seconds = f"{self._patience:g} s"
+            raise Failed(f"{self.destination.name} did not answer within {seconds}; the process runs on here") from None
         finally:
             gc.enable()
             gc.unfreeze()
@@ -268,16 +356,20 @@ class Migration:
         begun = float(reply["begun"])
         self.phases = {name: float(reply[name]) for name in ("stop", "collect", "scan")}
         frozen = begun + sum(self.phases.values())
+        await faults.reach("frozen")
         if collides(replica.ground.hole, ((vma.start, vma.end) for vma in image.vmas)):
             raise Failed("the process has come to use the memory that the restorer lives in; try again")
         await replica.follow(image.vmas, reply["fill"])
         sending = await self.source.submit("send", remapped=replica.take_remade())
         programs = replica.compile(image)
         if reply["locks"]:
+            self.rescue.locks = Held(image.descriptors.locks)
             await self.source.request("unlock")
         await sending.reply()
         sent = time.monotonic()
+        await faults.reach("sent")
         await replica.finish(programs)
+        await faults.reach("restored")
         self.phases["send"] = sent - frozen
         self.phases["restore"] = time.monotonic() - sent
         return image, begun
@@ -286,8 +378,10 @@ class Migration:
         """The point of no return. The time at which the process is known to run there."""
         begun = time.monotonic()
         try:
-            with trio.fail_after(_patience(self.options)):
+            with trio.fail_after(self._patience):
                 await replica.release(image)
+        except NotCommitted:
+            raise
         except (Failed, trio.TooSlowError) as error:
             pid = image.process.pid
             raise InDoubt(
@@ -298,32 +392,36 @@ class Migration:
             ) from error
         done = time.monotonic()
         self.phases["commit"] = done - begun
-        await self.source.request("kill")
+        await self.rescue.end()
         return done
 
     async def _roll_back(self) -> None:
-        """Both sides are told; neither may stand in the way of the other. A side that is gone has put things right by
-        itself: the source agent's last act is to let the process go, the destination's to end the restoree."""
-        with trio.CancelScope(shield=True), trio.move_on_after(_ROLLBACK):
+        """Both sides are told; neither may stand in the way of the other."""
+        with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_tell, self.source, "resume")
-                nursery.start_soon(_tell, self.destination.agent, "abort")
+                nursery.start_soon(self.relay.stop)
+                nursery.start_soon(self.rescue.let_go)
+                nursery.start_soon(self._abort)
 
+    async def _abort(self) -> None:
+        """Nothing is left there. A destination that is gone ends the restoree by itself, at the end of its connection or
+        when it has heard nothing for a while."""
+        with trio.move_on_after(0 if self._silent else _ABORT):
+            try:
+                await self.destination.agent.request("abort")
+            except AgentError as error:
+                self.display.warn(str(error))
+            except Failed:
+                return
 
-async def _tell(agent: Agent, verb: str) -> None:
-    try:
-        await agent.request(verb)
-    except AgentError as error:
-        if error.kind == "none":
-            return
-        raise
-    except Failed:
-        return  # gone: see `_roll_back`
+    _silent = False
+    _expected = 0.0
 
-
-def _patience(options: Options) -> float:
-    """Seconds that the process is kept stopped at most before it is called off."""
-    return 10 + 10 * options.max_downtime
+    @property
+    def _patience(self) -> float:
+        """Seconds that the process is kept stopped at most before it is called off: ten times what was allowed, or
+        expected where more is; and what TCP needs to get over a few lost packets, its timeouts doubling from 0.2 s."""
+        return 5 + 10 * max(self.options.max_downtime, self._expected)
 
 
 def _channels(preview: Preview, facts: Facts) -> overseer.Channels:

@@ -165,7 +165,7 @@ class Agent:
     async def _frame(self, frame: Frame) -> None:
         if frame.kind == frames.REPLY:
             self._reply(frames.parse_json(frame.meta), bytes(frame.blob))
-        elif frame.kind == frames.PAGES and self._on_pages is not None:
+        elif frame.kind in (frames.PAGES, frames.RING) and self._on_pages is not None:
             await self._on_pages(frame)
         elif frame.kind == frames.EVENT:
             self._event(frames.parse_json(frame.meta))

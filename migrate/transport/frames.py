@@ -9,6 +9,7 @@ A frame is a header of 16 bytes, then its meta, then its blob:
                     JSON {"id": n, "ok": false, "error": {"kind": str, "message": str, "errno": int or null}}
     PAGES    meta = flags u32, number of runs u32, then the runs       blob = the contents of the pages
     EVENT    meta = JSON {"event": str, …}, not asked for by anyone
+    RING     meta = slot u32, length u32, then that of PAGES           the contents are in shared memory (`ring`)
 
 The blob of a PAGES frame is at most 2 MiB and is never read by the destination agent: the restorer reads it from the
 same descriptor, straight into place. So nothing here may read a byte more than it was asked for.
@@ -26,10 +27,10 @@ from typing import Any, NamedTuple, Union
 
 MAGIC = b"MIG1"
 HEADER = struct.Struct("<4sBBHII")
-REQUEST, REPLY, PAGES, EVENT = 1, 2, 3, 4
-KINDS = {REQUEST: "REQUEST", REPLY: "REPLY", PAGES: "PAGES", EVENT: "EVENT"}
+REQUEST, REPLY, PAGES, EVENT, RING = 1, 2, 3, 4, 5
+KINDS = {REQUEST: "REQUEST", REPLY: "REPLY", PAGES: "PAGES", EVENT: "EVENT", RING: "RING"}
 
-LZ4 = 1  # the only flag: the blob of a PAGES frame is one LZ4 block
+LZ4 = 1  # the only flag: the contents of a PAGES or RING frame are one LZ4 block
 
 MAX_META = 16 << 20
 MAX_BLOB = 64 << 20
@@ -102,7 +103,7 @@ def parse_header(raw: bytes) -> Header:
 def _check(kind: int, flags: int, meta_len: int, blob_len: int) -> None:
     if kind not in KINDS:
         raise FrameError(f"no such kind of frame: {kind}")
-    if flags & ~(LZ4 if kind == PAGES else 0):
+    if flags & ~(LZ4 if kind in (PAGES, RING) else 0):
         raise FrameError(f"unknown flags {flags:#x} in a {KINDS[kind]} frame")
     if meta_len > MAX_META:
         raise FrameError(f"the meta of a {KINDS[kind]} frame is {meta_len} bytes, the limit is {MAX_META}")

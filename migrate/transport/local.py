@@ -47,6 +47,18 @@ class LocalAgent(trio.abc.HalfCloseableStream):
         ending = "" if status is None else f"signal {-status}" if status < 0 else f"exit status {status}"
         return ", ".join(filter(None, (ending, _last_line(self._stderr))))
 
+    async def end(self) -> None:
+        """Closes its input, at which it puts right what it has touched and exits; kills it when it does not."""
+        await trio.aclose_forcefully(self)
+        with trio.move_on_after(_PATIENCE):
+            await self.process.wait()
+        if self.process.poll() is None:
+            try:
+                self.process.kill()
+            except PermissionError:
+                pass  # sudo's: it is not ours to kill, and ends with the agent
+            await self.process.wait()
+
     async def _collect(self) -> None:
         assert self.process.stderr is not None
         async for data in self.process.stderr:
@@ -59,18 +71,19 @@ def _last_line(stderr: bytes | bytearray) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def argv(module: str, sudo: bool = False) -> list[str]:
+def argv(module: str, sudo: bool = False, *arguments: str) -> list[str]:
     """The command line of an agent that runs from the sources that we run from."""
     root = Path(__file__).resolve().parents[2]
     # Not -m: under sudo(8) neither the environment nor the working directory can be relied on to find the package.
     path = [str(root), *filter(None, sys.path)]
     program = f"import sys; sys.path[:0] = {path!r}; from {module} import main; sys.exit(main())"
-    return [*(("sudo", "--") if sudo else ()), sys.executable, "-c", program]
+    return [*(("sudo", "--") if sudo else ()), sys.executable, "-c", program, *arguments]
 
 
 @asynccontextmanager
-async def start(command: Sequence[str]) -> AsyncIterator[LocalAgent]:
-    """Starts an agent (see `argv`) and gives the stream to it. It has ended at the end of the block, in any case."""
+async def start(command: Sequence[str], inherited: Sequence[int] = ()) -> AsyncIterator[LocalAgent]:
+    """Starts an agent (see `argv`) and gives the stream to it. It has ended at the end of the block, in any case.
+    ``inherited``: descriptors that it gets under the same numbers."""
     ours, theirs = socket.socketpair()
     with theirs:
         for end in (ours, theirs):
@@ -83,6 +96,7 @@ async def start(command: Sequence[str]) -> AsyncIterator[LocalAgent]:
             stderr=PIPE,
             # Ctrl-C at the terminal is for us, who tell the agent what to do.
             start_new_session=not _asks(command),
+            pass_fds=inherited,
         )
     agent = LocalAgent(stream, process)
     try:
@@ -92,26 +106,13 @@ async def start(command: Sequence[str]) -> AsyncIterator[LocalAgent]:
                 yield agent
             finally:
                 with trio.CancelScope(shield=True):
-                    await _end(agent)
+                    await agent.end()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise sole(group) from None
     finally:
         assert process.stderr is not None
         await trio.aclose_forcefully(process.stderr)
-
-
-async def _end(agent: LocalAgent) -> None:
-    """Closes its input, at which it puts right what it has touched and exits; kills it when it does not."""
-    await trio.aclose_forcefully(agent)
-    with trio.move_on_after(_PATIENCE):
-        await agent.process.wait()
-    if agent.process.poll() is None:
-        try:
-            agent.process.kill()
-        except PermissionError:
-            pass  # sudo's: it is not ours to kill, and ends with the agent
-        await agent.process.wait()
 
 
 def _asks(command: Sequence[str]) -> bool:
