@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from agents import hostfacts, libc
 from agents.elf import elf
-from agents.overseer import ConnectionEnded, OutOfStep, Overseer, RestorerDied
+from agents.overseer import LEASE, ConnectionEnded, OutOfStep, Overseer, RestorerDied
 from migrate.transport import frames
 
 Reply = tuple[dict[str, Any], "bytes | bytearray"]
@@ -44,6 +44,10 @@ class PagesFailed(Exception):
     def __init__(self, message: str, number: int | None) -> None:
         super().__init__(message)
         self.errno = number
+
+
+class NotCommitted(Exception):
+    """What should be let go is not there any more."""
 
 
 class Agent:
@@ -84,16 +88,23 @@ class Agent:
             self._clean_up()
 
     def _idle(self) -> None:
-        """Until the next frame; an overseer that dies meanwhile is reported at once, not when it is next needed."""
-        if self._overseer is None or self._committed:
+        """Until the next frame; an overseer that dies meanwhile is reported at once, not when it is next needed.
+
+        Not for ever: a cable that was pulled ends no connection (sshd's ClientAliveInterval is 0 by default), and the
+        coordinator sends a ping now and then."""
+        if self._committed:
             return
         poll = select.poll()
         poll.register(self._stdin, select.POLLIN)
-        poll.register(self._overseer.pidfd, select.POLLIN)
-        if self._stdin not in dict(poll.poll()):
+        if self._overseer is not None:
+            poll.register(self._overseer.pidfd, select.POLLIN)
+        ready = dict(poll.poll(LEASE * 1000))
+        if ready and self._stdin not in ready and self._overseer is not None:
             self._event({"event": "restorer-died", "message": str(self._overseer.died())})
             poll.unregister(self._overseer.pidfd)
-            poll.poll()
+            ready = dict(poll.poll(LEASE * 1000))
+        if not ready:
+            raise ConnectionEnded(f"nothing was heard for {LEASE:g} s")
 
     def _frame(self, header: frames.Header) -> None:
         meta = bytes(frames.read_exactly(self._stdin, header.meta_len))
@@ -116,6 +127,8 @@ class Agent:
             answer, answer_blob = method(blob, **fields)
         except (OutOfStep, ConnectionEnded, frames.FrameError):
             raise
+        except NotCommitted as error:
+            self._refuse(number, "not-committed", str(error))
         except RestorerDied as error:
             self._refuse(number, "restorer-died", str(error))
         except PagesFailed as error:
@@ -190,6 +203,10 @@ class Agent:
     def verb_statvfs(self, blob: bytes, path: str) -> Reply:
         return hostfacts.statvfs(path), b""
 
+    def verb_ping(self, blob: bytes) -> Reply:
+        """A sign of life."""
+        return {}, b""
+
     def verb_tids(self, blob: bytes) -> Reply:
         return {"tids": hostfacts.numbers_in_use()}, b""
 
@@ -250,11 +267,19 @@ class Agent:
         self._abort()
         return {}, b""
 
-    def verb_commit(self, blob: bytes) -> Reply:
-        """From now on the process lives on when the agent ends."""
+    def verb_commit(self, blob: bytes, revocable: int = 0) -> Reply:
+        """From now on the process lives on when the agent ends. ``blob``: the program of the overseer that lets it go;
+        when one of its first ``revocable`` ops fails, nothing of the process has run, and nothing is committed."""
         self._check_pages()
+        if self._overseer is not None and self._overseer.has_ended():
+            raise NotCommitted(str(self._overseer.died()))
         self._committed = True
-        return {}, b""
+        if not blob or self._overseer is None:
+            return {}, b""
+        failed, result, _ = self._overseer.run(0, blob, False)
+        if 0 <= failed < revocable:
+            self._committed = False
+        return {"failed": failed, "result": result}, b""
 
     def verb_bye(self, blob: bytes) -> Reply:
         self._clean_up()

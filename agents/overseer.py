@@ -30,6 +30,7 @@ _ANSWER = struct.Struct("<iIq")  # op or run that failed or -1, 0, result
 _NO_RUNS = struct.pack("<II", 0, 0)
 _ENDINGS = {2: "its answer was not taken", 3: "it did not understand a message", 4: "no memory for its buffer"}
 GRACE = 10.0  # seconds that a program may go on for after the connection has ended
+LEASE = 60.0  # seconds without a sign of the coordinator after which it is taken for gone
 _KILL_PATIENCE = 10.0  # seconds until killed processes must be gone
 
 
@@ -154,7 +155,8 @@ class Overseer:
         """Until the restorer of a slot has something to say.
 
         Not for ever: it may die, and the connection may end. When that happens with requests still unread, they were
-        sent before, so what is under way may be what they wait for: it gets GRACE seconds.
+        sent before, so what is under way may be what they wait for: it gets GRACE seconds. A connection over which
+        nothing comes for LEASE seconds, not even the coordinator's ping, has ended too.
         """
         control, deadline = self._controls[slot].fileno(), None
         poll = select.poll()
@@ -162,12 +164,14 @@ class Overseer:
         poll.register(self.pidfd, select.POLLIN)
         poll.register(self._data_fd, 0)  # POLLHUP and POLLERR are reported always
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            ready = dict(poll.poll(left))
+            left = LEASE if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = dict(poll.poll(left * 1000))
             if control in ready:
                 return
             if self.pidfd in ready:
                 raise self._died(slot)
+            if not ready and deadline is None and _unread(self._data_fd):
+                continue
             if self._data_fd in ready and _unread(self._data_fd):
                 poll.unregister(self._data_fd)
                 deadline = time.monotonic() + GRACE
@@ -196,6 +200,10 @@ class Overseer:
         if ended:
             return RestorerDied(f"the overseer {_in_words(self._wait())}")
         return RestorerDied(f"the restorer of restoree {slot} has ended or closed its socket")
+
+    def has_ended(self) -> bool:
+        """Whether the overseer lives no more."""
+        return bool(select.select([self.pidfd], [], [], 0)[0])
 
     def died(self) -> RestorerDied:
         """The overseer's pidfd is readable: how it ended."""

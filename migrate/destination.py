@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from migrate import faults
 from migrate.engine import overseer, vdso
 from migrate.engine.cpu import Cpu
 from migrate.engine.kernel.maps import Mapping, maps
 from migrate.engine.kinds import task, timers
 from migrate.engine.program import Linked, Program, Results
 from migrate.engine.program.listing import describe_failure
-from migrate.errors import OpFailed
-from migrate.transport.agent import Agent, Pending
+from migrate.errors import NotCommitted, OpFailed
+from migrate.transport.agent import Agent, AgentError, Pending
 
 OVERSEER, RESTOREE = 0, 1  # slots
 _FILES = (
@@ -115,9 +116,24 @@ class Destination:
 
     async def run(self, slot: int, program: Program, return_image: bool = False) -> Running:
         """Send a program; what is awaited is only that it is on its way."""
-        linked = program.link()
+        linked = faults.spoil(program.link())
         pending = await self.agent.submit("run", linked.image, slot=slot, return_image=return_image)
         return Running(pending, linked, f"on {self.name}")
+
+    async def commit(self, program: Program, revocable: int) -> None:
+        """Let the process go. Raises NotCommitted when the agent says that it did not, or when one of the first
+        ``revocable`` ops failed."""
+        linked = faults.spoil(program.link())
+        try:
+            reply = await self.agent.request("commit", linked.image, revocable=revocable)
+        except AgentError as error:
+            if error.kind == "not-committed":
+                raise NotCommitted(str(error)) from error
+            raise
+        failed = int(reply["failed"])
+        if failed >= 0:
+            text = describe_failure(linked, failed, int(reply["result"]), "releasing", f"on {self.name}")
+            raise NotCommitted(text) if failed < revocable else OpFailed(text)
 
     async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels) -> None:
         """The restoree, empty."""

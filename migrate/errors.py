@@ -62,6 +62,10 @@ class ProgramTooLarge(Failed):
         super().__init__(f"the program for {title} is {size} bytes, the restorer takes {limit}")
 
 
+class NotCommitted(Failed):
+    """COMMIT was sent, and the destination could not let the process go: nothing of it has run there."""
+
+
 class InDoubt(MigrateError):
     """COMMIT was sent and no answer came: the process may run on either side, and the source copy stays stopped."""
 

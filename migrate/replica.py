@@ -111,10 +111,8 @@ class Replica:
         await self._settle()
 
     async def release(self, image: ProcessImage) -> None:
-        """COMMIT: it runs there from now on."""
+        """COMMIT: it runs there from now on. Raises NotCommitted when it is certain that it does not; after any other
+        error it may run there or not."""
         tids = [thread.tid for thread in image.threads]
-        committed = await self.destination.agent.submit("commit")
-        program = overseer.release(image.process.pid, tids, image.process.stopped, self.as_init)
-        released = await self.destination.run(OVERSEER, program)
-        await committed.reply()
-        await released.done()
+        program, revocable = overseer.release(image.process.pid, tids, image.process.stopped, self.as_init)
+        await self.destination.commit(program, revocable)

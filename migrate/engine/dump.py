@@ -194,21 +194,18 @@ class Dumper:
         return self._parasite
 
     def stop(self) -> None:
-        """Stop every thread."""
+        """Stop every thread. From here on it would go on as it was, even if we were killed."""
         self.tracee.stop()
+        hide_stop(self.tracee)
 
     def resume(self) -> None:
         """Let it go on as it was: no parasite, and no sign in a system call that it was stopped."""
         try:
             self._withdraw()
             for tid in self.tracee.tids:
-                registers = self.tracee.registers(tid)
-                wait = Wait.seen(registers, self._waits.get(tid))
+                wait = Wait.seen(self.tracee.registers(tid), self._waits.get(tid))
                 if wait is not None:
                     self._waits[tid] = wait
-                unseen = uninterrupted(registers)
-                if unseen is not registers:
-                    self.tracee.set_registers(tid, unseen)
         finally:
             self.tracee.resume()
 
@@ -236,6 +233,15 @@ class _MainProgram:
     process: Callable[[Results, task.ProcessOutside], task.Process]
     mm: Callable[[Results, str], MM]
     keys: bool
+
+
+def hide_stop(tracee: Tracee) -> None:
+    """No sign in a system call that its thread was stopped."""
+    for tid in tracee.tids:
+        registers = tracee.registers(tid)
+        unseen = uninterrupted(registers)
+        if unseen is not registers:
+            tracee.set_registers(tid, unseen)
 
 
 def own_pid(raw: bytes) -> int:

@@ -184,16 +184,18 @@ def _iovec(program: Program, buffer: Buffer) -> Buffer:
     return program.data(struct.pack("<QQ", 0, buffer.size), pointers={0: buffer})
 
 
-def release(main: int, tids: Sequence[int], stopped: bool, as_init: bool) -> Program:
-    """The commit: let every thread go, and leave; as the init of a PID namespace, stay until the restoree has ended."""
+def release(main: int, tids: Sequence[int], stopped: bool, as_init: bool) -> tuple[Program, int]:
+    """The commit: let every thread go, and leave; as the init of a PID namespace, stay until the restoree has ended.
+    Also returns how many ops there are up to the first thread's: when one of these fails, nothing has run."""
     program = Program(f"the release of pid {main}")
     program.syscall("prctl", PR_SET_PDEATHSIG, 0, label="outlive the agent")
     if stopped:
         program.syscall("kill", main, SIGSTOP, label=f"pid {main} was stopped")
+    revocable = len(program) + 1
     for tid in tids:
         program.syscall("ptrace", PTRACE_DETACH, tid, 0, 0, label=f"let thread {tid} go")
     low = OVERSEER_CONTROL
     program.syscall("close_range", 0, low - 1, 0, label="descriptors of the overseer")
     program.syscall("close_range", low + 1, 0xFFFFFFFF, 0, label="descriptors of the overseer")
     program.op(OpKind.LEAVE, OVERSEER_CONTROL, main if as_init else 0, label="leave")
-    return program
+    return program, revocable

@@ -263,8 +263,8 @@ class Source:
         return {}, b""
 
     def do_commit(self) -> Answer:
-        """The decision is the destination's now. When we end, however, the process stays stopped: a SIGSTOP waits for it,
-        which nothing but SIGCONT and SIGKILL undoes (signal(7)). One that is stopped already stays so without."""
+        """The decision is the destination's now. When we end, however, the process stays stopped: a SIGSTOP waits for
+        it, which nothing but SIGCONT and SIGKILL undoes (signal(7)). One that is stopped already stays so without."""
         tracee = self.dumper.tracee
         if not tracee.stopped_by:
             signal.pidfd_send_signal(tracee.pidfd, signal.SIGSTOP)
@@ -292,8 +292,8 @@ class Source:
         return {}, b""
 
     def do_cure(self, pid: int, halted: bool, blob: bytes = b"") -> Answer:
-        """Put right what a source agent that was killed has left behind. ``halted``: it may have stopped the process for
-        the commit; ``blob``: the locks that it may have released."""
+        """Put right what a source agent that was killed has left behind. ``halted``: it may have stopped the process
+        for the commit; ``blob``: the locks that it may have released."""
         with Tracee(pid) as tracee:
             freed = leftovers.cure(tracee)
             hide_stop(tracee)

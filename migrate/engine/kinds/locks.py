@@ -88,6 +88,13 @@ def dump(files: Iterable[OpenFile]) -> tuple[Lock, ...]:
     return tuple(found)
 
 
+@dataclass(frozen=True)
+class Held:
+    """All of a process."""
+
+    locks: tuple[Lock, ...]
+
+
 def release(program: Program, locks: Sequence[Lock]) -> None:
     """Ops to be run in the stopped source process, right before the hand-over."""
     for lock in locks:

@@ -1,0 +1,112 @@
+"""Faults for tests: ``MIGRATE_FAULT=point:action[,point:action…]`` makes a migration go wrong at a named point.
+
+Points of the coordinator, in order: ``connected``, ``preflight``, ``created``, ``tracked``, ``round``, ``rehearsed``,
+``frozen``, ``sent``, ``restored``, ``before-commit``, ``halted`` (the last one before COMMIT), ``committed``. Points of the source agent, in the frozen window:
+``source-stopped``, ``source-collected``, ``source-unlocked``. ``op:N`` is the N-th op (from 0) of all that is sent to
+the destination to be run.
+
+Actions: ``fail`` (an error is raised; the op fails with ENOSYS), ``kill`` (SIGKILL to whoever is at the point; the
+restorer that comes to the op exits), ``sleep=SECONDS``, ``hold=PATH`` (the file is made, and the point is left when the
+file is gone), and for an op ``hang`` (it never returns).
+
+Where the variable is not set, a point costs a comparison.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import trio
+
+from migrate.engine.program import Linked
+from migrate.engine.program.ops import OP, Check, OpKind
+from migrate.errors import Failed
+
+VARIABLE = "MIGRATE_FAULT"
+_POLL = 0.002  # seconds between two looks whether a hold is over
+_OPS_AT = struct.Struct("<8xI")  # struct program, program.h
+_PAUSE, _EXIT_GROUP, _NO_CALL = 34, 231, 0xFFFF  # numbers of system calls; the last one is none
+
+
+def _parse(text: str) -> dict[str, str]:
+    """Point → action. ValueError: it makes no sense."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        point, separator, action = part.rpartition(":")
+        if not separator or action.partition("=")[0] not in ("fail", "kill", "sleep", "hold", "hang"):
+            raise ValueError(f"{VARIABLE}: {part!r} is not point:action")
+        found[point] = action
+    return found
+
+
+_faults = _parse(os.environ.get(VARIABLE, ""))
+_ops = itertools.count()
+
+
+def arm(text: str) -> None:
+    """Sets them anew, for tests that run several migrations in one process; ops are counted from 0 again."""
+    global _faults, _ops
+    _faults, _ops = _parse(text), itertools.count()
+
+
+def ops_seen() -> int:
+    """How many ops were sent since the last `arm`. Tests look when the migration is over: it uses up one number."""
+    return next(_ops)
+
+
+async def reach(point: str) -> None:
+    """A point of the coordinator."""
+    if _faults and point in _faults:
+        for pause in _act(point):
+            await trio.sleep(pause)
+
+
+def hit(point: str) -> None:
+    """A point of an agent, which may block."""
+    if _faults and point in _faults:
+        for pause in _act(point):
+            time.sleep(pause)
+
+
+def _act(point: str) -> Iterator[float]:
+    """Does it; gives the seconds to wait."""
+    action, _, detail = _faults[point].partition("=")
+    if action == "fail":
+        raise Failed(f"injected at {point}")
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "sleep":
+        yield float(detail)
+    elif action == "hold":
+        os.close(os.open(detail, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        while os.path.exists(detail):
+            yield _POLL
+    else:
+        raise ValueError(f"{VARIABLE}: only an op can {action}")
+
+
+def spoil(linked: Linked) -> Linked:
+    """The program with its faulty op, if it is in this one."""
+    if not _faults:
+        return linked
+    for index in range(len(linked.ops)):
+        action = _faults.get(f"op:{next(_ops)}")
+        if action is not None:
+            linked = replace(linked, image=_spoiled(linked.image, index, action))
+    return linked
+
+
+def _spoiled(image: bytes, index: int, action: str) -> bytes:
+    number = {"fail": _NO_CALL, "kill": _EXIT_GROUP, "hang": _PAUSE}.get(action)
+    if number is None:
+        raise ValueError(f"{VARIABLE}: an op cannot {action}")
+    (ops_at,) = _OPS_AT.unpack_from(image)
+    changed = bytearray(image)
+    OP.pack_into(changed, ops_at + index * OP.size, OpKind.SYSCALL, Check.OK, 0, number, 0, 0, 0, *[0] * 6, 0)
+    return bytes(changed)
