@@ -340,7 +340,8 @@ class Migration:
                 await self.source.request("commit")
                 await faults.reach("halted")
             with trio.CancelScope(shield=True):
-                return image, await self._commit(replica, image) - begun
+                done = await self._commit(replica, image)
+            return image, done - begun
         except trio.TooSlowError:
             self._silent = True
             seconds = f"{self._patience:g} s"
@@ -404,8 +405,8 @@ class Migration:
                 nursery.start_soon(self._abort)
 
     async def _abort(self) -> None:
-        """Nothing is left there. A destination that is gone ends the restoree by itself, at the end of its connection or
-        when it has heard nothing for a while."""
+        """Nothing is left there. A destination that is gone ends the restoree by itself, at the end of its connection
+        or when it has heard nothing for a while."""
         with trio.move_on_after(0 if self._silent else _ABORT):
             try:
                 await self.destination.agent.request("abort")

@@ -1,0 +1,85 @@
+"""The process is let go on the source, whatever has become of the agent that holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+
+from migrate.engine.image.codec import encode
+from migrate.engine.kinds.locks import Held
+from migrate.errors import Failed
+from migrate.progress import Display
+from migrate.transport import local
+from migrate.transport.agent import Agent, AgentError, open_agent
+from migrate.transport.ring import Ring
+
+_RESUME = 3.0  # seconds for the agent to answer; it does in milliseconds, where it is not stuck
+_CURE = 15.0  # seconds for a second agent
+
+
+@dataclass
+class Rescue:
+    """What has been done to the process ``pid``, as far as the coordinator knows, and how to undo it."""
+
+    pid: int
+    source: Agent
+    stream: local.LocalAgent
+    ring: Ring
+    display: Display
+    touched: bool = False  # it has been stopped, if only for a moment
+    halted: bool = False  # a SIGSTOP waits for it, or soon will
+    locks: Held = Held(())  # that may have been released
+
+    async def let_go(self) -> None:
+        """It goes on as if nothing had happened. What goes wrong with that is said on the display."""
+        with trio.move_on_after(_RESUME):
+            try:
+                await self.source.request("resume")
+                return
+            except AgentError as error:
+                self.display.warn(str(error))
+            except Failed:
+                pass  # it is gone
+        # At the end of its input it lets the process go. When it was killed, the kernel has, but what it had put into
+        # the process is still there.
+        await self._end_agent()
+        if self.touched:
+            await self._cure()
+
+    async def _end_agent(self) -> None:
+        self.ring.hang_up()
+        await self.stream.end()
+
+    async def _cure(self) -> None:
+        blob = encode(self.locks) if self.locks.locks else b""
+        try:
+            with trio.fail_after(_CURE):
+                await self._ask("cure", blob, halted=self.halted)
+        except (Failed, trio.TooSlowError) as error:
+            self.display.warn(f"something of ours may be left in process {self.pid}: {error or 'no answer in time'}")
+
+    async def end(self) -> None:
+        """It runs elsewhere: this copy ends, without having run again."""
+        try:
+            await self.source.request("kill")
+        except Failed:
+            await self._end_agent()
+            await self._ask("end")
+
+    async def reap(self) -> None:
+        """Wait until the copy that was ended is gone."""
+        try:
+            await self.source.request("reap")
+        except AgentError:
+            raise
+        except Failed:
+            return  # the agent is gone: `end` has seen to it
+
+    async def _ask(self, verb: str, blob: bytes = b"", **arguments: object) -> None:
+        """Of a second agent, while the first one is no more: a process can have one tracer only."""
+        async with (
+            local.start(local.argv("agents.source")) as stream,
+            open_agent(stream, "the second source agent") as agent,
+        ):
+            await agent.request(verb, blob, pid=self.pid, **arguments)
