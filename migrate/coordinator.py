@@ -250,7 +250,7 @@ class Migration:
             stdio=await self._stdio(preview),
             taken=self._taken,
         )
-        replica = Replica(self.destination, ground, as_init=bool(used))
+        replica = Replica(self.destination, ground, as_init=bool(used), pipe_max_size=facts.pipe_max_size)
         await replica.create(preview.pid, inside.maps)
         await faults.reach("created")
         return replica

@@ -25,7 +25,7 @@ _FILES = (
     "/sys/devices/system/node/online",
     "/proc/meminfo",
     "/proc/sys/vm/max_map_count",
-    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/fs/pipe-max-size",
 )
 
 
@@ -38,6 +38,7 @@ class Facts:
     tids: frozenset[int]
     memory_available: int
     max_map_count: int
+    pipe_max_size: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Destination:
             frozenset((await tids.reply())["tids"]),
             int(meminfo.get("MemAvailable", "0")) << 10,
             int(texts["/proc/sys/vm/max_map_count"] or b"65530"),
+            int(texts["/proc/sys/fs/pipe-max-size"] or b"1048576"),
         )
 
     async def stat(self, paths: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -10,6 +10,7 @@ from migrate.engine import overseer, restore, vdso
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.maps import Mapping
 from migrate.engine.kinds import address_space
+from migrate.engine.kinds.pipe import Pipe, check_capacity
 from migrate.engine.kinds.vma import VMA, memfds
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
@@ -20,8 +21,10 @@ from migrate.errors import Failed, Problem
 class Replica:
     """What there is of the process on the destination, and what it stands on."""
 
-    def __init__(self, destination: Destination, ground: restore.Ground, as_init: bool) -> None:
+    def __init__(self, destination: Destination, ground: restore.Ground, as_init: bool, pipe_max_size: int) -> None:
+        """``pipe_max_size``: bytes, what /proc/sys/fs has there."""
         self.destination, self.ground, self.as_init = destination, ground, as_init
+        self._pipe_max_size = pipe_max_size
         self._vmas: Sequence[VMA] = ()
         self._laid_out = False
         self._filled: set[int] = set()  # starts of VMAs that were made writable against expectation
@@ -85,6 +88,8 @@ class Replica:
         """What the destination cannot give, and what will be different there."""
         there, where = self.ground.destination, f"pid {image.process.pid}"
         problems = image.process.problems(where, there, [thread.tid for thread in image.threads])
+        pipes = [made for made in image.descriptors.objects if isinstance(made, Pipe)]
+        problems += check_capacity(pipes, image.process.pid, self._pipe_max_size, there.can_raise)
         warnings = []
         for thread in image.threads:
             place = f"thread {thread.tid}"
@@ -114,5 +119,7 @@ class Replica:
         """COMMIT: it runs there from now on. Raises NotCommitted when it is certain that it does not; after any other
         error it may run there or not."""
         tids = [thread.tid for thread in image.threads]
-        program, revocable = overseer.release(image.process.pid, tids, image.process.stopped, self.as_init)
+        # Who wants a signal when its parent dies must not get it because the overseer leaves (PR_SET_PDEATHSIG).
+        stay = self.as_init or any(thread.state.controls.parent_death_signal for thread in image.threads)
+        program, revocable = overseer.release(image.process.pid, tids, image.process.stopped, stay)
         await self.destination.commit(program, revocable)

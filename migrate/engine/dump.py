@@ -16,6 +16,7 @@ from pathlib import Path
 from migrate.engine.memory.guards import guard_pages
 from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.kernel.accounting import timers
+from migrate.engine.kernel.held import HeldFiles
 from migrate.engine.kernel.maps import smaps
 from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
@@ -41,8 +42,8 @@ from migrate.engine.tracee.tree import ThreadState, Tracee
 from migrate.errors import OpFailed, Problem, Refused
 from migrate.pie import blob, local
 
+_QUICK = 0.03  # seconds
 _ROOM = 256 << 10  # bytes of programs that the parasite's area has room for at once
-_FILE = 1 << 16  # bytes; the files of /proc that are read in the frozen window are smaller
 
 
 class Dumper:
@@ -53,7 +54,7 @@ class Dumper:
         self.spaces = AddressSpaceReader(proc)
         self.files = DescriptorReader(proc, tracee.pidfd)
         self.vmas: list[VMA] = []
-        self._texts: dict[tuple[int, str], int] = {}  # files of /proc that are held open
+        self._held: dict[int, HeldFiles] = {}  # of the process and of each thread
         self._pagemap = Pagemap(proc)
         self._waits: dict[int, Wait] = {}
         self._parasite: Parasite | None = None
@@ -79,31 +80,41 @@ class Dumper:
 
     def _hold(self) -> None:
         """Open now what will be read in the frozen window."""
-        for name in task.PROCESS_FILES:
-            self._open(self.proc.pid, name)
         for tid in self.proc.tids():
-            self._open(tid, "status")
+            try:
+                self._files(tid)
+            except FileNotFoundError:
+                continue  # it has ended since it was listed
 
-    def _open(self, tid: int, name: str) -> int:
-        key = (tid, name)
-        if key not in self._texts:
-            inside = name if tid == self.proc.pid else f"task/{tid}/{name}"
-            self._texts[key] = self.proc.open(inside)
-        return self._texts[key]
+    def _files(self, tid: int) -> HeldFiles:
+        held = self._held.get(tid)
+        if held is None:
+            if tid == self.proc.pid:
+                held = HeldFiles(self.proc, task.PROCESS_FILES)
+            else:
+                with self.proc.thread(tid) as thread:
+                    held = HeldFiles(thread, task.THREAD_FILES)
+            self._held[tid] = held
+        return held
 
     def _text(self, tid: int, name: str) -> bytes:
         try:
-            return os.pread(self._open(tid, name), _FILE, 0)
+            return self._files(tid).read(name)
         except ProcessLookupError:  # another thread has the number now
-            os.close(self._texts.pop((tid, name)))
-            return os.pread(self._open(tid, name), _FILE, 0)
+            self._held.pop(tid).close()
+            return self._files(tid).read(name)
+
+    def follow(self) -> None:
+        """The address space once more. VmFlags change without a trace in maps (madvise), so where all of smaps is read
+        quickly it is; where not, the rehearsal does."""
+        self.vmas = self.spaces.read() if self.spaces.took < _QUICK else self.spaces.reread()
 
     # While it is stopped
 
     def image(self, frozen: bool) -> ProcessImage:
         """The image of the stopped process. ``frozen``: for good, so what is read is final and files are flushed. Raises
         Refused with all that cannot be moved."""
-        self.vmas = self.spaces.reread()
+        self.vmas = self.spaces.reread() if frozen else self.spaces.read()
         states = self.tracee.threads()
         shared = self.tracee.shared_pending()
         files = {name: self._text(self.proc.pid, name) for name in task.PROCESS_FILES}
@@ -117,7 +128,8 @@ class Dumper:
         for state in states:
             outside = task.ThreadOutside(statuses[state.tid], state.signal_mask, state.pending, _rseq(state))
             thread = self._decode_thread(results[state.tid], outside)
-            problems += refusals(f"thread {state.tid}", thread.seccomp, None)
+            dispatch = None if frozen else ptrace.syscall_dispatch(state.tid)  # the rehearsal's business
+            problems += refusals(f"thread {state.tid}", thread.seccomp, dispatch)
             threads.append(ThreadImage(thread.identity.tid, self._registers(state), state.xstate, thread))
         if problems or fs is None:
             raise Refused(problems)
@@ -220,8 +232,8 @@ class Dumper:
         except (ProcessEnded, ProcessLookupError):
             pass  # it was killed, by us after a commit or by somebody else: nothing is left to be put right
         finally:
-            while self._texts:
-                os.close(self._texts.popitem()[1])
+            while self._held:
+                self._held.popitem()[1].close()
             self._pagemap.close()
             self.tracee.close()
 

@@ -184,8 +184,8 @@ def _iovec(program: Program, buffer: Buffer) -> Buffer:
     return program.data(struct.pack("<QQ", 0, buffer.size), pointers={0: buffer})
 
 
-def release(main: int, tids: Sequence[int], stopped: bool, as_init: bool) -> tuple[Program, int]:
-    """The commit: let every thread go, and leave; as the init of a PID namespace, stay until the restoree has ended.
+def release(main: int, tids: Sequence[int], stopped: bool, stay: bool) -> tuple[Program, int]:
+    """The commit: let every thread go, and leave, or stay until the restoree has ended (as init of a PID namespace, or as a parent whose end would be noticed).
     Also returns how many ops there are up to the first thread's: when one of these fails, nothing has run."""
     program = Program(f"the release of pid {main}")
     program.syscall("prctl", PR_SET_PDEATHSIG, 0, label="outlive the agent")
@@ -197,5 +197,5 @@ def release(main: int, tids: Sequence[int], stopped: bool, as_init: bool) -> tup
     low = OVERSEER_CONTROL
     program.syscall("close_range", 0, low - 1, 0, label="descriptors of the overseer")
     program.syscall("close_range", low + 1, 0xFFFFFFFF, 0, label="descriptors of the overseer")
-    program.op(OpKind.LEAVE, OVERSEER_CONTROL, main if as_init else 0, label="leave")
+    program.op(OpKind.LEAVE, OVERSEER_CONTROL, main if stay else 0, label="leave")
     return program, revocable

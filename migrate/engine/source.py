@@ -137,7 +137,7 @@ class Source:
         if stop:
             dumper.stop()
         try:
-            dumper.vmas = dumper.spaces.reread()
+            dumper.follow()
             fields = self._scan_memory(dumper.vmas, protect=True)
         finally:
             if stop:

@@ -68,7 +68,7 @@ class DescriptorReader:
         self.family = family | {proc.pid}
         self._states: dict[tuple[object, ...], tuple[State, Owner | None]] = {}
         self._contents: dict[Key, tuple[os.stat_result, int, Memfd | DeletedFile]] = {}  # and when it was read
-        self._ours_alone: set[tuple[str, Key, int]] = set()
+        self._owners: dict[tuple[str, Key, int], list[int]] = {}  # which other processes have a file
 
     def dump(self, options: DumpOptions | None = None) -> tuple[DescriptorTable, list[Problem]]:
         """The table, and every reason why it cannot be moved; the table is whole only without any.
@@ -90,21 +90,24 @@ class DescriptorReader:
         dump = Dump(self.proc, self.pidfd, options)
         files = open_files(dump)
         check_threads(dump)
-        return _Table(self, dump, files, self._elsewhere(files)).build(), dump.problems
+        return _Table(self, dump, files, self._elsewhere(files, options.frozen)).build(), dump.problems
 
-    def _elsewhere(self, files: Sequence[OpenFile]) -> dict[int, list[int]]:
-        """Which others have a file, by position. Asked once for each: a process that is stopped gives away nothing,
-        and one that runs would have to make a child, which is seen elsewhere."""
-        asked = [
-            (position, file)
+    def _elsewhere(self, files: Sequence[OpenFile], frozen: bool) -> dict[int, list[int]]:
+        """Which others have a file, by position. Asked once for each that is ours alone: a process that is stopped
+        gives away nothing, and one that runs would have to make a child, which is seen elsewhere."""
+        keys = [(file.link, file.key, file.numbers[0]) for file in files]
+        if not frozen:
+            self._owners = {key: pids for key, pids in self._owners.items() if not pids}
+        fresh = [
+            position
             for position, file in enumerate(files)
-            if _is_shareable(file) and (file.link, file.key, file.numbers[0]) not in self._ours_alone
+            if keys[position] not in self._owners and _is_shareable(file)
         ]
-        found = outside.holders([file for _, file in asked], self.family)
-        for index, (_, file) in enumerate(asked):
-            if index not in found:
-                self._ours_alone.add((file.link, file.key, file.numbers[0]))
-        return {asked[index][0]: pids for index, pids in found.items()}
+        if fresh:
+            found = outside.holders([files[position] for position in fresh], self.family)
+            for index, position in enumerate(fresh):
+                self._owners[keys[position]] = found.get(index, [])
+        return {position: pids for position, key in enumerate(keys) if (pids := self._owners.get(key))}
 
     def contents(self, file: OpenFile, room: int) -> Memfd | DeletedFile | Problem:
         """The file with its contents; those of the last dump where it was not written since. Writes through a shared

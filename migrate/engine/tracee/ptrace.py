@@ -29,7 +29,7 @@ _libc: Any = _ffi.dlopen(None)
 _CONT, _GETREGS, _SETREGS, _DETACH, _SYSCALL = 7, 12, 13, 17, 24
 _SETOPTIONS, _GETSIGINFO = 0x4200, 0x4202
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
-_PEEKSIGINFO, _GETSIGMASK, _SETSIGMASK, _RSEQ = 0x4209, 0x420A, 0x420B, 0x420F
+_PEEKSIGINFO, _GETSIGMASK, _SETSIGMASK, _RSEQ, _DISPATCH = 0x4209, 0x420A, 0x420B, 0x420F, 0x4211
 
 EVENT_STOP = 128
 O_TRACESYSGOOD = 1
@@ -215,6 +215,18 @@ def rseq_configuration(tid: int) -> RseqConfiguration | None:
         return None
     configuration = RseqConfiguration(*struct.unpack_from("<QIII", _ffi.buffer(out)))
     return configuration if configuration.address else None
+
+
+def syscall_dispatch(tid: int) -> bytes | None:
+    """struct ptrace_sud_config (PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, Linux 6.4); None: a kernel that cannot say."""
+    out = _ffi.new("char[]", 32)
+    try:
+        _request(_DISPATCH, "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG", tid, 32, _address(out))
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EINVAL):
+            raise
+        return None
+    return bytes(_ffi.buffer(out))
 
 
 # Neighbours
