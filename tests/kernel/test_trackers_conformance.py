@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from migrate.engine.kernel.probes import has_guard_regions, has_pagemap_scan, has_soft_dirty, has_wp_async
+from migrate.engine.memory import writeprotect
 from migrate.engine.memory.codec import Compress
 from migrate.engine.memory.digests import DigestTracker
 from migrate.engine.memory.pageset import PAGE, PageSet
@@ -39,7 +40,7 @@ from tests.victims import Victims
 
 KINDS = ["digests"]
 if has_pagemap_scan() and has_wp_async():
-    KINDS.append("write-protect")
+    KINDS += ["write-protect, small areas walked alone", "write-protect"]
 if has_soft_dirty():
     KINDS.append("soft-dirty")
 
@@ -59,7 +60,11 @@ def make(kind: str, puppet: Puppet) -> Tracker:
 
 
 @pytest.fixture(params=KINDS)
-def mirror(request: pytest.FixtureRequest, puppet: Puppet) -> Iterator[Mirror]:
+def mirror(request: pytest.FixtureRequest, puppet: Puppet, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    if "alone" in request.param:
+        # As large anonymous memory is, which would take too long to compare.
+        monkeypatch.setattr(writeprotect, "_LARGE", PAGE)
+        monkeypatch.setattr(writeprotect, "_LONG", 3 * PAGE)
     found = Mirror(puppet, make(request.param, puppet))
     yield found
     found.close()
@@ -255,6 +260,14 @@ def test_taken_away_between_scan_and_reading(mirror: Mirror, puppet: Puppet) -> 
     mirror.round(meanwhile=lambda: (puppet.call("munmap", start + 4 * PAGE, 8 * PAGE), None)[1])
     assert mirror.pump.stats.vanished == 8
     mirror.round()
+    mirror.check()
+
+
+def test_closed_to_the_task_between_scan_and_reading(mirror: Mirror, puppet: Puppet) -> None:
+    start = puppet.map(4)
+    puppet.fill(start, 1, 4 * PAGE)
+    mirror.round(meanwhile=lambda: (puppet.call("mprotect", start + PAGE, 2 * PAGE, NONE), None)[1])
+    assert mirror.pump.stats.vanished == 0
     mirror.check()
 
 

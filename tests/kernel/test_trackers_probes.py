@@ -60,7 +60,7 @@ def test_an_unprivileged_process_can_be_tracked() -> None:
         "import ctypes, os\n"
         "from migrate.engine.kernel.probes import has_map_files, has_wp_async\n"
         "os.setresuid(65534, 65534, 65534)\n"
-        "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"  # PR_SET_DUMPABLE, lost with the uid: or its own /proc is closed to it
+        "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"  # PR_SET_DUMPABLE: lost with the uid, and its own /proc with it
         "print(has_wp_async(), has_map_files())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

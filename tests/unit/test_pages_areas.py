@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from migrate.engine.kernel.maps import Mapping, maps
-from migrate.engine.kernel.procformat import ProcFormatError
-from migrate.engine.memory.area import Area, AreaReader, Content, areas, content_of, merged, of, sort_out
+from migrate.engine.memory.area import Area, Content, areas, content_of, merged, of, sort_out
 from migrate.engine.memory.pageset import PageSet
 from migrate.engine.memory.writeprotect import Hollow, _spans
 
@@ -86,17 +83,6 @@ def test_a_hollow_of_terabytes() -> None:
 def test_ranges() -> None:
     assert merged([(0, 1), (1, 2), (3, 4), (4, 9)]) == [(0, 2), (3, 9)]
     assert of(FILE, areas(maps(TEXT))) == [(0x400000, 0x402000)]
-
-
-def test_the_reader_follows_maps() -> None:
-    reader = AreaReader()
-    assert reader.areas(TEXT) == areas(maps(TEXT))
-    less = TEXT.replace("[heap]", "").replace("728000-730000 ---p", "728000-730000 rw-p")
-    assert reader.areas(less) == areas(maps(less))
-    reader.droppable = {0x500000}
-    assert [area.content for area in reader.areas(TEXT)][2] is NOTHING
-    with pytest.raises(ProcFormatError, match="not a mapping: 'nonsense'"):
-        reader.areas(TEXT + "nonsense\n")
 
 
 def test_mapping_helpers() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from migrate.engine.kernel.maps import Mapping, maps
+from migrate.engine.kernel.maps import Mapping
 
 Ranges = list[tuple[int, int]]
 
@@ -73,26 +73,6 @@ def areas(mappings: Iterable[Mapping], droppable: Collection[int] = ()) -> list[
     return [
         area_of(mapping, Content.NOTHING if mapping.start in droppable else content_of(mapping)) for mapping in mappings
     ]
-
-
-class AreaReader:
-    """The areas of one task, from round to round: lines of maps that were there the last time are not taken apart
-    again, which is most of the cost with thousands of VMAs."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, Area] = {}
-        self.droppable: Collection[int] = ()  # starts of MAP_DROPPABLE VMAs: set it when smaps has been read
-
-    def areas(self, text: str) -> list[Area]:
-        """From the text of /proc/PID/maps. ProcFormatError: it is not one."""
-        known, self._known = self._known, {}
-        for line in text.removesuffix("\n").split("\n"):
-            area = known.get(line)
-            self._known[line] = area if area is not None else areas(maps(line + "\n"))[0]
-        found = list(self._known.values())
-        if not self.droppable:
-            return found
-        return [area._replace(content=Content.NOTHING) if area.start in self.droppable else area for area in found]
 
 
 def of(kind: Content, within: Iterable[Area]) -> Ranges:

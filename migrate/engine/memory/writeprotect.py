@@ -13,8 +13,8 @@ Measured on 6.18, and what the code rests on:
   which shows as SWAPPED and not WRITTEN.
 - While the userfaultfd lives, memory that the task maps next to a registered VMA is not merged with it until the next
   scan registers it. Closing it (`close`) puts everything back.
-- So an mremap(2) of two areas that were mapped one by one, and are one VMA for a task that is not tracked, may fail with
-  EFAULT between two scans; and one of several VMAs, which 6.17 allows, always (vma_multi_allowed(), mm/mremap.c).
+- So an mremap(2) of two areas that were mapped one by one, and are one VMA for a task that is not tracked, may fail
+  with EFAULT between two scans; and one of several VMAs, which 6.17 allows, always (vma_multi_allowed(), mm/mremap.c).
   malloc(3) is not concerned: it moves what it has mapped in one piece.
 """
 
@@ -43,7 +43,8 @@ RemoteSyscall = Callable[..., int]
 
 _THERE = Category.PRESENT | Category.SWAPPED
 _EMPTY = Category.PFNZERO | Category.GUARD
-_LARGE = 1 << 20  # bytes
+_LARGE = 1 << 20  # bytes of anonymous memory that are worth a walk of their own
+_LONG = 1 << 24  # bytes of a hole that is not written down page by page
 _PRIVATE = (Content.ANONYMOUS, Content.PRIVATE_FILE)
 _FOREIGN = (errno.EPERM, errno.EBUSY, errno.EINVAL)  # a VMA that cannot be registered
 
@@ -252,7 +253,7 @@ class Hollow:
         self._short = PageSet()
 
     def add(self, start: int, end: int) -> None:
-        if end - start > _LARGE:
+        if end - start > _LONG:
             self._long.append((start, end))
         else:
             self._short.add(start, end)
