@@ -353,25 +353,29 @@ class Migration:
 
     async def _freeze(self, replica: Replica) -> tuple[ProcessImage, float]:
         reply = await self.source.request("freeze")
-        image = decode(ProcessImage, reply.blob)
         begun = float(reply["begun"])
-        self.phases = {name: float(reply[name]) for name in ("stop", "collect", "scan")}
-        frozen = begun + sum(self.phases.values())
+        self.phases = {name: float(reply[name]) for name in ("stop", "collect")}
+        sending = None
+        if not reply["changed"]:  # mostly; then the source looks for the last pages while we compile
+            sending = await self.source.submit("send_last", remapped=replica.take_remade())
+        image = decode(ProcessImage, reply.blob)
         await faults.reach("frozen")
         if collides(replica.ground.hole, ((vma.start, vma.end) for vma in image.vmas)):
             raise Failed("the process has come to use the memory that the restorer lives in; try again")
-        await replica.follow(image.vmas, reply["fill"])
-        sending = await self.source.submit("send", remapped=replica.take_remade())
+        if sending is None:
+            await replica.follow(image.vmas, ())
+            sending = await self.source.submit("send_last", remapped=replica.take_remade())
         programs = replica.compile(image)
         if reply["locks"]:
             self.rescue.locks = Held(image.descriptors.locks)
             await self.source.request("unlock")
-        await sending.reply()
+        last = await sending.reply()
         sent = time.monotonic()
         await faults.reach("sent")
         await replica.finish(programs)
         await faults.reach("restored")
-        self.phases["send"] = sent - frozen
+        self.phases["scan"] = float(last["scan"])
+        self.phases["send"] = sent - begun - sum(self.phases.values())
         self.phases["restore"] = time.monotonic() - sent
         return image, begun
 

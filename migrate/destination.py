@@ -116,9 +116,9 @@ class Destination:
         assert results is not None
         return Inside(found, cpu(results), own(results), by_id(results))
 
-    async def run(self, slot: int, program: Program, return_image: bool = False) -> Running:
+    async def run(self, slot: int, program: Program | Linked, return_image: bool = False) -> Running:
         """Send a program; what is awaited is only that it is on its way."""
-        linked = faults.spoil(program.link())
+        linked = faults.spoil(program.link() if isinstance(program, Program) else program)
         pending = await self.agent.submit("run", linked.image, slot=slot, return_image=return_image)
         return Running(pending, linked, f"on {self.name}")
 

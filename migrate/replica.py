@@ -14,7 +14,7 @@ from migrate.engine.kinds.pipe import Pipe, check_capacity
 from migrate.engine.kinds.vma import VMA, memfds
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
-from migrate.engine.program import Program
+from migrate.engine.program import Linked, Program
 from migrate.errors import Failed, Problem
 
 
@@ -101,15 +101,15 @@ class Replica:
         """Compile everything once, for what goes wrong in it and to have it warm."""
         self.compile(image)
 
-    def compile(self, image: ProcessImage) -> list[tuple[int, Program]]:
-        """The programs that are left, and where each is run."""
+    def compile(self, image: ProcessImage) -> list[tuple[int, Linked]]:
+        """The programs that are left, ready to be sent, and where each is run."""
         if len(image.threads) - 1 > self.ground.hole.threads:
             raise Failed(f"the process has started more than {self.ground.hole.threads} threads meanwhile; try again")
-        programs = [(RESTOREE, program) for program in restore.final_programs(image, self.ground, self._filled)]
-        dresses = restore.dresses(image.threads, self.ground.xsave_size)
-        return [*programs, (OVERSEER, overseer.arm(image.process.pid, self.ground.hole, dresses))]
+        programs = restore.final_programs(image, self.ground, self._filled)
+        arm = overseer.arm(image.process.pid, self.ground.hole, restore.dresses(image.threads, self.ground.xsave_size))
+        return [*((RESTOREE, program.link()) for program in programs), (OVERSEER, arm.link())]
 
-    async def finish(self, programs: Sequence[tuple[int, Program]]) -> None:
+    async def finish(self, programs: Sequence[tuple[int, Linked]]) -> None:
         """All is restored, and stands still in the overseer's hands."""
         for slot, program in programs:
             self._running.append(await self.destination.run(slot, program))

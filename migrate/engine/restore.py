@@ -20,6 +20,7 @@ from migrate.engine.cpu import XTILEDATA, fit
 from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.kinds import address_space, locks, task
 from migrate.engine.kinds.placing import Context
+from migrate.engine.kinds.signals import SignalActions
 from migrate.engine.overseer import Channels, Dress, Hole
 from migrate.engine.program import Buffer, OpKind, Program
 
@@ -59,8 +60,9 @@ class Ground:
 
 
 def clear_program(areas: tuple[vdso.Area, ...], hole: Hole) -> tuple[Program, tuple[vdso.Area, ...]]:
-    """The first one in a new restoree: only the restorer is left. Also returns where the vDSO waits."""
-    program = Program("the empty address space")
+    """The first one in a new restoree: only the restorer is left, and no signal is ignored. Also returns where the vDSO waits."""
+    program = Program("an empty process")
+    SignalActions.reset(program)
     return program, address_space.compile_clear(program, areas, hole)
 
 
@@ -105,7 +107,7 @@ def _threads(program: Program, image: ProcessImage, ground: Ground) -> None:
     _open(program, gate)
     _become(program, main, image, ground)
     program.op(OpKind.WAIT, done, len(others), label="until all threads are restored")
-    task.restore_process_late(program, image.process)
+    task.restore_process_late(program, image.process, ground.destination)
     address_space.compile_seal(program, image.vmas)
 
 

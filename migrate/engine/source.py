@@ -58,6 +58,8 @@ class Source:
         self._tracker: Tracker | None = None
         self._pump: PagePump | None = None
         self._planner = RoundPlanner()
+        self._looked: list[VMA] = []  # the layout of the last look
+        self._filled: set[int] = set()  # what it found in it that is not expected to be written to
         self._dropped, self._punched = PageSet(), PageSet()  # gone here; to be told with the next pages
         self._areas: list[Area] = []
         self._released: tuple[locks.Lock, ...] = ()
@@ -142,7 +144,8 @@ class Source:
         finally:
             if stop:
                 dumper.resume()
-        return fields, encode(Layout(tuple(dumper.vmas), self._fill()))
+        self._looked, self._filled = dumper.vmas, set(self._fill())
+        return fields, encode(Layout(tuple(dumper.vmas), tuple(self._filled)))
 
     def _scan_memory(self, vmas: Sequence[VMA], protect: bool) -> dict[str, Any]:
         assert self._tracker is not None
@@ -207,8 +210,8 @@ class Source:
     # The freeze
 
     def do_freeze(self) -> Answer:
-        """Stop it for good, and look for the last time. ``send`` sends the last pages. Times in seconds; ``begun`` is of
-        CLOCK_MONOTONIC."""
+        """Stop it for good. ``send_last`` looks for the last time and sends, while the coordinator compiles. ``changed``: the
+        layout is not that of the last look. Times in seconds; ``begun`` is of CLOCK_MONOTONIC."""
         dumper = self.dumper
         gc.disable()
         begun = time.monotonic()
@@ -220,14 +223,28 @@ class Source:
             image = dumper.image(frozen=True)
             collected = time.monotonic()
             faults.hit("source-collected")
-            fields = self._scan_memory(dumper.vmas, protect=False)
-            fill = self._fill()
+            answer = encode(image)
         except BaseException:
             self.do_resume()
             raise
+        return {
+            "begun": begun,
+            "stop": stopped - begun,
+            "collect": collected - stopped,
+            "changed": dumper.vmas != self._looked,
+            "locks": len(image.descriptors.locks),
+        }, answer
+
+    def do_send_last(self, remapped: list[list[int]]) -> Answer:
+        """The last look and its pages."""
+        begun = time.monotonic()
+        self._scan_memory(self.dumper.vmas, protect=False)
+        if unexpected := set(self._fill()) - self._filled:
+            where = ", ".join(f"{start:x}" for start in sorted(unexpected))
+            raise Failed(f"memory that nobody could write to has been written to ({where}); try again")
         scanned = time.monotonic()
-        fields |= {"begun": begun, "stop": stopped - begun, "collect": collected - stopped, "scan": scanned - collected}
-        return {**fields, "fill": fill, "locks": len(image.descriptors.locks)}, encode(image)
+        answer, blob = self.do_send(remapped)
+        return {**answer, "scan": scanned - begun}, blob
 
     def do_unlock(self) -> Answer:
         """Release the locks of the stopped process, so that its successor can take them."""
@@ -270,6 +287,7 @@ class Source:
             signal.pidfd_send_signal(tracee.pidfd, signal.SIGSTOP)
             self._halted = True
         self._committing = True
+        faults.hit("source-halted")
         return {}, b""
 
     _committing = _halted = False

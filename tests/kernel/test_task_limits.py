@@ -33,7 +33,7 @@ def test_limits() -> None:
         assert before.limits[resource.RLIMIT_FSIZE][0] == 1 << 30
         assert _text(source) != _text(there)
         program = Program("limits")
-        before.restore(program)
+        before.restore(program, destination().limits)
         there.run(program)
         assert _text(there) == _text(source)
         assert collect(there).process.limits == before

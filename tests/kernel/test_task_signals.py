@@ -45,7 +45,7 @@ def test_defaults_replace_what_is_inherited() -> None:
     with Actor() as there:
         assert there.call(signal.getsignal, signal.SIGPIPE) == signal.SIG_IGN
         program = Program("actions")
-        SignalActions(tuple(Action(0, 0, 0, 0) for _ in range(64))).restore(program)
+        SignalActions.reset(program)
         there.run(program)
         assert seen(there, "SigIgn", "SigCgt") == {"SigIgn": "0" * 16, "SigCgt": "0" * 16}
 
@@ -146,6 +146,7 @@ def test_ignored_signals_stay_queued_while_blocked() -> None:
         before = collect(source).process
         assert _codes(before.queue) == [(10, 0)]
         program = Program("actions, then the queue")
+        SignalActions.reset(program)
         before.actions.restore(program)
         before.queue.restore(program)
         there.run(program)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from migrate.engine.kernel import prctl as pr
+from migrate.engine.kinds.signals import SignalActions
 from migrate.engine.kinds.task import (
     Destination,
     restore_process_early,
@@ -64,10 +65,11 @@ def _everything() -> None:
 
 def _restore(task: Task, there: Actor, to: Destination) -> None:
     program = Program("everything")
+    SignalActions.reset(program)
     restore_process_early(program, task.process, to)
     restore_process_signals(program, task.process, to)
     restore_thread(program, task.thread, task.process, to)
-    restore_process_late(program, task.process)
+    restore_process_late(program, task.process, to)
     there.run(program)
 
 

@@ -14,6 +14,7 @@ from migrate.engine.kernel.accounting import RESOURCES, RLIM_INFINITY, limits
 from migrate.engine.program import Program
 from migrate.errors import Problem
 
+RLIMIT_NOFILE = 7
 _RLIMIT = struct.Struct("<QQ")
 _NAMES = {resource: name for name, resource in RESOURCES.items()}
 
@@ -53,11 +54,13 @@ class Limits:
             if hard > hard_there or soft > soft_there:
                 _set(program, resource, max(soft, soft_there), max(hard, hard_there))
 
-    def restore(self, program: Program) -> None:
-        """All of them as they were. Nothing may be made after this that a limit could forbid. Once those above are
-        raised this only lowers, so it needs no privilege."""
-        for resource, (soft, hard) in enumerate(self.limits):
-            _set(program, resource, soft, hard)
+    def restore(self, program: Program, destination: Limits) -> None:
+        """As they were. Those that the restoree has inherited from the ``destination``'s agent already are left alone, but
+        for that of open files, which was raised for the descriptors. Nothing may be made after this that a limit could
+        forbid. Once those above are raised this only lowers, so it needs no privilege."""
+        for resource, (wanted, there) in enumerate(zip(self.limits, destination.limits, strict=True)):
+            if wanted != there or resource == RLIMIT_NOFILE:
+                _set(program, resource, *wanted)
 
 
 @lru_cache(maxsize=8)

@@ -58,14 +58,24 @@ class SignalActions:
 
         return decode
 
+    @staticmethod
+    def reset(program: Program) -> None:
+        """Every action the default one, long before the freeze: a restoree inherits what its agent ignored (Python:
+        SIGPIPE)."""
+        default = program.data(_NOTHING)
+        for signal in _settable():
+            program.syscall("rt_sigaction", signal, default, 0, SET_SIZE, label=f"default action of signal {signal}")
+
     def restore(self, program: Program) -> None:
-        """All of them, the default ones too: a restoree inherits what its agent ignored (Python: SIGPIPE).
+        """Those that are not the default one; after `reset`.
 
         To be done before any signal is queued: setting an action to ignore flushes the signal (do_sigaction,
         kernel/signal.c).
         """
         for signal in _settable():
             action = self.actions[signal - 1]
+            if action == DEFAULT:
+                continue
             raw = program.data(_ACTION.pack(action.handler, action.flags, action.restorer, action.mask))
             program.syscall("rt_sigaction", signal, raw, 0, SET_SIZE, label=f"action of signal {signal}")
 

@@ -244,9 +244,9 @@ def restore_thread(program: Program, thread: Thread, process: Process, destinati
     thread.controls.restore_late(program)
 
 
-def restore_process_late(program: Program, process: Process) -> None:
+def restore_process_late(program: Program, process: Process, destination: Destination) -> None:
     """When no thread has anything left to do that a limit or a privilege decides."""
-    process.limits.restore(program)
+    process.limits.restore(program, destination.limits)
     process.controls.restore_late(program)
 
 
