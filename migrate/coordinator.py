@@ -44,6 +44,7 @@ _SPARE_THREADS = 16  # that the process may start while it is on its way
 _ABORT = 10.0  # seconds for the destination to end what there is of the process: large memory takes its time
 _IN_FLIGHT = 0.5  # seconds for a page frame that is on its way when all is called off
 _PING = 15.0  # seconds between two signs of life; the destination gives up after LEASE (agents/overseer.py)
+_WARM = 8  # runs after which the Python interpreter has specialised its code (PEP 659)
 _PAGE = 4096
 _SLOT = struct.Struct("<II")  # slot, length: before the meta of a RING frame
 
@@ -314,13 +315,15 @@ class Migration:
     async def _rehearse(self, replica: Replica) -> None:
         """The freeze, but for its end: refusals that show only from inside come now, and all paths are warm."""
         self.display.detail("rehearsal")
-        image = decode(ProcessImage, (await self.source.request("rehearse")).blob)
+        rehearsed = (await self.source.request("rehearse")).blob
+        image = decode(ProcessImage, rehearsed)
         problems, warnings = replica.judge(image)
         if problems:
             raise Refused(problems)
         for warning in warnings:
             self.display.warn(warning)
-        replica.rehearse(image)
+        for _ in range(_WARM):
+            replica.compile(decode(ProcessImage, rehearsed))
 
     # The freeze
 

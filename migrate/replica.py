@@ -97,10 +97,6 @@ class Replica:
             warnings += thread.state.warnings(place, there)
         return problems, list(dict.fromkeys(warnings))
 
-    def rehearse(self, image: ProcessImage) -> None:
-        """Compile everything once, for what goes wrong in it and to have it warm."""
-        self.compile(image)
-
     def compile(self, image: ProcessImage) -> list[tuple[int, Linked]]:
         """The programs that are left, ready to be sent, and where each is run."""
         if len(image.threads) - 1 > self.ground.hole.threads:
