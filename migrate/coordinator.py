@@ -21,7 +21,9 @@ from migrate import faults, preflight
 from migrate.askpass import prompt
 from migrate.destination import OVERSEER, RESTOREE, Destination, Facts
 from migrate.engine import overseer, restore, vdso
+from migrate.engine.clocks import wanted_offsets
 from migrate.engine.image.codec import decode
+from migrate.engine.kernel.timens import NSEC, Offsets
 from migrate.engine.kinds.locks import Held
 from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Preview
@@ -52,9 +54,10 @@ _SLOT = struct.Struct("<II")  # slot, length: before the meta of a RING frame
 async def move(options: Options, display: Display) -> Report:
     """Moves the process. Raises a MigrateError that says why not; then it runs on here."""
     begun = time.monotonic()
-    async with _connected(options, display) as (rescue, destination, relay):
-        migration = Migration(options, display, rescue, destination, relay)
-        report = await migration.run()
+    with trio.CancelScope() as interruptible:
+        async with _connected(options, display) as (rescue, destination, relay):
+            migration = Migration(options, display, rescue, destination, relay, interruptible)
+            report = await migration.run()
     return replace(report, total_s=time.monotonic() - begun)
 
 
@@ -171,6 +174,7 @@ class Migration:
     rescue: Rescue
     destination: Destination
     relay: Relay
+    interruptible: trio.CancelScope
     rounds: list[Round] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds
 
@@ -187,9 +191,8 @@ class Migration:
         except BaseException:
             await self._roll_back()
             raise
-        with trio.CancelScope(shield=True):  # too late to be interrupted
-            await faults.reach("committed")
-            await self.rescue.reap()
+        await faults.reach("committed")
+        await self.rescue.reap()
         return Report(
             ok=True,
             pid=self.options.pid,
@@ -252,7 +255,10 @@ class Migration:
             taken=self._taken,
         )
         replica = Replica(self.destination, ground, as_init=bool(used), pipe_max_size=facts.pipe_max_size)
-        await replica.create(preview.pid, inside.maps)
+        clocks = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
+        if clocks != facts.offsets:
+            self.display.detail(f"its clocks go on in a time namespace, by {clocks.monotonic / NSEC:+.6f} s")
+        await replica.create(preview.pid, inside.maps, clocks if clocks != facts.offsets else None)
         await faults.reach("created")
         return replica
 
@@ -342,6 +348,8 @@ class Migration:
                 self.rescue.halted = not image.process.stopped
                 await self.source.request("commit")
                 await faults.reach("halted")
+            # Nothing stops us from here on: neither the user, who is told how it went, nor the loss of an agent.
+            self.interruptible.shield = True
             with trio.CancelScope(shield=True):
                 done = await self._commit(replica, image)
             return image, done - begun

@@ -8,8 +8,10 @@ from typing import Any
 
 from migrate import faults
 from migrate.engine import overseer, vdso
+from migrate.engine.clocks import Clocks
 from migrate.engine.cpu import Cpu
 from migrate.engine.kernel.maps import Mapping, maps
+from migrate.engine.kernel.timens import Offsets, offsets
 from migrate.engine.kinds import task, timers
 from migrate.engine.program import Linked, Program, Results
 from migrate.engine.program.listing import describe_failure
@@ -26,6 +28,7 @@ _FILES = (
     "/proc/meminfo",
     "/proc/sys/vm/max_map_count",
     "/proc/sys/fs/pipe-max-size",
+    "/proc/self/timens_offsets",
 )
 
 
@@ -39,6 +42,9 @@ class Facts:
     memory_available: int
     max_map_count: int
     pipe_max_size: int
+    here: Clocks  # read after `there`
+    there: Clocks
+    offsets: Offsets | None  # of the agent's own time namespace; None: that kernel has no such namespaces
 
 
 @dataclass(frozen=True)
@@ -77,14 +83,18 @@ class Destination:
         hello = await self.agent.submit("hello")
         read = await self.agent.submit("read", paths=list(_FILES))
         tids = await self.agent.submit("tids")
+        told = (await hello.reply()).meta
+        here = Clocks.here()
         reply = await read.reply()
         texts, at = {}, 0
         for path, length in zip(_FILES, reply["lengths"], strict=True):
             texts[path] = reply.blob[at : at + max(length, 0)]
             at += max(length, 0)
         meminfo = {line.split(":")[0]: line.split()[1] for line in texts["/proc/meminfo"].decode().splitlines()}
+        shown = texts["/proc/self/timens_offsets"].decode()
+        own = offsets(shown)
         return Facts(
-            (await hello.reply()).meta,
+            told,
             task.Destination.from_texts(
                 limits=texts["/proc/self/limits"].decode(),
                 status=texts["/proc/self/status"],
@@ -97,6 +107,9 @@ class Destination:
             int(meminfo.get("MemAvailable", "0")) << 10,
             int(texts["/proc/sys/vm/max_map_count"] or b"65530"),
             int(texts["/proc/sys/fs/pipe-max-size"] or b"1048576"),
+            here,
+            Clocks(told["boot_id"], told["monotonic_ns"] - own.monotonic, told["boottime_ns"] - own.boottime),
+            own if shown else None,
         )
 
     async def stat(self, paths: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -137,6 +150,8 @@ class Destination:
             text = describe_failure(linked, failed, int(reply["result"]), "releasing", f"on {self.name}")
             raise NotCommitted(text) if failed < revocable else OpFailed(text)
 
-    async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels) -> None:
-        """The restoree, empty."""
-        await (await self.run(OVERSEER, overseer.create(pid, hole, channels))).done()
+    async def create(
+        self, pid: int, hole: overseer.Hole, channels: overseer.Channels, clocks: Offsets | None
+    ) -> None:
+        """The restoree, empty; with ``clocks`` in a time namespace of its own."""
+        await (await self.run(OVERSEER, overseer.create(pid, hole, channels, clocks))).done()

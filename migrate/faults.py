@@ -1,9 +1,9 @@
 """Faults for tests: ``MIGRATE_FAULT=point:action[,point:action…]`` makes a migration go wrong at a named point.
 
 Points of the coordinator, in order: ``connected``, ``preflight``, ``created``, ``tracked``, ``round``, ``rehearsed``,
-``frozen``, ``sent``, ``restored``, ``before-commit``, ``halted`` (the last one before COMMIT), ``committed``. Points of the source agent, in the frozen window:
-``source-stopped``, ``source-collected``, ``source-unlocked``. ``op:N`` is the N-th op (from 0) of all that is sent to
-the destination to be run.
+``frozen``, ``sent``, ``restored``, ``before-commit``, ``halted`` (the last one before COMMIT), ``committed``. Points of
+the source agent, in the frozen window: ``source-stopped``, ``source-collected``, ``source-unlocked``,
+``source-halted``. ``op:N`` is the N-th op (from 0) of all that is sent to the destination to be run.
 
 Actions: ``fail`` (an error is raised; the op fails with ENOSYS), ``kill`` (SIGKILL to whoever is at the point; the
 restorer that comes to the op exits), ``sleep=SECONDS``, ``hold=PATH`` (the file is made, and the point is left when the

@@ -9,7 +9,9 @@ from typing import Any
 
 from migrate.destination import Destination, Facts, Inside
 from migrate.engine import vdso
+from migrate.engine.clocks import wanted_offsets
 from migrate.engine.kernel.maps import PAGE
+from migrate.engine.kernel.timens import Offsets
 from migrate.engine.kinds import address_space, needs
 from migrate.engine.kinds.credentials import Credentials
 from migrate.engine.kinds.limits import Limits
@@ -32,6 +34,14 @@ def host_problems(preview: Preview, facts: Facts) -> list[Problem]:
     if lacking:
         advice = "connect as root, or use --sudo" if hello["uid"] else "the root user there is confined"
         found.append(Problem("destination", f"the agent lacks {' and '.join(lacking)}", advice))
+    if facts.offsets is None and wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there) != Offsets():
+        found.append(
+            Problem(
+                "destination kernel",
+                "has no time namespaces: CLOCK_MONOTONIC of the process would jump",
+                "it needs CONFIG_TIME_NS, Linux 5.6",
+            )
+        )
     if preview.resident + _RESERVE > facts.memory_available:
         found.append(
             Problem(

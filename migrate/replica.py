@@ -9,6 +9,7 @@ from migrate.destination import OVERSEER, RESTOREE, Destination, Running
 from migrate.engine import overseer, restore, vdso
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.maps import Mapping
+from migrate.engine.kernel.timens import Offsets
 from migrate.engine.kinds import address_space
 from migrate.engine.kinds.pipe import Pipe, check_capacity
 from migrate.engine.kinds.vma import VMA, memfds
@@ -32,10 +33,11 @@ class Replica:
         self._running: list[Running] = []
         self._pid = 0
 
-    async def create(self, pid: int, maps: Sequence[Mapping]) -> None:
-        """The restoree with its number, and nothing in its address space but the restorer."""
+    async def create(self, pid: int, maps: Sequence[Mapping], clocks: Offsets | None) -> None:
+        """The restoree with its number, and nothing in its address space but the restorer; with ``clocks`` in a time
+        namespace of its own."""
         self._pid = pid
-        await self.destination.create(pid, self.ground.hole, self.ground.channels)
+        await self.destination.create(pid, self.ground.hole, self.ground.channels, clocks)
         program, parked = restore.clear_program(vdso.areas(maps), self.ground.hole)
         self.ground = replace(self.ground, parked=parked)
         await (await self.destination.run(RESTOREE, program)).done()

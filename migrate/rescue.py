@@ -14,7 +14,7 @@ from migrate.transport import local
 from migrate.transport.agent import Agent, AgentError, open_agent
 from migrate.transport.ring import Ring
 
-_RESUME = 3.0  # seconds for the agent to answer; it does in milliseconds, where it is not stuck
+_RESUME = 4.0  # seconds for the agent to answer; it does in milliseconds, where it is not stuck
 _CURE = 15.0  # seconds for a second agent
 
 

@@ -36,6 +36,9 @@ def main(hostname: str, directory: str, tmp: str, sshd: list[str]) -> None:
         mount("--bind", "/run/testbed", directory)
     for path in ("/etc/passwd", "/etc/shadow", "/etc/group", "/etc/sudoers.d"):
         mount("--bind", f"{directory}/{hostname}{path}", path)
+    # As on hosts that have been up for a while: the numbers that are in use on one are mostly free on the other.
+    with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+        last.write("1000" if hostname == "node1" else "20000")
     os.chdir("/")
     print("mounted", flush=True)
     sys.stdin.readline()

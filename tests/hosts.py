@@ -359,7 +359,7 @@ def write_users(host: Path) -> None:
 
 
 @contextmanager
-def _booted(host: Host, private_tmp: bool, interpreter: str) -> Iterator[subprocess.Popen[str]]:
+def _booted(host: Host, private_tmp: bool, interpreter: str, shift: int) -> Iterator[subprocess.Popen[str]]:
     """The host's first processes, mounted but without a network yet; killed at the end."""
     sshd = shutil.which("sshd", path=SEARCH)
     if sshd is None:
@@ -368,6 +368,8 @@ def _booted(host: Host, private_tmp: bool, interpreter: str) -> Iterator[subproc
     config = _write_sshd(host.directory.parent, host.name, host.address, host.xdg)
     init = [interpreter, "-S", "-E", str(Path(__file__).with_name("host_init.py"))]
     spaces = ["--pid", "--fork", "--mount", "--uts", "--ipc", "--net", "--mount-proc", "--kill-child"]
+    if shift:
+        spaces += ["--time", f"--monotonic={shift}", f"--boottime={shift}"]
     command = [
         *("setpriv", "--pdeathsig", "KILL", "unshare", *spaces, "--", *init),
         *(host.name, str(host.directory.parent), "private" if private_tmp else "shared"),
@@ -395,15 +397,21 @@ def _booted(host: Host, private_tmp: bool, interpreter: str) -> Iterator[subproc
 
 
 @contextmanager
-def two_hosts(*, private_tmp: bool = False, interpreter: str = sys.executable) -> Iterator[Pair]:
-    """Boot two hosts and connect them; everything is gone afterwards. ``interpreter`` runs the hosts' pid 1."""
+def two_hosts(
+    *, private_tmp: bool = False, interpreter: str = sys.executable, shift: int = 0
+) -> Iterator[Pair]:
+    """Boot two hosts and connect them; everything is gone afterwards. ``interpreter`` runs the hosts' pid 1. ``shift``:
+    seconds by which the second one's monotonic clocks are ahead, in a time namespace."""
     number = next(_pairs) % 256
     net = f"10.{200 + os.getpid() % 50}.{number}"
     with directory() as base, ExitStack() as stack:
         names = {"node1": f"{net}.1", "node2": f"{net}.2"}
         config = write_ssh(base, names)
         hosts = [Host(name, address, base / name, config, 0) for name, address in names.items()]
-        processes = [stack.enter_context(_booted(host, private_tmp, interpreter)) for host in hosts]
+        processes = [
+            stack.enter_context(_booted(host, private_tmp, interpreter, ahead))
+            for host, ahead in zip(hosts, (0, shift), strict=True)
+        ]
         first, second = hosts
         ends = ["link", "add", "eth0", "netns", str(first.init), "type", "veth", "peer", "name", "eth0", "netns"]
         subprocess.run(["ip", *ends, str(second.init)], check=True)

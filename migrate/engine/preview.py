@@ -16,7 +16,8 @@ class Preview:
     """A process as it looks from outside while it runs, with all the reasons why it cannot be moved.
 
     ``pid`` and ``tids`` as the process itself numbers them; ``streams``: standard streams that lead outside and write;
-    ``descriptors``: numbers in use; ``limits`` and ``status``: texts of these files of /proc; ``resident``: bytes.
+    ``descriptors``: numbers in use; ``limits`` and ``status``: texts of these files of /proc; ``resident``: bytes;
+    ``clock_offsets``: of its time namespace.
     """
 
     pid: int
@@ -32,6 +33,7 @@ class Preview:
     resident: int
     cpu: Cpu
     vdso: VDSO
+    clock_offsets: tuple[int, int]
 
 
 @dataclass(frozen=True)

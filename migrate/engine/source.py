@@ -23,6 +23,7 @@ from migrate.engine.preview import Layout, Preview
 from migrate.engine.kernel.maps import maps
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
+from migrate.engine.kernel.timens import task_offsets
 from migrate.engine.kinds import locks
 from migrate.engine.kinds.mm import look_at_exe
 from migrate.engine.kinds.vma import PROT_READ, PROT_WRITE, SHMEM, VMA
@@ -35,7 +36,7 @@ from migrate.engine.memory.pump import PagePump
 from migrate.engine.memory.tracker import Scan, Tracker
 from migrate.engine.program import Program, Results
 from migrate.engine.tracee import leftovers
-from migrate.engine.tracee.injection import Injection
+from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.inspection import why_not_traceable
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.swallow import swallow
@@ -45,6 +46,7 @@ from migrate.pie import local
 
 Answer = tuple[dict[str, Any], bytes]
 SendPages = Callable[[int, bytes, memoryview], None]  # flags, meta, contents
+_LOCK_PATIENCE = 2.0  # seconds
 _KILL_PATIENCE = 30.0  # seconds; a large address space takes its time to go
 _EMPTY = memoryview(b"")
 
@@ -85,6 +87,7 @@ class Source:
         parsed = status(raw.decode("utf-8", "surrogateescape"))
         needs = [*dumper.spaces.needs(), *table.needs(pid), *(fs.needs(f"pid {pid}") if fs else ())]
         executable, trouble = look_at_exe(proc)
+        shifted = task_offsets(proc)
         preview = Preview(
             pid=own_pid(raw),
             comm=proc.text("comm").removesuffix("\n"),
@@ -99,6 +102,7 @@ class Source:
             resident=parsed.vm.get("VmRSS", 0) << 10,
             cpu=_own_cpu(),
             vdso=self._vdso(),
+            clock_offsets=(shifted.monotonic, shifted.boottime),
         )
         return {}, encode(preview)
 
@@ -116,6 +120,7 @@ class Source:
         """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None."""
         self._bandwidth = bandwidth
         dumper = self.dumper
+        leftovers.cure(dumper.tracee)  # of an earlier try whose agent and coordinator were killed both
         dumper.stop()
         try:
             choice = choose(dumper.proc, dumper.tracee.pidfd, self._remote_syscall, tracker)
@@ -249,18 +254,12 @@ class Source:
     def do_unlock(self) -> Answer:
         """Release the locks of the stopped process, so that its successor can take them."""
         table, _ = self.dumper.files.dump()
-        self._run_inside(table.locks, locks.release, "releasing the locks")
         self._released = table.locks
+        program, pid = Program("releasing the locks"), self.dumper.proc.pid
+        locks.release(program, table.locks)
+        _check(self.dumper.parasite().run({pid: program})[pid], program.title, pid)
         faults.hit("source-unlocked")
         return {}, b""
-
-    def _run_inside(
-        self, held: tuple[locks.Lock, ...], what: Callable[[Program, Sequence[locks.Lock]], None], doing: str
-    ) -> None:
-        program = Program(doing)
-        what(program, held)
-        pid = self.dumper.proc.pid
-        _check(self.dumper.parasite().run({pid: program})[pid], doing, pid)
 
     def do_resume(self) -> Answer:
         """Let it go on here as if nothing had happened."""
@@ -272,7 +271,7 @@ class Source:
             self._committing = self._halted = False
             if self._released:
                 released, self._released = self._released, ()
-                self._run_inside(released, locks.restore, "taking back the locks")
+                _take_back(self.dumper.parasite(), self.dumper.proc.pid, released)
         finally:
             self._frozen = False
             gc.enable()
@@ -319,10 +318,8 @@ class Source:
                 signal.pidfd_send_signal(tracee.pidfd, signal.SIGCONT)
                 swallow(tracee, signal.SIGCONT)
             if blob:
-                program = Program("taking back the locks")
-                locks.restore(program, decode(locks.Held, blob).locks)
                 with Injection(tracee, pie.blob()) as parasite:
-                    _check(parasite.run({pid: program})[pid], program.title, pid)
+                    _take_back(parasite, pid, decode(locks.Held, blob).locks)
         return {"freed": freed}, b""
 
     def do_end(self, pid: int) -> Answer:
@@ -346,6 +343,19 @@ class Source:
                     self._dumper.close()
                     self._dumper.proc.close()
                     self._dumper = None
+
+
+def _take_back(parasite: Parasite, pid: int, released: tuple[locks.Lock, ...]) -> None:
+    """On a file system that both hosts share the restoree may have the locks, until it is gone."""
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        program = Program("taking back the locks")
+        locks.restore(program, released)
+        result = parasite.run({pid: program})[pid]
+        if result.failed is None or time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
+    _check(result, program.title, pid)
 
 
 def _check(result: Results, doing: str, pid: int) -> None:

@@ -84,8 +84,11 @@ class Ring:
             self._release = -1
 
     def close(self) -> None:
-        self._view.release()
-        self._map.close()
+        try:
+            self._view.release()
+            self._map.close()
+        except BufferError:
+            pass  # the traceback of an error still knows a slot; the memory goes with it
         for fd in (self._memory, self._free, self._release):
             if fd >= 0:
                 os.close(fd)

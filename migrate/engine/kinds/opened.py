@@ -14,6 +14,7 @@ from migrate.engine.kernel.fdcalls import O_PATH, pidfd_getfd
 from migrate.engine.kernel.fdinfo import FdInfo, fdinfo
 from migrate.engine.kernel.mountinfo import Mount, mountinfo
 from migrate.engine.kernel.proc import Proc
+from migrate.engine.kernel.timens import own_offsets, task_offsets
 from migrate.errors import Problem
 
 Key = tuple[int, int]  # st_dev, st_ino: which object a description is of
@@ -58,9 +59,9 @@ class Dump:
     @cached_property
     def clock_offsets(self) -> dict[int, int]:
         """By clock id: what to add to our clock to have the task's, in nanoseconds (time_namespaces(7))."""
-        theirs, ours = _timens(self.proc.text("timens_offsets")), _own_timens()
-        shifts = {name: theirs.get(name, 0) - ours.get(name, 0) for name in ("monotonic", "boottime")}
-        return {1: shifts["monotonic"], 7: shifts["boottime"], 9: shifts["boottime"]}
+        theirs, ours = task_offsets(self.proc), own_offsets()
+        boottime = theirs.boottime - ours.boottime
+        return {1: theirs.monotonic - ours.monotonic, 7: boottime, 9: boottime}
 
     def at(self, clock: int, monotonic: int) -> int:
         """What the task's clock showed when our CLOCK_MONOTONIC showed ``monotonic``, nanoseconds. The alarm clocks
@@ -146,18 +147,3 @@ class OpenFile:
 
     def refuse(self, what: str, advice: str = "") -> None:
         self.dump.refuse(self.where, what, advice)
-
-
-def _timens(text: str) -> dict[str, int]:
-    """/proc/PID/timens_offsets: ``monotonic  seconds  nanoseconds`` and the same for boottime."""
-    found = {}
-    for line in text.splitlines():
-        name, seconds, nanoseconds = line.split()
-        # the offsets of a namespace made before 5.12 are shown by clock id
-        found[{"1": "monotonic", "7": "boottime"}.get(name, name)] = int(seconds) * 10**9 + int(nanoseconds)
-    return found
-
-
-def _own_timens() -> dict[str, int]:
-    with open("/proc/self/timens_offsets") as file:
-        return _timens(file.read())
