@@ -137,19 +137,19 @@ def settle(before: Snapshot, hosts: Callable[[], list[int]] = list, seconds: flo
         time.sleep(0.02)
 
 
-def kill_new(before: Snapshot) -> None:
-    """Kill the processes that were not there before, so that one test's leak is not the next one's too."""
-    for key, name in _processes().items():
-        if key not in before.processes:
+def kill_new(before: Snapshot, seconds: float = 3.0) -> None:
+    """Kill the processes that were not there before, so that one test's leak is not the next one's too. A zombie of a
+    host that is left to us would keep the host's pid 1 from ending, so they are reaped until none is left."""
+    end = time.monotonic() + seconds
+    while (new := _processes().keys() - before.processes.keys()) and time.monotonic() < end:
+        for key in new:
             try:
-                os.kill(int(name), 9)
+                os.kill(int(key.partition("@")[0]), 9)
             except ProcessLookupError:
                 continue
-    # those that have become our own children are ours to reap
-    while True:
         try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         except ChildProcessError:
-            return
-        if pid == 0:
-            return
+            pass
+        time.sleep(0.01)

@@ -90,6 +90,8 @@ class Task:
         """Kill it if it still runs, reap it, and let go of everything."""
         self.kill()
         if self.starter is not None:
+            # nsenter stops itself when its child is stopped (nsenter.c: continue_as_child), and stays so
+            self.starter.send_signal(signal.SIGCONT)
             self.starter.wait(10)
             for stream in (self.starter.stdin, self.starter.stdout, self.starter.stderr):
                 if stream is not None:
