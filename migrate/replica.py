@@ -104,7 +104,8 @@ class Replica:
         if len(image.threads) - 1 > self.ground.hole.threads:
             raise Failed(f"the process has started more than {self.ground.hole.threads} threads meanwhile; try again")
         programs = restore.final_programs(image, self.ground, self._filled)
-        arm = overseer.arm(image.process.pid, self.ground.hole, restore.dresses(image.threads, self.ground.xsave_size))
+        dresses = restore.dresses(image.threads, self.ground.xsave_size)
+        arm = overseer.arm(image.process.pid, self.ground.hole, self.ground.channels.control, dresses)
         return [*((RESTOREE, program.link()) for program in programs), (OVERSEER, arm.link())]
 
     async def finish(self, programs: Sequence[tuple[int, Linked]]) -> None:

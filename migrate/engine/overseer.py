@@ -138,8 +138,8 @@ class Dress:
     mask: int
 
 
-def arm(main: int, hole: Hole, threads: Sequence[Dress]) -> Program:
-    """Seize the parked threads, take the restorer's mapping away, and set their registers. They stay stopped."""
+def arm(main: int, hole: Hole, control: int, threads: Sequence[Dress]) -> Program:
+    """Seize the parked threads, take the restorer's socket and mapping away, and set their registers. They stay stopped."""
     program = Program(f"the registers of pid {main}")
     status = program.space(8)
 
@@ -153,7 +153,7 @@ def arm(main: int, hole: Hole, threads: Sequence[Dress]) -> Program:
         program.syscall("ptrace", PTRACE_INTERRUPT, thread.tid, 0, 0, label=f"stop thread {thread.tid}")
     for thread in threads:
         wait(thread.tid, STOP_EVENT, f"stop of thread {thread.tid}")
-    _unmap(program, main, hole, wait)
+    _leave_behind(program, main, hole, control, wait)
     for thread in threads:
         label = f"registers of thread {thread.tid}"
         registers = program.data(thread.registers)
@@ -167,22 +167,29 @@ def arm(main: int, hole: Hole, threads: Sequence[Dress]) -> Program:
     return program
 
 
-def _unmap(program: Program, main: int, hole: Hole, wait: object) -> None:
-    """One munmap by the main thread, with the restorer's own `syscall` instruction as the last thing it ever runs."""
+def _leave_behind(program: Program, main: int, hole: Hole, control: int, wait: object) -> None:
+    """What the restorer itself is of, by the main thread and with the restorer's own `syscall` instruction: its socket,
+    which it may not have come to close since it answered, and its memory, the last thing it ever does."""
     assert callable(wait)
-    label = f"unmap the restorer from pid {main}"
     # user_regs_struct: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs gs…
     got = program.space(27 * 8)
-    program.syscall("ptrace", PTRACE_GETREGSET, main, NT_PRSTATUS, _iovec(program, got), label=label)
-    for index, value in ((10, NUMBERS["munmap"]), (13, hole.size), (14, hole.start), (15, -1), (16, hole.start + BARE_SYSCALL)):
-        number = program.data(struct.pack("<q", value))
-        program.op(OpKind.COPY, got.at(index * 8), number, 8, label=label)
-    program.syscall("ptrace", PTRACE_SETREGSET, main, NT_PRSTATUS, _iovec(program, got), label=label)
-    for _ in ("entry", "exit"):
-        program.syscall("ptrace", PTRACE_SYSCALL, main, 0, 0, label=label)
-        wait(main, STOP_SYSCALL, label)
-    program.syscall("ptrace", PTRACE_GETREGSET, main, NT_PRSTATUS, _iovec(program, got), label=label)
-    program.op(OpKind.CHECK, got.at(10 * 8), 0xFFFF_FFFF_FFFF_FFFF, 0, label=label)
+    iovec = _iovec(program, got)
+    for name, args, label, checked in (
+        ("close", (control, 0), f"close the restorer's socket in pid {main}", False),
+        ("munmap", (hole.start, hole.size), f"unmap the restorer from pid {main}", True),
+    ):
+        program.syscall("ptrace", PTRACE_GETREGSET, main, NT_PRSTATUS, iovec, label=label)
+        values = ((10, NUMBERS[name]), (13, args[1]), (14, args[0]), (15, -1), (16, hole.start + BARE_SYSCALL))
+        for index, value in values:
+            number = program.data(struct.pack("<q", value))
+            program.op(OpKind.COPY, got.at(index * 8), number, 8, label=label)
+        program.syscall("ptrace", PTRACE_SETREGSET, main, NT_PRSTATUS, iovec, label=label)
+        for _ in ("entry", "exit"):
+            program.syscall("ptrace", PTRACE_SYSCALL, main, 0, 0, label=label)
+            wait(main, STOP_SYSCALL, label)
+        if checked:
+            program.syscall("ptrace", PTRACE_GETREGSET, main, NT_PRSTATUS, iovec, label=label)
+            program.op(OpKind.CHECK, got.at(10 * 8), 0xFFFF_FFFF_FFFF_FFFF, 0, label=label)
 
 
 def _iovec(program: Program, buffer: Buffer) -> Buffer:
