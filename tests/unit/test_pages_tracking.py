@@ -35,7 +35,7 @@ def runs(found: list[Run]) -> list[tuple[int, int]]:
 
 def send(planner: RoundPlanner, plan: Plan) -> None:
     for address, count in [*plan.send, *plan.forced]:
-        planner.sent(address, count)
+        planner.sent([(address, count)])
 
 
 def test_what_is_owed_is_sent_once() -> None:
@@ -50,7 +50,7 @@ def test_what_is_owed_is_sent_once() -> None:
 def test_what_was_not_sent_stays_owed() -> None:
     planner = RoundPlanner()
     planner.plan(Scan(written=pages(1, 2)), AREAS)
-    planner.sent(PAGE, 1)
+    planner.sent([(PAGE, 1)])
     assert runs(planner.plan(Scan(), AREAS).send) == [(2, 1)]
 
 
@@ -99,7 +99,7 @@ def test_zero_pages() -> None:
     planner = RoundPlanner()
     planner.plan(Scan(written=pages(1, 2)), AREAS)
     assert planner.blank(PAGE) is False
-    planner.sent(2 * PAGE, 1)
+    planner.sent([(2 * PAGE, 1)])
     assert planner.plan(Scan(), AREAS) == Plan()
     planner.plan(Scan(written=pages(2)), AREAS)
     assert planner.blank(2 * PAGE) is True

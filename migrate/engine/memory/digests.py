@@ -100,6 +100,10 @@ class DigestTracker(Tracker):
         at = address % _SPAN // PAGE * _SIZE
         chunk[at : at + _SIZE] = digest
 
+    @property
+    def compares(self) -> bool:
+        return bool(self._compared)
+
     def sent(self, address: int, contents: memoryview) -> None:
         end = address + len(contents)
         for low, high in self._compared[max(0, bisect_right(self._compared, (address, end)) - 1) :]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
@@ -78,10 +78,11 @@ class RoundPlanner:
         self.owed |= self.held.clip([(start, end)])
         self.held.discard(start, end)
 
-    def sent(self, address: int, pages: int) -> None:
-        """Contents of these pages are on their way."""
-        self.held.add(address, address + pages * PAGE)
-        self.owed.discard(address, address + pages * PAGE)
+    def sent(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Contents of these (address, pages) are on their way."""
+        done = PageSet((address, address + pages * PAGE) for address, pages in runs)
+        self.held |= done
+        self.owed = self.owed - done
 
     def blank(self, address: int) -> bool:
         """This page was found to be zero, in memory that is zero where nothing is. True: the destination has to erase

@@ -128,12 +128,12 @@ class PagePump:
     def _full(
         self, runs: list[Run], contents: memoryview, pages: int, erase: Sequence[tuple[int, int, int]] = ()
     ) -> PageFrame:
-        at = 0
-        for address, count in runs:
-            self._planner.sent(address, count)
-            if self._tracker is not None:
+        self._planner.sent(runs)
+        if self._tracker is not None and self._tracker.compares:
+            at = 0
+            for address, count in runs:
                 self._tracker.sent(address, contents[at : at + count * PAGE])
-            at += count * PAGE
+                at += count * PAGE
         self.stats.sent += pages
         return self._made([*erase, *((address, count, 0) for address, count in runs)], contents, pages)
 

@@ -58,6 +58,10 @@ class SoftDirtyTracker(Tracker):
             found.written.add_bytes(start, written(entries, present) if self._started else present)
         found.gone |= held.clip([(area.start, area.end)]) - there
 
+    @property
+    def compares(self) -> bool:
+        return self._others.compares
+
     def sent(self, address: int, contents: memoryview) -> None:
         self._others.sent(address, contents)
 

@@ -44,6 +44,11 @@ class Tracker(ABC):
         OSError with ESRCH or the like if the task is gone.
         """
 
+    @property
+    def compares(self) -> bool:
+        """Whether `sent` has anything to do."""
+        return False
+
     def sent(self, address: int, contents: memoryview) -> None:  # noqa: B027 - most have nothing to do
         """These contents went to the destination (for trackers that compare). Called for whole pages."""
 
