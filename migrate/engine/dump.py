@@ -115,6 +115,8 @@ class Dumper:
         """The image of the stopped process. ``frozen``: for good, so what is read is final and files are flushed. Raises
         Refused with all that cannot be moved."""
         self.vmas = self.spaces.reread() if frozen else self.spaces.read()
+        if self.spaces.vanished:
+            raise OpFailed(f"the memory of pid {self.proc.pid} changes while it is stopped: another process shares it")
         states = self.tracee.threads()
         shared = self.tracee.shared_pending()
         files = {name: self._text(self.proc.pid, name) for name in task.PROCESS_FILES}

@@ -40,12 +40,17 @@ _ZERO_DEVICE = os.makedev(1, 5)
 _CHUNK = 1 << 14  # bytes; about 20 entries of smaps
 
 
+class _Vanished(Exception):
+    """An area that maps or smaps has just shown is not there any more: the task runs."""
+
+
 class AddressSpaceReader:
     """The VMAs of one task.
 
     ``tracked``: our userfaultfd is registered on them, so write-tracking in VmFlags is ours. ``task_policy``: mode
     and nodes of the task's own memory policy (set_mempolicy(2)), which every area shows that has none. ``problems``:
-    all that was found in the last reading and cannot be moved. ``took``: seconds of the last full reading; where that
+    all that was found in the last reading and cannot be moved. ``vanished``: whether the last full reading left out an
+    area that was unmapped or changed meanwhile; never that of a stopped task. ``took``: seconds of the last full reading; where that
     is little (a small process), it is the better one for the freeze as well. OSError as the kernel gives it when the
     task is gone.
     """
@@ -56,6 +61,7 @@ class AddressSpaceReader:
         self.task_policy = (0, 0)
         self.problems: list[Problem] = []
         self.took = 0.0
+        self.vanished = False
         self._raw = ""
         self._result: list[VMA] = []
         self._by_line: dict[str, VMA] = {}  # of the last reading
@@ -72,6 +78,7 @@ class AddressSpaceReader:
         began = time.monotonic()
         self._backings.clear()
         self.problems = []
+        self.vanished = False
         entries = smaps(self.proc.text("smaps"))
         policies = self._policies()
         found: dict[str, VMA] = {}
@@ -81,7 +88,10 @@ class AddressSpaceReader:
             if mapping.path == VSYSCALL:
                 continue
             key = entry.fields.get("ProtectionKey", 0)
-            found[_line(mapping)] = self._vma(mapping, self._flags(entry), key, policies)
+            try:
+                found[_line(mapping)] = self._vma(mapping, self._flags(entry), key, policies)
+            except _Vanished:
+                self.vanished = True
         self._by_line = found
         self._raw = ""  # what maps shows may be newer than smaps already
         self._result = coalesce(found.values(), self._registered)
@@ -107,7 +117,10 @@ class AddressSpaceReader:
                 if like is None:
                     unknown[mapping] = line
                     continue
-                fresh[line] = self._vma(mapping, _changed(like, mapping), like.pkey, {mapping.start: like.policy})
+                try:
+                    fresh[line] = self._vma(mapping, _changed(like, mapping), like.pkey, {mapping.start: like.policy})
+                except _Vanished:
+                    continue
                 if like.start < mapping.end and mapping.start < like.end and like.start in self._registered:
                     self._registered.add(mapping.start)
         if unknown:
@@ -183,7 +196,10 @@ class AddressSpaceReader:
             line = unknown.get(entry.mapping)
             if line is not None:
                 flags = self._flags(entry)
-                fresh[line] = self._vma(entry.mapping, flags, entry.fields.get("ProtectionKey", 0), policies)
+                try:
+                    fresh[line] = self._vma(entry.mapping, flags, entry.fields.get("ProtectionKey", 0), policies)
+                except _Vanished:
+                    continue
                 self._registered.discard(entry.mapping.start)
                 if "uw" in entry.vm_flags:
                     self._registered.add(entry.mapping.start)
@@ -246,6 +262,8 @@ class AddressSpaceReader:
             found = self.proc.stat(link)
         except PermissionError:  # following map_files takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN
             exact = False
+        except FileNotFoundError:
+            raise _Vanished from None
         dev = os.makedev(mapping.major, mapping.minor)
         if mapping.deleted and mapping.shared and path == "/dev/zero" or path.startswith("[anon_shmem:"):
             size = found.st_size if found else 0  # as large as it is mapped
@@ -270,7 +288,10 @@ class AddressSpaceReader:
         return Problem(place, f"{path} is mapped, and that name leads to another file now", "restart the process")
 
     def _seals(self, link: str) -> int:
-        fd = self.proc.open(link)
+        try:
+            fd = self.proc.open(link)
+        except FileNotFoundError:
+            raise _Vanished from None
         try:
             return fcntl.fcntl(fd, _F_GET_SEALS)
         finally:
