@@ -140,11 +140,13 @@ class Source:
         """Areas and pages, while the process runs. Protects: what is written from now on shows at the next look."""
         dumper = self.dumper
         assert self._tracker is not None
-        stop = self._tracker.stop_to_scan
+        dumper.follow()
+        stop = self._tracker.stops([area_of(vma) for vma in dumper.vmas])
         if stop:
             dumper.stop()
         try:
-            dumper.follow()
+            if stop:
+                dumper.follow()
             fields = self._scan_memory(dumper.vmas, protect=True)
         finally:
             if stop:

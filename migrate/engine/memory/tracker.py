@@ -34,6 +34,10 @@ class Tracker(ABC):
     name: str  # as the user reads it
     stop_to_scan: bool  # reading and protecting are two steps: a running task could write between them
 
+    def stops(self, areas: Sequence[Area]) -> bool:
+        """Whether the task has to be stopped for a protecting `scan` of these areas, from before they are read."""
+        return self.stop_to_scan
+
     @abstractmethod
     def scan(self, areas: Sequence[Area], held: PageSet, protect: bool = True) -> Scan:
         """Look at these areas: all of the task's, sorted, as maps shows them just now. With ``protect`` the next

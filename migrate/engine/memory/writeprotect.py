@@ -4,8 +4,10 @@ Measured on 6.18, and what the code rests on:
 
 - Any private memory can be registered, that of files and read-only VMAs too (vma_can_userfault(),
   include/linux/userfaultfd_k.h); a shared mapping of a file opened for reading cannot (EPERM), MAP_DROPPABLE neither.
-- Registering again what is registered costs nothing, and a range may hold holes: so whole ranges are registered before
-  each scan, and no book is kept of VMAs.
+- Registering again what is registered costs nothing, and a range may hold holes: so whole ranges are registered, and no
+  book is kept of VMAs.
+- A range that ends within a VMA cuts it in two, and an mremap(2) of it fails with EFAULT from then on. So the task must
+  stand still from when the areas are read until they are registered: whenever they are not those of the last time.
 - A VMA that is new, was moved by mremap(2) or was mapped anew at the same address is not registered. PAGEMAP_SCAN with
   PM_SCAN_WP_MATCHING passes it over and, asked for the opposite of PAGE_IS_WPALLOWED, shows it: everything in it counts
   as written.
@@ -64,6 +66,8 @@ class WriteProtectTracker(Tracker):
         self._returns = int(_THERE | Category.WPALLOWED | Category.WRITTEN | Category.PFNZERO)
         if has_page_is_guard():
             self._returns |= Category.GUARD
+        self._registered: list[Area] = []
+        self._new = False  # something in them was not registered at the last scan
         self.untracked: dict[tuple[int, int], int] = {}  # ranges that cannot be registered -> errno; always written
 
     @classmethod
@@ -90,18 +94,23 @@ class WriteProtectTracker(Tracker):
             os.close(uffd)
             raise
 
+    def stops(self, areas: Sequence[Area]) -> bool:
+        return self._new or areas != self._registered
+
     def scan(self, areas: Sequence[Area], held: PageSet, protect: bool = True) -> Scan:
         tracked, compared = sort_out(areas)
-        found = self._others.compare(compared, held)
+        found = Scan()
         spans = _spans(areas)
         # First those that are not registered, then register, then the others: so what is mapped between the steps shows
         # in one of them.
         for span in spans:
             self._look_unregistered(span, found)
         if protect:
-            self.untracked.clear()
-            for span in spans:
-                self._register(span.start, span.end, tracked)
+            if self.stops(areas):
+                self._register_all(areas, spans, tracked)
+                self._new = False
+            else:
+                self._new = self._has_new(tracked, found.written)
         for span in spans:
             if span.files:
                 self._look_files(span, held, protect, found)
@@ -110,7 +119,20 @@ class WriteProtectTracker(Tracker):
         for area in tracked:
             if area.content is Content.SHARED:
                 self._look_shared(area, held, protect, found)
+        others = self._others.compare(compared, held)
+        found.written |= others.written
+        found.gone |= others.gone
         return found
+
+    def _has_new(self, tracked: Sequence[Area], unregistered: PageSet) -> bool:
+        """Whether anything but what cannot be registered should be, though its place was registered once."""
+        if unregistered - unregistered.clip(sorted(self.untracked)):
+            return True
+        seen = Scan()
+        for area in tracked:
+            if area.content is Content.SHARED and (area.start, area.end) not in self.untracked:
+                self._look_unregistered(_Span(area.start, area.end, []), seen)
+        return bool(seen.written)
 
     def _look_unregistered(self, span: _Span, found: Scan) -> None:
         excluded = int(Category.WPALLOWED | (Category.FILE if span.files else 0))
@@ -170,8 +192,6 @@ class WriteProtectTracker(Tracker):
     def _look_shared(self, area: Area, held: PageSet, protect: bool, found: Scan) -> None:
         """The pages of the object; clean are those that are protected in the page tables, or have a marker there. One
         that is in neither way may have been written to and thrown out of the page tables."""
-        if protect:
-            self._register(area.start, area.end, [area])
         clean = PageSet()
         for low, high, categories in self._pagemap.scan(
             area.start,
@@ -186,6 +206,15 @@ class WriteProtectTracker(Tracker):
         there = object_pages(self._process, area)
         found.written |= there - clean
         found.gone |= held.clip([(area.start, area.end)]) - there
+
+    def _register_all(self, areas: Sequence[Area], spans: Sequence[_Span], tracked: Sequence[Area]) -> None:
+        self.untracked.clear()
+        for span in spans:
+            self._register(span.start, span.end, tracked)
+        for area in tracked:
+            if area.content is Content.SHARED:
+                self._register(area.start, area.end, [area])
+        self._registered = list(areas)
 
     def _register(self, start: int, end: int, within: Sequence[Area]) -> None:
         """All at once; one VMA that cannot be registered spoils it for all, so then one by one."""
