@@ -157,7 +157,7 @@ class Source:
     def _scan_memory(self, vmas: Sequence[VMA], protect: bool) -> dict[str, Any]:
         assert self._tracker is not None
         self._areas = [area_of(vma) for vma in vmas]
-        plan = self._planner.plan(self._tracker.scan(self._areas, self._planner.held, protect), self._areas)
+        plan = self._planner.plan(self._tracker.scan(self._areas, self._planner.known, protect), self._areas)
         for runs, erased in ((plan.drop, self._dropped), (plan.punch, self._punched)):
             for address, pages in runs:
                 erased.add(address, address + pages * PAGE)

@@ -46,6 +46,12 @@ class RoundPlanner:
         self.held = PageSet()
         self.owed = PageSet()
 
+    @property
+    def known(self) -> PageSet:
+        """What a scan is to tell of when it is gone: what is owed as well. A page that is not there any more is owed no
+        longer, and must not be taken for one of what is mapped in its place."""
+        return self.held | self.owed if self.owed else self.held
+
     def plan(self, scan: Scan, areas: Sequence[Area]) -> Plan:
         """What must travel so that the destination equals what the scan saw.
 

@@ -15,7 +15,7 @@ class Scan:
     """What a look at the memory found. Pages outside of the areas may be in it: memory that was mapped meanwhile."""
 
     written: PageSet = field(default_factory=PageSet)  # may have changed since the last protecting scan
-    gone: PageSet = field(default_factory=PageSet)  # held by the destination, and not there any more
+    gone: PageSet = field(default_factory=PageSet)  # held, and not there any more
 
 
 class Tracker(ABC):
@@ -41,8 +41,8 @@ class Tracker(ABC):
     @abstractmethod
     def scan(self, areas: Sequence[Area], held: PageSet, protect: bool = True) -> Scan:
         """Look at these areas: all of the task's, sorted, as maps shows them just now. With ``protect`` the next
-        scan tells what was written from now on. ``held``: pages whose contents the destination has
-        (`RoundPlanner.held`).
+        scan tells what was written from now on. ``held``: pages whose contents the destination has,
+        or that it is owed (`RoundPlanner.known`).
 
         A page that is written may be gone as well, when the task threw it away while we looked.
         OSError with ESRCH or the like if the task is gone.

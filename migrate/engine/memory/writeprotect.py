@@ -187,7 +187,8 @@ class WriteProtectTracker(Tracker):
         # Swapped and protected, in a private mapping of a file: perhaps a page of the task's own, perhaps the marker of
         # one that was thrown away. Reading it gives the right contents in both cases.
         found.written |= swapped.clip(span.files)
-        found.gone |= held.clip([(span.start, span.end)]) - there
+        # Those that are not registered were passed over here; they are in `written`.
+        found.gone |= held.clip([(span.start, span.end)]) - there - found.written
 
     def _look_shared(self, area: Area, held: PageSet, protect: bool, found: Scan) -> None:
         """The pages of the object; clean are those that are protected in the page tables, or have a marker there. One
