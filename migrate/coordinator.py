@@ -26,7 +26,7 @@ from migrate.engine.image.codec import decode
 from migrate.engine.kernel.timens import NSEC, Offsets
 from migrate.engine.kinds.locks import Held
 from migrate.engine.memory.layout import choose_hole, collides, ranges
-from migrate.engine.preview import Preview
+from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.errors import Failed, InDoubt, NotCommitted, Problem, Refused
 from migrate.options import Options
@@ -381,6 +381,13 @@ class Migration:
             self.rescue.locks = Held(image.descriptors.locks)
             await self.source.request("unlock")
         last = await sending.reply()
+        if last["again"]:
+            layout = decode(Layout, last.blob)
+            image = replace(image, vmas=layout.vmas)
+            await replica.follow(layout.vmas, layout.fill)
+            sending = await self.source.submit("send_last", remapped=replica.take_remade())
+            programs = replica.compile(image)
+            last = await sending.reply()
         sent = time.monotonic()
         await faults.reach("sent")
         await replica.finish(programs)

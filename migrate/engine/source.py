@@ -27,7 +27,7 @@ from migrate.engine.kernel.timens import task_offsets
 from migrate.engine.kinds import locks
 from migrate.engine.kinds.mm import look_at_exe
 from migrate.engine.kinds.vma import PROT_READ, PROT_WRITE, SHMEM, VMA
-from migrate.engine.memory.area import Area, Content
+from migrate.engine.memory.area import Area, Content, of
 from migrate.engine.memory.choice import choose
 from migrate.engine.memory.codec import Compress, Compressor
 from migrate.engine.memory.pageset import PAGE, PageSet
@@ -62,7 +62,7 @@ class Source:
         self._planner = RoundPlanner()
         self._looked: list[VMA] = []  # the layout of the last look
         self._filled: set[int] = set()  # what it found in it that is not expected to be written to
-        self._dropped, self._punched = PageSet(), PageSet()  # gone here; to be told with the next pages
+        self._gone = PageSet()  # here, and held by the destination; to be told with the next pages
         self._areas: list[Area] = []
         self._released: tuple[locks.Lock, ...] = ()
         self._rate: float | None = None  # bytes per second that the link took in the last round
@@ -158,9 +158,8 @@ class Source:
         assert self._tracker is not None
         self._areas = [area_of(vma) for vma in vmas]
         plan = self._planner.plan(self._tracker.scan(self._areas, self._planner.known, protect), self._areas)
-        for runs, erased in ((plan.drop, self._dropped), (plan.punch, self._punched)):
-            for address, pages in runs:
-                erased.add(address, address + pages * PAGE)
+        for address, pages in [*plan.drop, *plan.punch]:
+            self._gone.add(address, address + pages * PAGE)
         return {"pages": plan.pages}
 
     def _fill(self) -> tuple[int, ...]:
@@ -177,10 +176,13 @@ class Source:
         for start, end in remapped:
             self._planner.remapped(start, end)
         plan = self._planner.plan(Scan(), self._areas)  # what is owed by now
+        # By what is there now: it need not be what was there when they went.
         here = [(area.start, area.end) for area in self._areas]
-        plan.drop = [Run(*run) for run in self._dropped.clip(here).runs()]
-        plan.punch = [Run(*run) for run in self._punched.clip(here).runs()]
-        self._dropped, self._punched = PageSet(), PageSet()
+        gone = self._gone.clip(here)  # what came back since is sent after this
+        shared = gone.clip(of(Content.SHARED, self._areas))
+        plan.drop = [Run(*run) for run in (gone - shared).runs()]
+        plan.punch = [Run(*run) for run in shared.runs()]
+        self._gone = PageSet()
         begun = time.monotonic()
         before = self._pump.stats.bytes_out
         pages = 0
@@ -243,15 +245,20 @@ class Source:
         }, answer
 
     def do_send_last(self, remapped: list[list[int]]) -> Answer:
-        """The last look and its pages."""
+        """The last look and its pages. ``again``: nothing was sent, and the answer is the layout to be followed first."""
         begun = time.monotonic()
-        self._scan_memory(self.dumper.vmas, protect=False)
-        if unexpected := set(self._fill()) - self._filled:
-            where = ", ".join(f"{start:x}" for start in sorted(unexpected))
-            raise Failed(f"memory that nobody could write to has been written to ({where}); try again")
+        dumper = self.dumper
+        self._scan_memory(dumper.vmas, protect=False)
+        if set(self._fill()) - self._filled:
+            # Memory was mapped, written and made read-only since the last look, in a place where maps showed the same
+            # before. That it has ever been writable is shown by smaps alone.
+            dumper.vmas = dumper.spaces.read()
+            self._scan_memory(dumper.vmas, protect=False)
+            self._filled = set(self._fill())
+            return {"again": True, "scan": 0.0}, encode(Layout(tuple(dumper.vmas), tuple(self._filled)))
         scanned = time.monotonic()
         answer, blob = self.do_send(remapped)
-        return {**answer, "scan": scanned - begun}, blob
+        return {**answer, "again": False, "scan": scanned - begun}, blob
 
     def do_unlock(self) -> Answer:
         """Release the locks of the stopped process, so that its successor can take them."""

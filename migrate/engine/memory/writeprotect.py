@@ -104,7 +104,7 @@ class WriteProtectTracker(Tracker):
         # First those that are not registered, then register, then the others: so what is mapped between the steps shows
         # in one of them.
         for span in spans:
-            self._look_unregistered(span, found)
+            self._look_unregistered(span, held, found)
         if protect:
             if self.stops(areas):
                 self._register_all(areas, spans, tracked)
@@ -131,16 +131,20 @@ class WriteProtectTracker(Tracker):
         seen = Scan()
         for area in tracked:
             if area.content is Content.SHARED and (area.start, area.end) not in self.untracked:
-                self._look_unregistered(_Span(area.start, area.end, []), seen)
+                self._look_unregistered(_Span(area.start, area.end, []), PageSet(), seen)
         return bool(seen.written)
 
-    def _look_unregistered(self, span: _Span, found: Scan) -> None:
+    def _look_unregistered(self, span: _Span, held: PageSet, found: Scan) -> None:
         excluded = int(Category.WPALLOWED | (Category.FILE if span.files else 0))
+        empty = Hollow()
         for low, high, categories in self._pagemap.scan(
             span.start, span.end, inverted=excluded, mask=excluded, anyof=int(_THERE), returns=self._returns
         ):
-            if not categories & _EMPTY:
+            if categories & _EMPTY:
+                empty.add(low, high)
+            else:
                 found.written.add(low, high)
+        found.gone |= empty.among(held)
 
     def _look(self, span: _Span, held: PageSet, protect: bool, found: Scan) -> None:
         """Anonymous memory. What was written, then what is not there: two walks that report little cost a fraction of
