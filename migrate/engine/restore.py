@@ -94,6 +94,7 @@ def _threads(program: Program, image: ProcessImage, ground: Ground) -> None:
     if any(_uses_tiles(thread) for thread in image.threads):
         program.syscall("arch_prctl", _ARCH_REQ_XCOMP_PERM, XTILEDATA, label="permission for AMX tiles")
     gate, done = program.space(8), program.space(8)
+    task.restore_inherited(program, main.state, image.process, ground.destination)
     for index, thread in enumerate(others):
         with program.branch() as branch:
             program.op(OpKind.WAIT, gate, 1, label="until all threads exist")
@@ -118,7 +119,7 @@ def _open(program: Program, gate: Buffer) -> None:
 def _become(program: Program, thread: ThreadImage, image: ProcessImage, ground: Ground) -> None:
     if _uses_tiles(thread):
         program.op(OpKind.AMX, label=f"room for the AMX tiles of thread {thread.tid}")
-    task.restore_thread(program, thread.state, image.process, ground.destination)
+    task.restore_thread(program, thread.state, image.process, ground.destination, image.threads[0].state)
 
 
 def _uses_tiles(thread: ThreadImage) -> bool:

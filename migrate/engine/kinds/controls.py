@@ -148,6 +148,12 @@ class ThreadControls:
 
         return decode
 
+    def inherited_from(self, maker: ThreadControls) -> bool:
+        """Whether a thread has all that `restore` restores from the one that made it. Only what everybody has is taken
+        to be inherited."""
+        born = self.tsc == prctl.PR_TSC_ENABLE and self.cpuid and self.mce_kill == prctl.PR_MCE_KILL_DEFAULT
+        return born and self.personality == maker.personality and self.speculation == maker.speculation
+
     def restore(self, program: Program, io_flusher: bool) -> None:
         """Before the credentials."""
         program.syscall("personality", self.personality, label="personality")

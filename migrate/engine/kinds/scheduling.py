@@ -92,6 +92,11 @@ class Scheduling:
             return [f"{where}: bound to CPUs that the destination lacks ({names}); it may run on all there"]
         return [f"{where}: CPUs {names} are not at the destination; bound to the others"]
 
+    def inherited_from(self, maker: Scheduling) -> bool:
+        """Whether a thread has all of this from the one that made it (clone(2)). Real-time and deadline threads are left
+        out, whose children may start as others (SCHED_RESET_ON_FORK, sched(7))."""
+        return self == maker and self.policy in _FAIR and not self.flags
+
     def restore(self, program: Program, cpus: int) -> None:
         """By the thread itself, as root. ``cpus``: mask of those that it may use here."""
         # Before the policy: SCHED_DEADLINE does not let itself be bound, and a real-time thread has no slack to set

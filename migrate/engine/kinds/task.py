@@ -231,14 +231,26 @@ def restore_process_signals(program: Program, process: Process, destination: Des
     process.interval_timers.restore(program)
 
 
-def restore_thread(program: Program, thread: Thread, process: Process, destination: Destination) -> None:
-    """By the thread itself, as root, with its memory in place; it is no longer root afterwards."""
+def restore_inherited(program: Program, main: Thread, process: Process, destination: Destination) -> None:
+    """By the main thread before it makes the others: what a thread inherits from the one that makes it, and what most
+    have in common."""
+    main.scheduling.restore(program, destination.cpus)
+    main.controls.restore(program, process.controls.io_flusher)
+
+
+def restore_thread(
+    program: Program, thread: Thread, process: Process, destination: Destination, maker: Thread | None = None
+) -> None:
+    """By the thread itself, as root, with its memory in place; it is no longer root afterwards. ``maker``: the thread
+    that made it, after `restore_inherited`; itself for the main thread."""
     thread.identity.restore(program)
     thread.stack.restore(program)
     if thread.rseq is not None:
         thread.rseq.restore(program)
-    thread.scheduling.restore(program, destination.cpus)
-    thread.controls.restore(program, process.controls.io_flusher)
+    if maker is None or not (maker is thread or thread.scheduling.inherited_from(maker.scheduling)):
+        thread.scheduling.restore(program, destination.cpus)
+    if maker is None or not (maker is thread or thread.controls.inherited_from(maker.controls)):
+        thread.controls.restore(program, process.controls.io_flusher)
     thread.queue.restore(program, thread.identity.tid)
     thread.credentials.restore(program, destination.bounding)
     thread.controls.restore_late(program)
