@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import statistics
 import sys
-import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 from rich.table import Table
@@ -55,7 +56,9 @@ def downtime(pair: Pair) -> None:
 
 def throughput(pair: Pair) -> None:
     """Incompressible pages, end to end, against the same SSH connection into cat."""
-    table = Table("run", "into cat MB/s", "pages MB/s", "ratio", "CPU seconds", title="throughput of 1 GiB of random pages")
+    table = Table(
+        "run", "into cat MB/s", "pages MB/s", "ratio", "CPU seconds", title="throughput of 1 GiB of random pages"
+    )
     for number in range(3):
         plain = stream(pair, 2)
         with victim(pair, Load(mib=1024)) as subject:
@@ -70,24 +73,29 @@ def slowdown(pair: Pair) -> None:
     """A loop over 1 GiB, while its pages are copied, against the same loop beside a plain SSH stream."""
     table = Table("run", "alone", "beside a stream", "during pre-copy", "ratio", title="passes over 1 GiB per second")
     for number in range(3):
-        with victim(pair, Load(mib=1024, dirty=-1)) as subject:
-            alone = subject.rate(3)
-            beside: list[float] = []
-            _together(lambda: stream(pair, 4), lambda: beside.append(subject.rate(3)))
-            copying: list[float] = []
-            options = ("--max-rounds", "4", "--no-converge", "continue", "--compress", "none")
-            _together(lambda: move(pair, subject, *options), lambda: copying.append(subject.rate(4)))
-        ratio = copying[0] / beside[0]
-        table.add_row(str(number + 1), f"{alone:.2f}", f"{beside[0]:.2f}", f"{copying[0]:.2f}", f"{ratio:.2f}")
+        alone, beside, copying = _rates(pair)
+        row = (f"{alone:.2f}", f"{beside:.2f}", f"{copying:.2f}", f"{copying / beside:.2f}")
+        table.add_row(str(number + 1), *row)
     console.print(table)
 
 
-def _together(work: Callable[[], object], look: Callable[[], object]) -> None:
-    worker = threading.Thread(target=work)
-    worker.start()
-    threading.Event().wait(0.8)  # until it is past its start
-    look()
-    worker.join()
+def _rates(pair: Pair) -> tuple[float, float, float]:
+    """Passes per second: alone, beside a plain stream, during pre-copy."""
+    with victim(pair, Load(mib=1024, dirty=-1)) as subject:
+        alone = subject.rate(3)
+        beside = _during(lambda: stream(pair, 4), lambda: subject.rate(3))
+        options = ("--max-rounds", "4", "--no-converge", "continue", "--compress", "none")
+        return alone, beside, _during(lambda: move(pair, subject, *options), lambda: subject.rate(4))
+
+
+def _during(work: Callable[[], object], look: Callable[[], float]) -> float:
+    """What `look` sees while `work` goes on."""
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        time.sleep(0.8)  # until it is past its start
+        seen = look()
+        working.result()
+    return seen
 
 
 def growth(pair: Pair) -> None:

@@ -19,7 +19,7 @@ import trio
 
 from migrate import faults, preflight
 from migrate.askpass import prompt
-from migrate.destination import OVERSEER, RESTOREE, Destination, Facts
+from migrate.destination import RESTOREE, Destination, Facts
 from migrate.engine import overseer, restore, vdso
 from migrate.engine.clocks import wanted_offsets
 from migrate.engine.image.codec import decode
@@ -409,8 +409,8 @@ class Migration:
             pid = image.process.pid
             raise InDoubt(
                 f"COMMIT was sent and no answer came ({error or 'time is up'}). The process may run on "
-                f"{self.destination.name} as pid {pid}; the copy here, {self.options.pid}, is stopped. Look there: if it "
-                f"runs, end this one (kill -KILL {self.options.pid}); if not, let this one go on (kill -CONT "
+                f"{self.destination.name} as pid {pid}; the copy here, {self.options.pid}, is stopped. Look there: if "
+                f"it runs, end this one (kill -KILL {self.options.pid}); if not, let this one go on (kill -CONT "
                 f"{self.options.pid})"
             ) from error
         done = time.monotonic()

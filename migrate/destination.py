@@ -150,8 +150,6 @@ class Destination:
             text = describe_failure(linked, failed, int(reply["result"]), "releasing", f"on {self.name}")
             raise NotCommitted(text) if failed < revocable else OpFailed(text)
 
-    async def create(
-        self, pid: int, hole: overseer.Hole, channels: overseer.Channels, clocks: Offsets | None
-    ) -> None:
+    async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels, clocks: Offsets | None) -> None:
         """The restoree, empty; with ``clocks`` in a time namespace of its own."""
         await (await self.run(OVERSEER, overseer.create(pid, hole, channels, clocks))).done()

@@ -46,7 +46,7 @@ def host_problems(preview: Preview, facts: Facts) -> list[Problem]:
         found.append(
             Problem(
                 "destination",
-                f"has {facts.memory_available >> 20} MiB of memory to spare, and the process uses {preview.resident >> 20}",
+                f"has {facts.memory_available >> 20} MiB of memory to spare, the process uses {preview.resident >> 20}",
             )
         )
     return found
@@ -69,14 +69,18 @@ def kernel_problems(preview: Preview, inside: Inside) -> tuple[list[Problem], vd
     return [*preview.cpu.missing(inside.cpu), *([verdict.problem] if verdict.problem else [])], verdict
 
 
-async def file_problems(preview: Preview, source: Agent, destination: Destination) -> tuple[list[Problem], frozenset[str]]:
+async def file_problems(
+    preview: Preview, source: Agent, destination: Destination
+) -> tuple[list[Problem], frozenset[str]]:
     """Files that are not there, or not the same. Also the names of deleted files that are taken there."""
     paths = needs.paths(preview.needs)
     there = await destination.stat(paths)
     now = (await source.request("stat", paths=paths, nofollow=True))["stats"]
     found = needs.compare(preview.needs, there, dict(zip(paths, now, strict=True)))
     wrong = {problem.what.split(" ")[0] for problem in found}
-    same = sorted({need.path for need in preview.needs if need.content and need.path not in wrong and _is_file(there, need.path)})
+    same = sorted(
+        {need.path for need in preview.needs if need.content and need.path not in wrong and _is_file(there, need.path)}
+    )
     ours = await source.submit("digest", paths=same)
     theirs = await destination.agent.submit("digest", paths=same)
     pairs = zip(same, (await ours.reply())["digests"], (await theirs.reply())["digests"], strict=True)

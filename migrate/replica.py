@@ -1,4 +1,5 @@
-"""The process as it takes shape on the destination: first empty, then laid out and filled, then restored and released."""
+"""The process as it takes shape on the destination: first empty, then laid out and filled, then restored and
+released."""
 
 from __future__ import annotations
 

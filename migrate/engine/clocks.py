@@ -47,13 +47,17 @@ def wanted_offsets(task: Offsets, here: Clocks, there: Clocks) -> Offsets:
 
 
 def enter_time_namespace(program: Program, wanted: Offsets) -> None:
-    """Children of whoever runs this are made in a time namespace of that offset. Needs CAP_SYS_TIME and CAP_SYS_ADMIN."""
+    """Children of whoever runs this are made in a time namespace of that offset. Needs CAP_SYS_TIME and
+    CAP_SYS_ADMIN."""
     label = "time namespace"
     program.syscall("unshare", CLONE_NEWTIME, label=label)
     path = program.string("/proc/self/timens_offsets")
     fd = program.syscall("openat", AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC, 0, label=label)
     # Nanoseconds are never negative (proc_timens_set_offset, kernel/time/namespace.c).
-    lines = ("{} {} {}\n".format(name, *divmod(offset, NSEC)) for name, offset in zip(("monotonic", "boottime"), wanted, strict=True))
+    lines = (
+        "{} {} {}\n".format(name, *divmod(offset, NSEC))
+        for name, offset in zip(("monotonic", "boottime"), wanted, strict=True)
+    )
     text = "".join(lines).encode()
     program.syscall("write", fd, program.data(text), len(text), label=label, expect=len(text))
     program.syscall("close", fd, label=label)

@@ -22,7 +22,8 @@ _FEATURES: dict[tuple[int, int, int], dict[int, str]] = {
         23: "popcnt", 25: "aes", 26: "xsave", 28: "avx", 29: "f16c", 30: "rdrand",
     },
     (1, 0, _EDX): {
-        0: "fpu", 4: "tsc", 8: "cx8", 11: "sep", 15: "cmov", 19: "clflush", 23: "mmx", 24: "fxsr", 25: "sse", 26: "sse2",
+        0: "fpu", 4: "tsc", 8: "cx8", 11: "sep", 15: "cmov", 19: "clflush", 23: "mmx", 24: "fxsr", 25: "sse",
+        26: "sse2",
     },
     (7, 0, _EBX): {
         0: "fsgsbase", 3: "bmi1", 4: "hle", 5: "avx2", 8: "bmi2", 9: "erms", 11: "rtm", 16: "avx512f", 17: "avx512dq",
@@ -104,7 +105,9 @@ class Cpu:
         lacking = [name for name in self.features if name not in other.features]
         if lacking:
             problems.append(
-                Problem("destination CPU", "lacks " + " ".join(lacking), "choose a host whose CPU has what this one has")
+                Problem(
+                    "destination CPU", "lacks " + " ".join(lacking), "choose a host whose CPU has what this one has"
+                )
             )
         state = self.xcr0 & ~other.xcr0
         if state:

@@ -13,8 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from migrate.engine.memory.guards import guard_pages
-from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.kernel.accounting import timers
 from migrate.engine.kernel.held import HeldFiles
 from migrate.engine.kernel.maps import smaps
@@ -33,6 +31,8 @@ from migrate.engine.kinds.restart import Wait, restart, uninterrupted
 from migrate.engine.kinds.scheduling import cpu_mask, default_slice
 from migrate.engine.kinds.vma import PROT_EXEC, VMA
 from migrate.engine.kinds.vma_read import AddressSpaceReader, mapped_objects
+from migrate.engine.memory.guards import guard_pages
+from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.program import Linked, Program, Results
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
@@ -67,7 +67,9 @@ class Dumper:
 
     # While it runs
 
-    def look(self, options: DumpOptions | None = None) -> tuple[list[VMA], DescriptorTable, FsState | None, list[Problem]]:
+    def look(
+        self, options: DumpOptions | None = None
+    ) -> tuple[list[VMA], DescriptorTable, FsState | None, list[Problem]]:
         """What can be seen without stopping it, and why it cannot be moved as far as that tells."""
         where = f"pid {self.proc.pid}"
         self.vmas = self.spaces.read()
@@ -112,8 +114,8 @@ class Dumper:
     # While it is stopped
 
     def image(self, frozen: bool) -> ProcessImage:
-        """The image of the stopped process. ``frozen``: for good, so what is read is final and files are flushed. Raises
-        Refused with all that cannot be moved."""
+        """The image of the stopped process. ``frozen``: for good, so what is read is final and files are flushed.
+        Raises Refused with all that cannot be moved."""
         self.vmas = self.spaces.reread() if frozen else self.spaces.read()
         if self.spaces.vanished:
             raise OpFailed(f"the memory of pid {self.proc.pid} changes while it is stopped: another process shares it")
@@ -175,8 +177,8 @@ class Dumper:
         return self._main
 
     def _flags_of_new_memory(self) -> str:
-        """VmFlags of memory that was mapped with no flags: those of the parasite show whether mlockall(MCL_FUTURE) is in
-        force. Asked only of a process that has locked memory, for smaps walks page tables."""
+        """VmFlags of memory that was mapped with no flags: those of the parasite show whether mlockall(MCL_FUTURE) is
+        in force. Asked only of a process that has locked memory, for smaps walks page tables."""
         if not any("lo" in vma.flags.split() for vma in self.vmas if "lo" in vma.flags):
             return ""
         code = self.parasite().code

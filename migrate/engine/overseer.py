@@ -22,7 +22,13 @@ from migrate.pie import BARE_SYSCALL, ENTER, blob
 
 # ptrace(2), sys/ptrace.h
 PTRACE_DETACH, PTRACE_SYSCALL = 17, 24
-PTRACE_GETREGSET, PTRACE_SETREGSET, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SETSIGMASK = 0x4204, 0x4205, 0x4206, 0x4207, 0x420B
+PTRACE_GETREGSET, PTRACE_SETREGSET, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SETSIGMASK = (
+    0x4204,
+    0x4205,
+    0x4206,
+    0x4207,
+    0x420B,
+)
 _OPTIONS = 0x100001  # PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD
 NT_PRSTATUS, NT_X86_XSTATE = 1, 0x202
 WALL = 0x40000000  # wait4(2): children of any kind
@@ -78,9 +84,7 @@ def hole_size(threads: int) -> int:
     return -(-size // (1 << 20)) << 20
 
 
-def clone_args(
-    program: Program, flags: int, stack: int, stack_size: int, tid: int, exit_signal: int = 0
-) -> Buffer:
+def clone_args(program: Program, flags: int, stack: int, stack_size: int, tid: int, exit_signal: int = 0) -> Buffer:
     """struct clone_args (clone3(2)) that asks for the TID ``tid``."""
     tids = program.data(struct.pack("<q", tid))
     fields = (flags, 0, 0, 0, exit_signal, stack, stack_size, 0, 0, 1, 0)
@@ -104,7 +108,15 @@ def create(pid: int, hole: Hole, channels: Channels, clocks: Offsets | None = No
     who = f"pid {pid}"
     code = blob()
     program.syscall(
-        "mmap", hole.start, hole.size, PROT_RWX, MAP_HOLE, -1, 0, label=f"room for the restorer of {who}", expect=hole.start
+        "mmap",
+        hole.start,
+        hole.size,
+        PROT_RWX,
+        MAP_HOLE,
+        -1,
+        0,
+        label=f"room for the restorer of {who}",
+        expect=hole.start,
     )
     program.op(OpKind.COPY, hole.start, program.data(code), len(code), label="the restorer's code")
     stack = hole.stack_top - STACK_ROOM
@@ -117,9 +129,7 @@ def create(pid: int, hole: Hole, channels: Channels, clocks: Offsets | None = No
         for first, last in ((0, low - 1), (low + 1, high - 1), (high + 1, 0xFFFFFFFF)):
             if first <= last:
                 program.syscall("close_range", first, last, 0, label="descriptors of the overseer")
-        program.op(
-            OpKind.SERVE, channels.control, channels.data, hole.buffer, BUFFER_ROOM, label=f"restorer of {who}"
-        )
+        program.op(OpKind.SERVE, channels.control, channels.data, hole.buffer, BUFFER_ROOM, label=f"restorer of {who}")
     args = clone_args(program, 0, stack, STACK_ROOM, pid, SIGCHLD)
     program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
     program.syscall("ptrace", PTRACE_SEIZE, pid, 0, _OPTIONS, label=f"seize {who}")
@@ -139,7 +149,8 @@ class Dress:
 
 
 def arm(main: int, hole: Hole, control: int, threads: Sequence[Dress]) -> Program:
-    """Seize the parked threads, take the restorer's socket and mapping away, and set their registers. They stay stopped."""
+    """Seize the parked threads, take the restorer's socket and mapping away, and set their registers. They stay
+    stopped."""
     program = Program(f"the registers of pid {main}")
     status = program.space(8)
 
@@ -197,7 +208,8 @@ def _iovec(program: Program, buffer: Buffer) -> Buffer:
 
 
 def release(main: int, tids: Sequence[int], stopped: bool, stay: bool) -> tuple[Program, int]:
-    """The commit: let every thread go, and leave, or stay until the restoree has ended (as init of a PID namespace, or as a parent whose end would be noticed).
+    """The commit: let every thread go, and leave, or stay until the restoree has ended (as init of a PID namespace,
+    or as a parent whose end would be noticed).
     Also returns how many ops there are up to the first thread's: when one of these fails, nothing has run."""
     program = Program(f"the release of pid {main}")
     program.syscall("prctl", PR_SET_PDEATHSIG, 0, label="outlive the agent")

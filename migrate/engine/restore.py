@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from migrate.engine import overseer, vdso
 from migrate.engine.cpu import XTILEDATA, fit
-from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.kinds import address_space, locks, task
 from migrate.engine.kinds.placing import Context
 from migrate.engine.kinds.signals import SignalActions
 from migrate.engine.overseer import Channels, Dress, Hole
+from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.program import Buffer, OpKind, Program
 
 # clone3(2): what pthread_create asks for, but for TLS and the child's TID, which its registers and `identity` set
@@ -60,7 +60,8 @@ class Ground:
 
 
 def clear_program(areas: tuple[vdso.Area, ...], hole: Hole) -> tuple[Program, tuple[vdso.Area, ...]]:
-    """The first one in a new restoree: only the restorer is left, and no signal is ignored. Also returns where the vDSO waits."""
+    """The first one in a new restoree: only the restorer is left, and no signal is ignored. Also returns where the
+    vDSO waits."""
     program = Program("an empty process")
     SignalActions.reset(program)
     return program, address_space.compile_clear(program, areas, hole)

@@ -19,7 +19,6 @@ from migrate.engine import vdso
 from migrate.engine.cpu import Cpu
 from migrate.engine.dump import Dumper, hide_stop, own_pid
 from migrate.engine.image.codec import decode, encode
-from migrate.engine.preview import Layout, Preview
 from migrate.engine.kernel.maps import maps
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
@@ -34,6 +33,7 @@ from migrate.engine.memory.pageset import PAGE, PageSet
 from migrate.engine.memory.planner import RoundPlanner, Run
 from migrate.engine.memory.pump import PagePump
 from migrate.engine.memory.tracker import Scan, Tracker
+from migrate.engine.preview import Layout, Preview
 from migrate.engine.program import Program, Results
 from migrate.engine.tracee import leftovers
 from migrate.engine.tracee.injection import Injection, Parasite
@@ -92,9 +92,9 @@ class Source:
             pid=own_pid(raw),
             comm=proc.text("comm").removesuffix("\n"),
             tids=tuple(own_pid(proc.read(f"task/{tid}/status")) for tid in proc.tids()),
-            problems=tuple([*problems, *trouble]),
+            problems=(*problems, *trouble),
             vmas=tuple(vmas),
-            needs=tuple([*needs, executable]),
+            needs=(*needs, executable),
             streams=table.streams,
             descriptors=tuple(descriptor.number for descriptor in table.descriptors),
             limits=proc.text("limits"),
@@ -206,7 +206,7 @@ class Source:
     _frozen = False
 
     def do_rehearse(self) -> Answer:
-        """The image of the process as it would be now. Finds what can only be seen from inside, and warms every path."""
+        """The image of the process as it would be now. Finds what shows only from inside, and warms every path."""
         dumper = self.dumper
         begun = time.monotonic()
         dumper.stop()
@@ -219,8 +219,8 @@ class Source:
     # The freeze
 
     def do_freeze(self) -> Answer:
-        """Stop it for good. ``send_last`` looks for the last time and sends, while the coordinator compiles. ``changed``: the
-        layout is not that of the last look. Times in seconds; ``begun`` is of CLOCK_MONOTONIC."""
+        """Stop it for good. ``send_last`` looks for the last time and sends, while the coordinator compiles.
+        ``changed``: the layout is not that of the last look. Times in seconds; ``begun`` is of CLOCK_MONOTONIC."""
         dumper = self.dumper
         gc.disable()
         begun = time.monotonic()
@@ -245,7 +245,8 @@ class Source:
         }, answer
 
     def do_send_last(self, remapped: list[list[int]]) -> Answer:
-        """The last look and its pages. ``again``: nothing was sent, and the answer is the layout to be followed first."""
+        """The last look and its pages. ``again``: nothing was sent, and the answer is the layout to be followed
+        first."""
         begun = time.monotonic()
         dumper = self.dumper
         self._scan_memory(dumper.vmas, protect=False)

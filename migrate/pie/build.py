@@ -12,7 +12,17 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 SOURCES = ("head.S", "interpreter.c", "restorer.c", "lz4.c")
 FLAGS = (
-    *("-Os", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-nostdlib", "-fPIE", "-mgeneral-regs-only"),
+    *(
+        "-Os",
+        "-std=gnu11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-ffreestanding",
+        "-nostdlib",
+        "-fPIE",
+        "-mgeneral-regs-only",
+    ),
     *("-fno-stack-protector", "-fcf-protection=none", "-fno-asynchronous-unwind-tables", "-fno-builtin"),
     *("-fno-jump-tables", "-fno-tree-loop-distribute-patterns", "-mno-red-zone", "-fvisibility=hidden"),
     *("-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,--no-warn-rwx-segments", "-static"),

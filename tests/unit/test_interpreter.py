@@ -22,7 +22,14 @@ from migrate.engine.overseer import clone_args
 from migrate.engine.program import OpKind, Program
 from migrate.pie.local import run
 
-CLONE_VM, CLONE_FS, CLONE_FILES, CLONE_SIGHAND, CLONE_THREAD, CLONE_SYSVSEM = 0x100, 0x200, 0x400, 0x800, 0x10000, 0x40000
+CLONE_VM, CLONE_FS, CLONE_FILES, CLONE_SIGHAND, CLONE_THREAD, CLONE_SYSVSEM = (
+    0x100,
+    0x200,
+    0x400,
+    0x800,
+    0x10000,
+    0x40000,
+)
 THREAD = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM
 
 
@@ -56,7 +63,12 @@ def test_the_first_failure_stops_the_program_and_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "fails"),
-    [({"ignore": True}, False), ({"errno_ok": errno.EBADF}, False), ({"errno_ok": errno.ENOENT}, True), ({"expect": 0}, True)],
+    [
+        ({"ignore": True}, False),
+        ({"errno_ok": errno.EBADF}, False),
+        ({"errno_ok": errno.ENOENT}, True),
+        ({"expect": 0}, True),
+    ],
 )
 def test_which_results_are_failures(wanted: dict[str, Any], fails: bool) -> None:
     program = Program("checks")

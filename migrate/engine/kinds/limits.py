@@ -55,7 +55,8 @@ class Limits:
                 _set(program, resource, max(soft, soft_there), max(hard, hard_there))
 
     def restore(self, program: Program, destination: Limits) -> None:
-        """As they were. Those that the restoree has inherited from the ``destination``'s agent already are left alone, but
+        """As they were. Those that the restoree has inherited from the ``destination``'s agent already are left
+        alone, but
         for that of open files, which was raised for the descriptors. Nothing may be made after this that a limit could
         forbid. Once those above are raised this only lowers, so it needs no privilege."""
         for resource, (wanted, there) in enumerate(zip(self.limits, destination.limits, strict=True)):

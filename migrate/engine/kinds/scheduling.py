@@ -93,8 +93,8 @@ class Scheduling:
         return [f"{where}: CPUs {names} are not at the destination; bound to the others"]
 
     def inherited_from(self, maker: Scheduling) -> bool:
-        """Whether a thread has all of this from the one that made it (clone(2)). Real-time and deadline threads are left
-        out, whose children may start as others (SCHED_RESET_ON_FORK, sched(7))."""
+        """Whether a thread has all of this from the one that made it (clone(2)). Real-time and deadline threads are
+        left out, whose children may start as others (SCHED_RESET_ON_FORK, sched(7))."""
         return self == maker and self.policy in _FAIR and not self.flags
 
     def restore(self, program: Program, cpus: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass, field
-from typing import Union
 
 MAX_ERRNO = 4095  # include/linux/err.h: the last page of addresses is errors
 
@@ -95,7 +94,7 @@ class Buffer:
         return Load(self.offset + offset, 8)
 
 
-Arg = Union[int, Slot, Buffer, Address, Load]
+Arg = int | Slot | Buffer | Address | Load
 
 OP = struct.Struct("<BBHIIIq6Qq")  # kind, check, 0, nr, modes, 0, expect, args, result
 

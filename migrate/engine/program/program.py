@@ -23,7 +23,9 @@ from migrate.errors import ProgramTooLarge
 
 MAGIC = 0x676D
 MAX_PROGRAM = 32 << 20  # bytes; the restorer's buffer
-_HEADER = struct.Struct("<IIIIIIIiq")  # magic, ops, ops at, data at, relocations, relocations at, size, failed op, result
+_HEADER = struct.Struct(
+    "<IIIIIIIiq"
+)  # magic, ops, ops at, data at, relocations, relocations at, size, failed op, result
 _RELOCATION = struct.Struct("<II")  # offset in the data of a u64, offset in the data whose address it gets
 _OUTCOME = struct.Struct("<q")
 _U64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -66,7 +68,13 @@ class Program:
     # Ops
 
     def syscall(
-        self, name: str, *args: Arg, label: str, expect: int | None = None, errno_ok: int | None = None, ignore: bool = False
+        self,
+        name: str,
+        *args: Arg,
+        label: str,
+        expect: int | None = None,
+        errno_ok: int | None = None,
+        ignore: bool = False,
     ) -> Slot:
         """A system call. It fails on any error; or unless it returns ``expect``; or but for the errno ``errno_ok``;
         or, with ``ignore``, never (its result is recorded all the same)."""
