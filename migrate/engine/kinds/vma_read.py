@@ -49,7 +49,7 @@ class AddressSpaceReader:
 
     ``tracked``: our userfaultfd is registered on them, so write-tracking in VmFlags is ours. ``task_policy``: mode
     and nodes of the task's own memory policy (set_mempolicy(2)), which every area shows that has none. ``problems``:
-    all that was found in the last reading and cannot be moved. ``vanished``: whether the last full reading left out an
+    all that was found in the last reading and cannot be moved. ``vanished``: whether the last reading left out an
     area that was unmapped or changed meanwhile; never that of a stopped task. ``took``: seconds of the last full
     reading; where that
     is little (a small process), it is the better one for the freeze as well. OSError as the kernel gives it when the
@@ -102,6 +102,7 @@ class AddressSpaceReader:
     def reread(self) -> list[VMA]:
         """What is new since the last reading, from maps; flags of an area that is new by itself from smaps, those of
         one that grew, shrank or changed its protection from what it was."""
+        self.vanished = False
         raw = self.proc.text("maps")
         if raw == self._raw:
             return self._result
