@@ -13,6 +13,8 @@ from migrate.engine.kinds.opened import OpenFile
 from migrate.engine.kinds.placing import EVERY_FLAG, Placing, flags_for_open
 from migrate.engine.kinds.regular import SEEK_SET, why_not_reached
 
+_ENTRIES = 512  # bytes: room for some entries, of which none is longer than 280
+
 
 @dataclass(frozen=True)
 class Directory:
@@ -41,7 +43,11 @@ class Directory:
     def open(self, placing: Placing, flags: int) -> int:
         number = placing.open(self.path, flags_for_open(flags) & ~O_TMPFILE_BIT | os.O_DIRECTORY)
         if self.offset:
-            placing.program.syscall("lseek", number, self.offset, SEEK_SET, label=placing.label, expect=self.offset)
+            program, label = placing.program, placing.label
+            # On ext4 a directory whose first read is at the end stays empty even when it is rewound: the place that it
+            # begins from is remembered at that read (ext4_dx_readdir, fs/ext4/dir.c). So read from the start first.
+            program.syscall("getdents64", number, program.space(_ENTRIES), _ENTRIES, label=label)
+            program.syscall("lseek", number, self.offset, SEEK_SET, label=label, expect=self.offset)
         return number
 
 

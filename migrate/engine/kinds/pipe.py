@@ -7,6 +7,7 @@ import fcntl
 import os
 import select
 import stat
+import termios
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from migrate.engine.kinds.needs import FIFO, FileNeed
 from migrate.engine.kinds.opened import Key, OpenFile
 from migrate.engine.kinds.placing import Placing
 from migrate.engine.kinds.regular import why_not_reached
+from migrate.engine.program import OpKind
 from migrate.errors import Problem
 
 DEFAULT_CAPACITY = 16 * 4096  # pipe(7)
@@ -89,9 +91,19 @@ class Pipe:
 
     def fill(self, placing: Placing, held: tuple[int, int]) -> None:
         """Write what was in it. The held end does not block: a pipe that is too small is an error."""
+        if self.path is not None and self.chunks:
+            self._check_unused(placing, held[0])
         for chunk in self.chunks:
             content, label = placing.program.data(chunk), f"{placing.label}: contents"
             placing.program.syscall("write", held[1], content, len(chunk), label=label, expect=len(chunk))
+
+    def _check_unused(self, placing: Placing, number: int) -> None:
+        """A FIFO whose file system is of the same kernel there is the very one that the process has here: what is in it
+        would be in it twice."""
+        program, label = placing.program, f"{placing.label}: FIFO that has something in it there already"
+        room = program.space(4)
+        program.syscall("ioctl", number, termios.FIONREAD, room, label=label)
+        program.op(OpKind.CHECK, room, 0xFFFF_FFFF, 0, label=label)
 
 
 def _contents(fd: int) -> tuple[bytes, ...]:
