@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.tracee.registers import ERESTART_RESTARTBLOCK
 from migrate.engine.tracee.tree import Tracee
 from migrate.errors import Refused
 from tests.kernel.tracees import ROUNDS, running
+from tests.tasks import wait_until
 from tests.victims import Victims
 
 
@@ -35,15 +37,30 @@ def test_nobody_notices(victims: Victims) -> None:
 
 def test_a_sleep_keeps_its_deadline() -> None:
     start = time.monotonic()
-    with running("sleep", "0.6", ready=False) as victim:
-        time.sleep(0.05)
+    with running("sleep", "2", ready=False) as victim:
+        wait_until("it sleeps", lambda: _call_of(victim.pid) in SLEEPS)
+        begun = time.monotonic()
         with Tracee(victim.pid) as tracee:
-            for _ in range(ROUNDS):
+            rounds = 0
+            while rounds < ROUNDS and time.monotonic() < start + 1.5:
                 tracee.stop()
                 assert tracee.registers(victim.pid).interrupted_with == ERESTART_RESTARTBLOCK
                 tracee.resume()
+                rounds += 1
+        assert rounds > 10
         victim.finish()
-        assert 0.6 <= time.monotonic() - start < 1.0
+        end = time.monotonic()
+        assert end >= start + 2
+        assert end < begun + 2.5
+
+
+SLEEPS = {NUMBERS["nanosleep"], NUMBERS["clock_nanosleep"]}
+
+
+def _call_of(pid: int) -> int:
+    """The system call that it is in, or -1 (proc_pid_syscall(5))."""
+    word = Path(f"/proc/{pid}/syscall").read_text().split()[0]
+    return int(word) if word.isdecimal() else -1
 
 
 def test_threads_that_come_and_go(victims: Victims) -> None:
