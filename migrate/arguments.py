@@ -8,7 +8,8 @@ from importlib.metadata import version
 from typing import NoReturn, TypeVar
 
 from migrate.errors import UsageError
-from migrate.options import Options, parse_destination
+from migrate.options import Options
+from migrate.transport.target import parse as parse_destination
 from migrate.wording import parse_bandwidth, parse_duration
 
 T = TypeVar("T")
@@ -138,13 +139,9 @@ def parse(argv: Sequence[str]) -> Options:
     given = vars(_parser().parse_args(argv))
     if given["quiet"] and given["verbose"]:
         raise UsageError("-q and -v contradict each other")
-    try:
-        given["user"], given["host"], port = parse_destination(given["dest"])
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    port = parse_destination(given["dest"]).port
     if port is not None and given["port"] not in (None, port):
         raise UsageError(f"two ports: {port} in {given['dest']!r} and -p {given['port']}")
-    given["port"] = given["port"] if port is None else port
     given["identities"] = tuple(given["identities"])
     return Options(**given)
 

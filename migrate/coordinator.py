@@ -35,7 +35,8 @@ from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.transport import frames, local, ssh
+from migrate.source_agent import source_agent
+from migrate.transport import frames, ssh
 from migrate.transport.agent import Agent, AgentError, open_agent, sole
 from migrate.transport.bootstrap import agent_session
 from migrate.transport.frames import Buffer, Frame
@@ -113,25 +114,23 @@ class Relay:
 
 @asynccontextmanager
 async def _connected(options: Options, display: Display) -> AsyncIterator[tuple[Rescue, Destination, Relay]]:
-    """Both agents. The source agent starts while the SSH connection is made."""
+    """Both agents. The one here starts while the SSH connection is made."""
     async with AsyncExitStack() as stack:
         ring = stack.enter_context(Ring.create())
         relay = Relay(display, ring)
-        command = local.argv("agents.source", False, ring.argument)
-        stream = await stack.enter_async_context(local.start(command, ring.inherited))
-        stack.callback(ring.hang_up)
-        source = await stack.enter_async_context(open_agent(stream, "the source agent", on_pages=relay))
-        # Who may not move it need not wait for the connection to be told.
-        display.phase("connecting", options.dest)
-        target = Target(options.dest, options.port, next(iter(options.identities), None), options.ssh_config, options.jump)
         asking = prompt(display)
+        # Who may not move it need not wait for the connection to be told.
+        source = await stack.enter_async_context(source_agent(options.pid, ring, relay, display, asking is not None))
+        display.phase("connecting", options.dest)
+        target = Target(options.dest, options.port, options.identities, options.ssh_config, options.jump)
         link = await stack.enter_async_context(ssh.connect(target, asking))
         display.detail(f"connected to {link.destination} with {link.cipher}")
         session = await stack.enter_async_context(agent_session(link, options.sudo, asking))
         agent = await stack.enter_async_context(open_agent(session, f"the agent on {link.destination}"))
         relay.destination = agent
         await faults.reach("connected")
-        yield Rescue(options.pid, source, stream, ring, display), Destination(agent, link.destination), relay
+        rescue = Rescue(options.pid, source.agent, source.stream, ring, display, source.sudo)
+        yield rescue, Destination(agent, link.destination), relay
 
 
 @asynccontextmanager

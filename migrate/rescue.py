@@ -8,7 +8,7 @@ import trio
 
 from migrate.engine.image.codec import encode
 from migrate.engine.kinds.locks import Held
-from migrate.errors import Failed
+from migrate.errors import Failed, Refused
 from migrate.progress import Display
 from migrate.transport import local
 from migrate.transport.agent import Agent, AgentError, open_agent
@@ -27,6 +27,7 @@ class Rescue:
     stream: local.LocalAgent
     ring: Ring
     display: Display
+    sudo: tuple[str, ...] = ()  # by which the source agent was started
     touched: bool = False  # it has been stopped, if only for a moment
     halted: bool = False  # a SIGSTOP waits for it, or soon will
     locks: Held = Held(())  # that may have been released
@@ -56,7 +57,7 @@ class Rescue:
         try:
             with trio.fail_after(_CURE):
                 await self._ask("cure", blob, halted=self.halted)
-        except (Failed, trio.TooSlowError) as error:
+        except (Failed, Refused, trio.TooSlowError) as error:
             self.display.warn(f"something of ours may be left in process {self.pid}: {error or 'no answer in time'}")
 
     async def end(self) -> None:
@@ -79,7 +80,7 @@ class Rescue:
     async def _ask(self, verb: str, blob: bytes = b"", **arguments: object) -> None:
         """Of a second agent, while the first one is no more: a process can have one tracer only."""
         async with (
-            local.start(local.argv("agents.source")) as stream,
+            local.start(local.argv("agents.source", self.sudo)) as stream,
             open_agent(stream, "the second source agent") as agent,
         ):
             await agent.request(verb, blob, pid=self.pid, **arguments)

@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from migrate.errors import Failed
+from migrate.errors import Failed, MigrateError, Problem, Refused
 from migrate.transport import frames
 from migrate.transport.frames import Buffer, Frame
 
@@ -64,7 +64,7 @@ class Pending:
         self._error: Exception | None = None
 
     async def reply(self) -> Reply:
-        """Waits for the reply. Raises AgentError or ConnectionLost."""
+        """Waits for the reply. Raises Refused, AgentError or ConnectionLost."""
         await self._event.wait()
         if self._error is not None:
             raise self._error
@@ -94,7 +94,7 @@ class Agent:
     # Asking
 
     async def request(self, verb: str, blob: Buffer = b"", **arguments: Any) -> Reply:
-        """Asks, and waits for the reply. Raises AgentError or ConnectionLost."""
+        """Asks, and waits for the reply. Raises Refused, AgentError or ConnectionLost."""
         return await (await self.submit(verb, blob, **arguments)).reply()
 
     async def submit(self, verb: str, blob: Buffer = b"", **arguments: Any) -> Pending:
@@ -184,7 +184,10 @@ class Agent:
         pending = self._pending.pop(number)
         errno = error.get("errno")
         message = str(error.get("message") or (os.strerror(errno) if errno else "no reason was given"))
-        pending._settle(None, AgentError(self.name, pending.verb, str(error.get("kind")), message, errno))
+        told: MigrateError = AgentError(self.name, pending.verb, str(error.get("kind")), message, errno)
+        if error.get("kind") == "refused":
+            told = Refused([Problem(*problem) for problem in error["problems"]])
+        pending._settle(None, told)
 
     def _event(self, fields: dict[str, Any]) -> None:
         if fields.get("event") == "fatal":

@@ -71,13 +71,13 @@ def _last_line(stderr: bytes | bytearray) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def argv(module: str, sudo: bool = False, *arguments: str) -> list[str]:
-    """The command line of an agent that runs from the sources that we run from."""
+def argv(module: str, sudo: Sequence[str] = (), *arguments: str) -> list[str]:
+    """The command line of an agent that runs from the sources that we run from. ``sudo``: words before it."""
     root = Path(__file__).resolve().parents[2]
     # Not -m: under sudo(8) neither the environment nor the working directory can be relied on to find the package.
     path = [str(root), *filter(None, sys.path)]
     program = f"import sys; sys.path[:0] = {path!r}; from {module} import main; sys.exit(main())"
-    return [*(("sudo", "--") if sudo else ()), sys.executable, "-c", program, *arguments]
+    return [*sudo, sys.executable, "-c", program, *arguments]
 
 
 @asynccontextmanager

@@ -210,15 +210,15 @@ def _options(destination: Destination, config: SSHConfig) -> dict[str, Any]:
 
 
 def _identities(destination: Destination, config: SSHConfig) -> list[str]:
-    """Key files that exist; none when the user named none. What does not exist is passed over, as ssh(1) does."""
-    if destination.identity is not None:
-        path = os.path.expanduser(destination.identity)
+    """Key files that exist, those of -i first as ssh(1) has it; none when the user named none. What the configuration
+    names and does not exist is passed over."""
+    given = [os.path.expanduser(path) for path in destination.identities]
+    for path in given:
         if not os.access(path, os.R_OK):
-            raise UsageError(f"-i {destination.identity}: there is no such file, or it cannot be read")
-        return [path]
+            raise UsageError(f"-i {path}: there is no such file, or it cannot be read")
     named = config.get("IdentityFile") or []
     assert isinstance(named, list)
-    return [path for path in map(os.path.expanduser, named) if os.access(path, os.R_OK)]
+    return given + [path for path in map(os.path.expanduser, named) if os.access(path, os.R_OK)]
 
 
 def _known_hosts_files(config: SSHConfig) -> list[str]:

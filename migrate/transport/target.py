@@ -17,13 +17,18 @@ class Address(NamedTuple):
     port: int | None
 
 
+# A name may be put into the command line of a ProxyCommand: there a dash would make it an option, and the rest of these
+# would mean something to the shell.
+_SHELL = re.compile(r"[\s'\"`$\\;&<>|(){}/]")
+
+
 @dataclass(frozen=True)
 class Destination:
     """A destination and the options that ssh(1) has for it: -p, -i, -F, -J."""
 
     spec: str
     port: int | None = None
-    identity: str | None = None
+    identities: tuple[str, ...] = ()
     config: str | None = None
     jump: str | None = None
 
@@ -35,7 +40,9 @@ class Destination:
 
 
 def parse(spec: str) -> Address:
-    """The parts of ``user@host:port``. A bare IPv6 address needs no brackets when no port follows."""
+    """The parts of ``user@host:port``. A bare IPv6 address needs no brackets when no port follows.
+
+    UsageError says what is wrong with it."""
     user, at, rest = spec.removeprefix("ssh://").rstrip("/").rpartition("@")
     if at and not user:
         raise UsageError(f"{spec!r}: there is no user before the @")
@@ -46,9 +53,12 @@ def parse(spec: str) -> Address:
         host, port = rest.split(":")
     else:
         host, port = rest, None
-    # A leading dash would be an option to a program that is given the name (ProxyCommand).
-    if not host or host.startswith("-") or re.search(r"[\s'\"`$\\;&<>|()/]", host):
-        raise UsageError(f"{spec!r} is not a destination: write host, user@host or user@host:port")
-    if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    if not _is_name(host) or (user and not _is_name(user)):
+        raise UsageError(f"{spec!r} is not a destination: write user@host, user@host:port or a Host of ~/.ssh/config")
+    if port is not None and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
         raise UsageError(f"{spec!r}: {port!r} is not a port")
     return Address(user or None, host, None if port is None else int(port))
+
+
+def _is_name(text: str) -> bool:
+    return bool(text) and text.isprintable() and not text.startswith("-") and not _SHELL.search(text)

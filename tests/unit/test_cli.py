@@ -26,7 +26,7 @@ ME = str(os.getpid())
 
 def played(error: BaseException | None = None) -> Mover:
     async def move(options: Options, display: Display) -> Report:
-        display.phase("connecting", options.host)
+        display.phase("connecting", options.dest)
         display.round_started(1, 10)
         display.sent(40960, 10, 1e6)
         display.round_finished(Round(10, 40960, 0.5, 2))
@@ -145,7 +145,7 @@ from migrate.report import Report
 async def move(options, display):
     display.phase("copying")
     try:
-        if options.host == "committed":
+        if options.dest == "committed":
             with trio.CancelScope(shield=True):
                 await trio.sleep(0.3)
             return Report(True, options.pid, "x", options.dest, 5, 1.0, 1.0)

@@ -45,6 +45,15 @@ def there(server: Sshd) -> Destination:
     return Destination("there", config=str(server.config))
 
 
+@pytest.fixture
+def keyless(server: Sshd, tmp_path: Path) -> Destination:
+    """The same, but the configuration names no key."""
+    lines = server.config.read_text().splitlines(keepends=True)
+    config = tmp_path / "keyless"
+    config.write_text("".join(line for line in lines if "IdentityFile" not in line))
+    return Destination("there", config=str(config))
+
+
 Test = Callable[[Connection], Awaitable[None]]
 
 
@@ -96,8 +105,12 @@ def test_spec(spec: str, address: tuple[str | None, str, int | None]) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "@node", "root@", "node:", "node:0", "node:70000", "node:x", "-oProxyCommand=x", "a b", "$(x)"]
-)
+    "spec",
+    [
+        "", "@", "@node", "root@", ":22", "node:", "node:0", "node:70000", "node:x", "node:" + "9" * 5000,
+        "-oProxyCommand=x", "a b", "$(x)", "$(x)@node", "-lroot@node", "no\x1bde",
+    ],
+)  # fmt: skip
 def test_senseless_spec(spec: str) -> None:
     with pytest.raises(UsageError):
         parse(spec)
@@ -127,11 +140,11 @@ def test_options_of_the_command_line(server: Sshd, tmp_path: Path) -> None:
     async def test(link: Connection) -> None:
         assert link.cipher == "aes256-ctr"
 
-    inside = Destination(f"{server.user}@127.0.0.1:{server.port}", identity=str(server.key), config=str(config))
+    inside = Destination(f"{server.user}@127.0.0.1:{server.port}", identities=(str(server.key),), config=str(config))
     linked(inside, test)
     linked(replace(inside, spec=f"{server.user}@127.0.0.1:1", port=server.port), nothing)
     with pytest.raises(UsageError, match="-i /no/such"):
-        linked(replace(inside, identity="/no/such"), nothing)
+        linked(replace(inside, identities=(str(server.key), "/no/such")), nothing)
     config.write_text("Port many\n")
     with pytest.raises(UsageError, match="cannot read the ssh configuration"):
         linked(inside, nothing)
@@ -184,12 +197,12 @@ def test_jumps_in_a_circle(server: Sshd, tmp_path: Path) -> None:
         linked(Destination("a", config=str(config)), nothing)
 
 
-def test_passphrase_is_asked_for(server: Sshd, tmp_path: Path, there: Destination) -> None:
+def test_passphrase_is_asked_for(server: Sshd, tmp_path: Path, keyless: Destination) -> None:
     locked = tmp_path / "locked"
     keygen(locked, "open sesame")
     with (server.directory / "authorized_keys").open("a") as file:
         file.write(Path(f"{locked}.pub").read_text())
-    inside = replace(there, identity=str(locked))
+    inside = replace(keyless, identities=(str(locked),))
     asked: list[str] = []
     answers = iter(["wrong", "open sesame"])
 
@@ -228,10 +241,14 @@ def test_changed_host_key(server: Sshd, tmp_path: Path) -> None:
     assert f"ssh-keygen -R '[127.0.0.1]:{server.port}' -f {known}" in said
 
 
-def test_wrong_key(there: Destination, tmp_path: Path) -> None:
-    keygen(tmp_path / "stranger")
-    said = refused(replace(there, identity=str(tmp_path / "stranger")), "does not let")
+def test_wrong_key(there: Destination, keyless: Destination, server: Sshd, tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger"
+    keygen(stranger)
+    said = refused(replace(keyless, identities=(str(stranger),)), "does not let")
     assert "tried: public key" in said and "authorized_keys" in said
+    # All keys of -i are tried, and then those of the configuration.
+    linked(replace(keyless, identities=(str(stranger), str(server.key))), nothing)
+    linked(replace(there, identities=(str(stranger),)), nothing)
 
 
 def test_nobody_there(there: Destination) -> None:

@@ -16,6 +16,10 @@ _ELF32, _X86_64 = 1, 62  # elf.h: EI_CLASS and e_machine
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
+class NoRights(Problem):
+    """It could be traced with more rights than ours."""
+
+
 def why_not_traceable(pid: int) -> list[Problem]:
     """The reasons, in words; none: it can be. A process may still change its mind, or end, before it is stopped."""
     where = f"process {pid}"
@@ -89,11 +93,11 @@ def _rights(proc: Proc, its: Status, where: str) -> Problem | None:
     access mode checking"). When it says no, those rules tell why."""
     ours = status(Path("/proc/self/status").read_text(errors="surrogateescape"))
     if _namespaces_differ(proc) and not ours.cap_eff & _CAP_SYS_PTRACE:
-        return Problem(where, "it is in another user namespace", "run as root")
+        return NoRights(where, "it is in another user namespace", "run as root")
     try:
         os.close(proc.open("mem", os.O_RDWR))
     except PermissionError:
-        return Problem(where, _no_rights(its, ours), "run as root, or give CAP_SYS_PTRACE")
+        return NoRights(where, _no_rights(its, ours), "run as root, or as a user whom sudo makes root")
     except OSError as error:
         return Problem(where, f"its memory cannot be opened: {error.strerror}")
     return None

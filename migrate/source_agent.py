@@ -1,0 +1,62 @@
+"""Starts the source agent: as root by sudo(8) where the process is not ours to trace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from migrate.engine.tracee.inspection import NoRights, why_not_traceable
+from migrate.errors import Problem, Refused
+from migrate.progress import Display
+from migrate.transport import local
+from migrate.transport.agent import Agent, ConnectionLost, PagesHandler, open_agent
+from migrate.transport.ring import Ring
+
+
+@dataclass(frozen=True)
+class SourceAgent:
+    """``sudo``: the words before the command line of an agent, if any."""
+
+    agent: Agent
+    stream: local.LocalAgent
+    sudo: tuple[str, ...]
+
+
+@asynccontextmanager
+async def source_agent(
+    pid: int, ring: Ring, on_pages: PagesHandler, display: Display, asks: bool
+) -> AsyncIterator[SourceAgent]:
+    """The agent that may trace ``pid``. Refused where there is no such process, or no way to trace it.
+
+    ``asks``: there is a terminal on which sudo can ask for a password."""
+    problems = why_not_traceable(pid)
+    sudo: tuple[str, ...] = ()
+    if problems:
+        if os.geteuid() == 0 or not all(isinstance(problem, NoRights) for problem in problems):
+            raise Refused(problems)
+        if not shutil.which("sudo"):
+            raise Refused(problems)
+        sudo = ("sudo", "--") if asks else ("sudo", "-n", "--")
+    async with AsyncExitStack() as stack:
+        command = local.argv("agents.source", sudo, ring.argument)
+        stream = await stack.enter_async_context(local.start(command, ring.inherited))
+        stack.callback(ring.hang_up)
+        agent = await stack.enter_async_context(open_agent(stream, "the source agent", on_pages=on_pages))
+        if sudo:
+            display.note(f"{problems[0].what}: the source agent runs as root, by sudo")
+            display.suspend()  # it may be asking for a password
+            try:
+                await agent.request("stat", paths=[])
+            except ConnectionLost:
+                await stream.process.wait()
+                raise Refused([_unhelped(problem, stream.last_words()) for problem in problems]) from None
+            finally:
+                display.resume()
+        yield SourceAgent(agent, stream, sudo)
+
+
+def _unhelped(problem: Problem, words: str) -> Problem:
+    return Problem(problem.where, f"{problem.what}, and sudo did not help ({words})", problem.advice)
