@@ -9,17 +9,13 @@ nothing of it is left there. Nothing here blocks, and nothing here traces: that 
 from __future__ import annotations
 
 import gc
-import struct
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import trio
 
 from migrate import faults, preflight
-from migrate.askpass import prompt
-from migrate.destination import RESTOREE, Destination, Facts
+from migrate.destination import Destination, Facts
 from migrate.engine import overseer, restore, vdso
 from migrate.engine.clocks import wanted_offsets
 from migrate.engine.image.codec import decode
@@ -29,139 +25,28 @@ from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.errors import Failed, InDoubt, NotCommitted, Problem, Refused
+from migrate.links import Relay, connected, watching
 from migrate.options import Options
 from migrate.policy import Decision, Limits, PrecopyPolicy
 from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.source_agent import source_agent
-from migrate.transport import frames, ssh
-from migrate.transport.agent import Agent, AgentError, open_agent, sole
-from migrate.transport.bootstrap import agent_session
-from migrate.transport.frames import Buffer, Frame
-from migrate.transport.ring import Ring
-from migrate.transport.target import Destination as Target
+from migrate.transport.agent import Agent, AgentError
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
 _ABORT = 10.0  # seconds for the destination to end what there is of the process: large memory takes its time
-_IN_FLIGHT = 0.5  # seconds for a page frame that is on its way when all is called off
-_PING = 15.0  # seconds between two signs of life; the destination gives up after LEASE (agents/overseer.py)
 _WARM = 8  # runs after which the Python interpreter has specialised its code (PEP 659)
-_PAGE = 4096
-_SLOT = struct.Struct("<II")  # slot, length: before the meta of a RING frame
 
 
 async def move(options: Options, display: Display) -> Report:
     """Moves the process. Raises a MigrateError that says why not; then it runs on here."""
     begun = time.monotonic()
     with trio.CancelScope() as interruptible:
-        async with _connected(options, display) as (rescue, destination, relay):
+        async with connected(options, display) as (rescue, destination, relay):
             migration = Migration(options, display, rescue, destination, relay, interruptible)
             report = await migration.run()
     return replace(report, total_s=time.monotonic() - begun)
-
-
-class Relay:
-    """Passes page frames from the source to the destination, and counts."""
-
-    def __init__(self, display: Display, ring: Ring) -> None:
-        self.destination: Agent | None = None
-        self._ring = ring
-        self.pages = self.bytes = 0
-        self._off = False
-        self._in_flight = trio.CancelScope()
-        self._display = display
-        self._since, self._before = time.monotonic(), 0
-        self._rate = 0.0
-
-    async def __call__(self, frame: Frame) -> None:
-        """Waits until the destination's stream takes the frame, and so holds back the source."""
-        meta, size = frame.meta, len(frame.blob)
-        if frame.kind == frames.RING:
-            slot, size = _SLOT.unpack_from(meta)
-            meta = meta[_SLOT.size :]
-            # The stream has copied what it could not send when this returns.
-            await self._send(frame.flags, meta, self._ring.slot(slot, size))
-            self._ring.free(slot)
-        else:
-            await self._send(frame.flags, meta, frame.blob)
-        self.bytes += len(meta) + size
-        self.pages += size // _PAGE
-        now = time.monotonic()
-        if now - self._since > 0.1:
-            self._rate = (self.bytes - self._before) / (now - self._since)
-            self._since, self._before = now, self.bytes
-            self._display.sent(self.bytes, self.pages, self._rate)
-
-    async def _send(self, flags: int, meta: bytes, contents: Buffer) -> None:
-        """Frames for a destination that is gone are dropped: who asks it next is told why."""
-        assert self.destination is not None
-        if self._off:
-            return
-        try:
-            with trio.CancelScope() as self._in_flight:
-                await self.destination.send_pages(RESTOREE, flags, meta, contents)
-        except Failed:
-            self._off = True
-
-    async def stop(self) -> None:
-        """Drop what comes from now on: the source, which waits for us to take it, has to hear something else."""
-        self._off = True
-        await trio.sleep(_IN_FLIGHT)
-        self._in_flight.cancel()
-
-
-@asynccontextmanager
-async def _connected(options: Options, display: Display) -> AsyncIterator[tuple[Rescue, Destination, Relay]]:
-    """Both agents. The one here starts while the SSH connection is made."""
-    async with AsyncExitStack() as stack:
-        ring = stack.enter_context(Ring.create())
-        relay = Relay(display, ring)
-        asking = prompt(display)
-        # Who may not move it need not wait for the connection to be told.
-        source = await stack.enter_async_context(source_agent(options.pid, ring, relay, display, asking is not None))
-        display.phase("connecting", options.dest)
-        target = Target(options.dest, options.port, options.identities, options.ssh_config, options.jump)
-        link = await stack.enter_async_context(ssh.connect(target, asking))
-        display.detail(f"connected to {link.destination} with {link.cipher}")
-        session = await stack.enter_async_context(agent_session(link, options.sudo, asking))
-        agent = await stack.enter_async_context(open_agent(session, f"the agent on {link.destination}"))
-        relay.destination = agent
-        await faults.reach("connected")
-        rescue = Rescue(options.pid, source.agent, source.stream, ring, display, source.sudo)
-        yield rescue, Destination(agent, link.destination), relay
-
-
-@asynccontextmanager
-async def _watching(source: Agent, destination: Agent) -> AsyncIterator[None]:
-    """Ends the block as soon as an agent is lost, whatever is being waited for, with the reason."""
-    lost: list[Exception] = []
-
-    async def watch(agent: Agent, scope: trio.CancelScope) -> None:
-        lost.append(await agent.wait_lost())
-        scope.cancel()
-
-    async def ping() -> None:
-        try:
-            while True:
-                await trio.sleep(_PING)
-                await destination.submit("ping")
-        except Failed:
-            return  # `watch` says so
-
-    try:
-        async with trio.open_nursery() as nursery:
-            for agent in (source, destination):
-                nursery.start_soon(watch, agent, nursery.cancel_scope)
-            nursery.start_soon(ping)
-            yield
-            nursery.cancel_scope.cancel()
-            lost.clear()
-    except BaseExceptionGroup as group:
-        raise sole(group) from None
-    if lost:
-        raise lost[0]
 
 
 @dataclass
@@ -180,7 +65,7 @@ class Migration:
     async def run(self) -> Report:
         """All of it."""
         try:
-            async with _watching(self.source, self.destination.agent):
+            async with watching(self.source, self.destination.agent):
                 preview, facts = await self._preflight()
                 replica = await self._prepare(preview, facts)
                 await self._copy(replica)

@@ -1,0 +1,131 @@
+"""Both agents and what goes between them: connections, the relay of page frames, and a watch over who is lost."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import trio
+
+from migrate import faults
+from migrate.askpass import prompt
+from migrate.destination import RESTOREE, Destination
+from migrate.errors import Failed
+from migrate.options import Options
+from migrate.progress import Display
+from migrate.rescue import Rescue
+from migrate.source_agent import source_agent
+from migrate.transport import frames, ssh
+from migrate.transport.agent import Agent, open_agent, sole
+from migrate.transport.bootstrap import agent_session
+from migrate.transport.frames import Buffer, Frame
+from migrate.transport.ring import Ring
+from migrate.transport.target import Destination as Target
+
+_IN_FLIGHT = 0.5  # seconds for a page frame that is on its way when all is called off
+_PING = 15.0  # seconds between two signs of life; the destination gives up after LEASE (agents/overseer.py)
+_SLOT = struct.Struct("<II")  # slot, length: before the meta of a RING frame
+
+
+class Relay:
+    """Passes page frames from the source to the destination, and counts."""
+
+    def __init__(self, display: Display, ring: Ring) -> None:
+        self.destination: Agent | None = None
+        self._ring = ring
+        self.pages = self.bytes = 0
+        self._off = False
+        self._in_flight = trio.CancelScope()
+        self._display = display
+        self._since, self._before = time.monotonic(), 0
+        self._rate = 0.0
+
+    async def __call__(self, frame: Frame) -> None:
+        """Waits until the destination's stream takes the frame, and so holds back the source."""
+        meta, size = frame.meta, len(frame.blob)
+        if frame.kind == frames.RING:
+            slot, size = _SLOT.unpack_from(meta)
+            meta = meta[_SLOT.size :]
+            # The stream has copied what it could not send when this returns.
+            await self._send(frame.flags, meta, self._ring.slot(slot, size))
+            self._ring.free(slot)
+        else:
+            await self._send(frame.flags, meta, frame.blob)
+        self.bytes += len(meta) + size
+        self.pages += sum(run.pages for run in frames.parse_pages(meta)[1] if run.what == frames.CONTENTS)
+        now = time.monotonic()
+        if now - self._since > 0.1:
+            self._rate = (self.bytes - self._before) / (now - self._since)
+            self._since, self._before = now, self.bytes
+            self._display.sent(self.bytes, self.pages, self._rate)
+
+    async def _send(self, flags: int, meta: bytes, contents: Buffer) -> None:
+        """Frames for a destination that is gone are dropped: who asks it next is told why."""
+        assert self.destination is not None
+        if self._off:
+            return
+        try:
+            with trio.CancelScope() as self._in_flight:
+                await self.destination.send_pages(RESTOREE, flags, meta, contents)
+        except Failed:
+            self._off = True
+
+    async def stop(self) -> None:
+        """Drop what comes from now on: the source, which waits for us to take it, has to hear something else."""
+        self._off = True
+        await trio.sleep(_IN_FLIGHT)
+        self._in_flight.cancel()
+
+
+@asynccontextmanager
+async def connected(options: Options, display: Display) -> AsyncIterator[tuple[Rescue, Destination, Relay]]:
+    """Both agents. The one here starts while the SSH connection is made."""
+    async with AsyncExitStack() as stack:
+        ring = stack.enter_context(Ring.create())
+        relay = Relay(display, ring)
+        asking = prompt(display)
+        # Who may not move it need not wait for the connection to be told.
+        source = await stack.enter_async_context(source_agent(options.pid, ring, relay, display, asking is not None))
+        display.phase("connecting", options.dest)
+        target = Target(options.dest, options.port, options.identities, options.ssh_config, options.jump)
+        link = await stack.enter_async_context(ssh.connect(target, asking))
+        display.detail(f"connected to {link.destination} with {link.cipher}")
+        session = await stack.enter_async_context(agent_session(link, options.sudo, asking))
+        agent = await stack.enter_async_context(open_agent(session, f"the agent on {link.destination}"))
+        relay.destination = agent
+        await faults.reach("connected")
+        rescue = Rescue(options.pid, source.agent, source.stream, ring, display, source.sudo)
+        yield rescue, Destination(agent, link.destination), relay
+
+
+@asynccontextmanager
+async def watching(source: Agent, destination: Agent) -> AsyncIterator[None]:
+    """Ends the block as soon as an agent is lost, whatever is being waited for, with the reason."""
+    lost: list[Exception] = []
+
+    async def watch(agent: Agent, scope: trio.CancelScope) -> None:
+        lost.append(await agent.wait_lost())
+        scope.cancel()
+
+    async def ping() -> None:
+        try:
+            while True:
+                await trio.sleep(_PING)
+                await destination.submit("ping")
+        except Failed:
+            return  # `watch` says so
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for agent in (source, destination):
+                nursery.start_soon(watch, agent, nursery.cancel_scope)
+            nursery.start_soon(ping)
+            yield
+            nursery.cancel_scope.cancel()
+            lost.clear()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
+    if lost:
+        raise lost[0]
