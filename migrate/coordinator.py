@@ -82,7 +82,7 @@ class Migration:
             pid=self.options.pid,
             comm=preview.comm,
             dest=self.options.dest,
-            new_pid=image.process.pid,
+            new_pid=replica.outer_pid,
             downtime_ms=downtime * 1000,
             rounds=tuple(self.rounds),
             bytes_sent=self.relay.bytes,
@@ -142,7 +142,7 @@ class Migration:
         clocks = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
         if clocks != facts.offsets:
             self.display.detail(f"its clocks go on in a time namespace, by {clocks.monotonic / NSEC:+.6f} s")
-        await replica.create(preview.pid, inside.maps, clocks if clocks != facts.offsets else None)
+        await replica.create(preview.pid, inside.maps, inside.overseer, clocks if clocks != facts.offsets else None)
         await faults.reach("created")
         return replica
 

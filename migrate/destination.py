@@ -55,6 +55,7 @@ class Inside:
     cpu: Cpu
     vdso: vdso.VDSO
     timers_by_id: bool
+    overseer: int  # its PID as the agent sees it
 
 
 class Running:
@@ -127,7 +128,7 @@ class Destination:
         by_id = timers.probe_restore_ids(program)
         results = await (await self.run(OVERSEER, program, return_image=True)).done()
         assert results is not None
-        return Inside(found, cpu(results), own(results), by_id(results))
+        return Inside(found, cpu(results), own(results), by_id(results), int(reply["pid"]))
 
     async def run(self, slot: int, program: Program | Linked, return_image: bool = False) -> Running:
         """Send a program; what is awaited is only that it is on its way."""

@@ -33,8 +33,9 @@ class Replica:
         self._remade: list[tuple[int, int]] = []
         self._running: list[Running] = []
         self._pid = 0
+        self.outer_pid = 0  # by which the destination knows the process: another one in a PID namespace of its own
 
-    async def create(self, pid: int, maps: Sequence[Mapping], clocks: Offsets | None) -> None:
+    async def create(self, pid: int, maps: Sequence[Mapping], parent: int, clocks: Offsets | None) -> None:
         """The restoree with its number, and nothing in its address space but the restorer; with ``clocks`` in a time
         namespace of its own."""
         self._pid = pid
@@ -42,6 +43,12 @@ class Replica:
         program, parked = restore.clear_program(vdso.areas(maps), self.ground.hole)
         self.ground = replace(self.ground, parked=parked)
         await (await self.destination.run(RESTOREE, program)).done()
+        self.outer_pid = await self._numbered_outside(parent) if self.as_init else pid
+
+    async def _numbered_outside(self, parent: int) -> int:
+        """The restoree's number where the agent is: it is the one child of the overseer."""
+        reply = await self.destination.agent.request("read", paths=[f"/proc/{parent}/task/{parent}/children"])
+        return int(reply.blob.split()[0])
 
     async def lay_out(self, blob: bytes) -> None:
         """Follow the layout that the source found at a look."""

@@ -70,6 +70,7 @@ class Report:
                 "vdso": self.vdso,
                 "phases_ms": {name: _rounded(value) for name, value in self.phases_ms.items()},
                 "error": self.error,
+                "stdio_log": self.stdio_log,
             }
         )
 

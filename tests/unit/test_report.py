@@ -27,7 +27,7 @@ def test_json_has_the_promised_keys_and_no_others() -> None:
     told = json.loads(REPORT.json())
     assert list(told) == [
         "ok", "pid", "new_pid", "dest", "downtime_ms", "total_s", "rounds", "bytes_sent", "tracker", "vdso",
-        "phases_ms", "error",
+        "phases_ms", "error", "stdio_log",
     ]  # fmt: skip
     assert told["rounds"][2] == {"pages": 312, "bytes_sent": 0, "seconds": 0.012346, "dirty_pages_after": 9}
     assert told["phases_ms"] == {"stop": 0.4, "send": 3.2} and told["error"] is None
