@@ -16,7 +16,6 @@ from typing import Any
 
 from agents import hostfacts
 from migrate.engine.source import Source
-
 from migrate.errors import MigrateError, Refused
 from migrate.transport import frames
 from migrate.transport.ring import Ring

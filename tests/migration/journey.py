@@ -74,7 +74,8 @@ class Journey:
     @property
     def complaint(self) -> str:
         """What to say about a victim that did not pass."""
-        return f"{self.name} said {self.out[-200:]!r}, and complained: {self.err[-2000:]!r} (nothing: killed by a signal)"
+        complaint = f"{self.err[-2000:]!r} (nothing: killed by a signal)"
+        return f"{self.name} said {self.out[-200:]!r}, and complained: {complaint}"
 
     def go(self, *options: str, ignore: Iterable[str] = ()) -> Outcome:
         """All of it: move, tell, verdict."""
