@@ -19,7 +19,7 @@ from migrate.engine.kernel.maps import smaps
 from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
-from migrate.engine.kinds import address_space, task
+from migrate.engine.kinds import address_space, children, task
 from migrate.engine.kinds.controls import refusals
 from migrate.engine.kinds.descriptor_reader import DescriptorReader
 from migrate.engine.kinds.descriptors import DescriptorTable
@@ -77,6 +77,8 @@ class Dumper:
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
         seccomp = status(self.proc.text("status")).seccomp
         problems = [*self.spaces.problems, *problems, *more, *refusals(where, seccomp, None)]
+        if born := children.seen(self.proc):
+            problems.append(children.refusal(where, born))
         self._hold()
         return self.vmas, table, fs, problems
 
@@ -128,6 +130,8 @@ class Dumper:
         problems = [*self.spaces.problems, *problems, *more]
         own = own_pid(statuses[self.proc.pid])
         process, mm, results = self._ask(states, files, shared, own)
+        if self._main and self._main.has_children(results[self.proc.pid]):
+            problems.append(children.refusal(f"pid {self.proc.pid}", children.seen(self.proc)))
         threads = []
         for state in states:
             outside = task.ThreadOutside(statuses[state.tid], state.signal_mask, state.pending, _rseq(state))
@@ -172,8 +176,9 @@ class Dumper:
                 tids = {state.tid: own_pid(self._text(state.tid, "status")) for state in states}
             process = task.collect_process(program, timers(listed.decode()), tids)
             mm = MM.collect(program, self.proc, keys)
+            born = children.ask(program)
             address_space.compile_flush(program, flush)
-            self._main = _MainProgram(key, program.link(), process, mm, keys)
+            self._main = _MainProgram(key, program.link(), process, mm, born, keys)
         return self._main
 
     def _flags_of_new_memory(self) -> str:
@@ -248,6 +253,7 @@ class _MainProgram:
     linked: Linked
     process: Callable[[Results, task.ProcessOutside], task.Process]
     mm: Callable[[Results, str], MM]
+    has_children: Callable[[Results], bool]
     keys: bool
 
 
