@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -12,6 +13,7 @@ from types import FrameType
 
 import pytest
 
+from migrate.engine.kernel.syscalls import NUMBERS
 from tests import hosts as bed
 from tests import leaks
 from tests.hosts import Pair
@@ -27,6 +29,15 @@ _up: list[Pair] = []
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything is started: whatever is orphaned comes to us, so that it is seen."""
     leaks.become_subreaper()
+    _heed_all_signals()
+
+
+def _heed_all_signals() -> None:
+    """make(1) starts its commands with signals 32 and 33 ignored, and so would be all that a test starts. They are the C
+    library's own, so that sigaction(3) does not touch them."""
+    default = bytes(32)  # struct kernel_sigaction: SIG_DFL, no flags
+    for number in (32, 33):
+        ctypes.CDLL(None).syscall(NUMBERS["rt_sigaction"], number, default, None, 8)
 
 
 def _promised(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -100,9 +100,10 @@ def test_another_users_process(journeys: Journeys) -> None:
     journey.verdict()
 
 
-def test_files_that_are_not_there(victims: Victims) -> None:
+def test_files_that_are_not_there() -> None:
     """All of them are listed, in one go with the other reasons."""
     with hosts.two_hosts(private_tmp=True) as pair:
+        victims = Victims(pair.directory / "victims")  # which both hosts see, wherever this checkout is
         names = ["/tmp/first-missing", "/tmp/second-missing"]
         for name in names:
             pair.a.run(["sh", "-c", f"echo text > {name}"])
