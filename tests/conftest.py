@@ -33,8 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _heed_all_signals() -> None:
-    """make(1) starts its commands with signals 32 and 33 ignored, and so would be all that a test starts. They are the C
-    library's own, so that sigaction(3) does not touch them."""
+    """make(1) starts its commands with signals 32 and 33 ignored, and so would be all that a test starts. They are
+    the C library's own, so that sigaction(3) does not touch them."""
     default = bytes(32)  # struct kernel_sigaction: SIG_DFL, no flags
     for number in (32, 33):
         ctypes.CDLL(None).syscall(NUMBERS["rt_sigaction"], number, default, None, 8)
