@@ -97,7 +97,8 @@ def _rights(proc: Proc, its: Status, where: str) -> Problem | None:
     try:
         os.close(proc.open("mem", os.O_RDWR))
     except PermissionError:
-        return NoRights(where, _no_rights(its, ours), "run as root, or as a user whom sudo makes root")
+        advice = "give CAP_SYS_PTRACE" if ours.uids[1] == 0 else "run as root, or as a user whom sudo makes root"
+        return NoRights(where, _no_rights(its, ours), advice)
     except OSError as error:
         return Problem(where, f"its memory cannot be opened: {error.strerror}")
     return None
