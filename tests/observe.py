@@ -203,6 +203,8 @@ def _fdinfo(lines: list[str], link: str) -> Iterator[tuple[str, str]]:
         key, _, value = (part.strip() for part in line.partition(":"))
         if key in ("mnt_id", "eventfd-id", "it_value", "Pid") or (key == "ino" and not on_disk):
             continue
+        if key == "lock":  # "1: POSIX ADVISORY WRITE PID DEVICE:INODE START END", its number as we see it
+            value = re.sub(r"^((\S+\s+){4})\d+", r"\1its own", value)
         if key == "NSpid":  # of a pidfd
             value = value.split()[-1]
         if key == "tfd":
