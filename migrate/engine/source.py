@@ -25,6 +25,7 @@ from migrate.engine.kernel.status import status
 from migrate.engine.kernel.timens import task_offsets
 from migrate.engine.kinds import locks
 from migrate.engine.kinds.mm import look_at_exe
+from migrate.engine.kinds.outside import shared_memory
 from migrate.engine.kinds.vma import PROT_READ, PROT_WRITE, SHMEM, VMA
 from migrate.engine.memory.area import Area, Content, of
 from migrate.engine.memory.choice import choose
@@ -87,6 +88,7 @@ class Source:
         parsed = status(raw.decode("utf-8", "surrogateescape"))
         needs = [*dumper.spaces.needs(), *table.needs(pid), *(fs.needs(f"pid {pid}") if fs else ())]
         executable, trouble = look_at_exe(proc)
+        trouble += shared_memory(vmas, proc)
         shifted = task_offsets(proc)
         preview = Preview(
             pid=own_pid(raw),
@@ -185,15 +187,14 @@ class Source:
         self._gone = PageSet()
         begun = time.monotonic()
         before = self._pump.stats.bytes_out
-        pages = 0
         for frame in self._pump.frames(plan, self._areas):
             self._send_pages(frame.flags, frame.meta, frame.blob)
-            pages += frame.pages
             self._pace(begun, self._pump.stats.bytes_out - before)
         seconds, sent = time.monotonic() - begun, self._pump.stats.bytes_out - before
         if sent > 1 << 20:
             self._rate = sent / max(seconds, 1e-6)
-        return {"pages": pages, "bytes": sent, "seconds": seconds}, b""
+        # Those that turned out to be zero are dealt with too: the rate must be of the pages that a plan counts.
+        return {"pages": plan.pages, "bytes": sent, "seconds": seconds}, b""
 
     def _pace(self, begun: float, sent: int) -> None:
         """Not faster than the user allows."""

@@ -8,7 +8,10 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 from migrate.engine.kernel.fdcalls import same_file
+from migrate.engine.kernel.proc import Proc
 from migrate.engine.kinds.opened import OpenFile
+from migrate.engine.kinds.vma import MEMFD, SHMEM, VMA
+from migrate.errors import Problem
 
 
 def holders(files: Sequence[OpenFile], family: Collection[int]) -> dict[int, list[int]]:
@@ -27,6 +30,31 @@ def holders(files: Sequence[OpenFile], family: Collection[int]) -> dict[int, lis
                 if int(name) not in found.get(position, ()) and _same(files[position], int(name), number):
                     found.setdefault(position, []).append(int(name))
     return found
+
+
+def shared_memory(vmas: Sequence[VMA], proc: Proc) -> list[Problem]:
+    """Memory without a name that another process has mapped too: what one writes, the other would no longer see. Looks
+    through /proc/*/maps of every process that we may look at."""
+    wanted: dict[bytes, VMA] = {}
+    for vma in vmas:
+        backing = vma.backing
+        if vma.shared and backing is not None and backing.kind in (SHMEM, MEMFD):
+            device = f"{os.major(backing.dev):02x}:{os.minor(backing.dev):02x}"
+            wanted.setdefault(f" {device} {backing.ino} ".encode(), vma)
+    found: dict[bytes, Problem] = {}
+    for name in os.listdir("/proc") if wanted else ():
+        if not name.isdecimal() or int(name) == proc.pid:
+            continue
+        try:
+            with open(f"/proc/{name}/maps", "rb") as file:
+                maps = file.read()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        for key, vma in wanted.items():
+            if key in maps and key not in found:
+                where = f"pid {proc.pid} {vma.start:x}-{vma.end:x}"
+                found[key] = Problem(where, f"shared memory that process {name} has mapped too", "end that one first")
+    return list(found.values())
 
 
 def _descriptors(pid: str) -> list[tuple[str, int]]:
