@@ -1,4 +1,4 @@
-"""Open files of every kind move, with offsets, contents, flags and what is shared among them; streams lead elsewhere."""
+"""Open files of every kind move, with offsets, contents, flags and what is shared; streams lead elsewhere."""
 
 from __future__ import annotations
 

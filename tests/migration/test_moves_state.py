@@ -1,4 +1,4 @@
-"""What a process is besides memory, threads and files: signal actions, timers, limits, rights; and under which number."""
+"""What a process is besides memory, threads and files: signal actions, timers, limits, rights, and its number."""
 
 from __future__ import annotations
 
