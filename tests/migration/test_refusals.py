@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests import hosts, moves, observe
@@ -100,12 +102,14 @@ def test_another_users_process(journeys: Journeys) -> None:
     journey.verdict()
 
 
-def test_files_that_are_not_there() -> None:
+def test_files_that_are_not_there(victims: Victims) -> None:
     """All of them are listed, in one go with the other reasons."""
-    with hosts.two_hosts(private_tmp=True) as pair:
-        victims = Victims(pair.directory / "victims")  # which both hosts see, wherever this checkout is
-        names = ["/tmp/first-missing", "/tmp/second-missing"]
+    with hosts.two_hosts() as pair:
+        hidden = pair.directory / "hidden"
+        hidden.mkdir()
+        pair.b.run(["mount", "-t", "tmpfs", "hidden", str(hidden)])
+        names = [str(hidden / "first-missing"), str(hidden / "second-missing")]
         for name in names:
-            pair.a.run(["sh", "-c", f"echo text > {name}"])
+            Path(name).write_text("text\n")
         _refused(Journeys(pair, victims).start("refused", *names, "socket"), *names, "fd 7: socket")
         pair.finish()

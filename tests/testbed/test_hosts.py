@@ -104,8 +104,13 @@ def test_spawned_task_exit_status(two_hosts: Pair) -> None:
 
 def test_processes_in_a_nested_namespace_belong_to_the_host(two_hosts: Pair) -> None:
     task = two_hosts.b.spawn(["unshare", "--pid", "--fork", "--kill-child", "sleep", "1000"])
-    wait_until("the nested sleep", lambda: len(two_hosts.b.pids()) >= 3)
-    nested = max(two_hosts.b.pids())
+
+    def inside() -> list[int]:
+        """Our numbers of what is in a PID namespace below the host's."""
+        return [pid for pid in two_hosts.b.outer_pids() if len(status_field(pid, "NSpid")) == 3]
+
+    wait_until("the nested sleep", inside)
+    nested = int(status_field(inside()[0], "NSpid")[1])
     adopted = two_hosts.b.adopt(nested)
     assert status_field(adopted.outer, "NSpid") == [str(adopted.outer), str(nested), "1"]
     assert task.alive
