@@ -45,7 +45,10 @@ class Journey:
     def move(self, *options: str, ignore: Iterable[str] = (), look: bool = True) -> Outcome:
         """To node2; an AssertionError lists what is different there, by `observe`, but for ``ignore``."""
         before = observe.snapshot(self.task.outer) if look else {}
-        self.task, outcome = moves.move(self.pair, self.task, *options)
+        try:
+            self.task, outcome = moves.move(self.pair, self.task, *options)
+        except ProcessLookupError as error:  # it has ended there by now
+            raise AssertionError(f"{error}: {self.complaint}") from None
         self.outcomes.append(outcome)
         self.must_live()
         if look:

@@ -10,7 +10,7 @@ static void caught(int number, siginfo_t *info, void *context)
 	(void)context;
 	fired[number - SIGRTMIN] += 1 + info->si_overrun;
 	values[number - SIGRTMIN] = info->si_value.sival_int;
-	check(info->si_code == SI_TIMER);
+	check(info->si_code == SI_TIMER, "signal %d, code %d, pid %d, value %d", number, info->si_code, info->si_pid, info->si_value.sival_int);
 }
 
 static int create(clockid_t clock, int notify, int number, long value)
