@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from migrate.engine.kernel.accounting import timers
@@ -43,6 +43,7 @@ from migrate.errors import OpFailed, Problem, Refused
 from migrate.pie import blob, local
 
 _QUICK = 0.03  # seconds
+_UNREST = 1000  # looks at queues and timers; each but the last saw a signal arrive
 _ROOM = 256 << 10  # bytes of programs that the parasite's area has room for at once
 
 
@@ -121,15 +122,15 @@ class Dumper:
         self.vmas = self.spaces.reread() if frozen else self.spaces.read()
         if self.spaces.vanished:
             raise OpFailed(f"the memory of pid {self.proc.pid} changes while it is stopped: another process shares it")
-        states = self.tracee.threads()
-        shared = self.tracee.shared_pending()
+        # Before the queues: a signal in the set of status and not in its queue is one that could not be queued.
         files = {name: self._text(self.proc.pid, name) for name in task.PROCESS_FILES}
-        statuses = {state.tid: self._text(state.tid, "status") for state in states}
+        statuses = {tid: self._text(tid, "status") for tid in self.tracee.tids}
+        states = self.tracee.threads()
         table, problems = self.files.dump(DumpOptions(frozen=frozen, mapped=mapped_objects(self.vmas)))
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
         problems = [*self.spaces.problems, *problems, *more]
         own = own_pid(statuses[self.proc.pid])
-        process, mm, results = self._ask(states, files, shared, own)
+        states, process, mm, results = self._ask_at_rest(states, files, own)
         if self._main and self._main.has_children(results[self.proc.pid]):
             problems.append(children.refusal(f"pid {self.proc.pid}", children.seen(self.proc)))
         threads = []
@@ -144,6 +145,25 @@ class Dumper:
         last = max((vma.end for vma in self.vmas if not vma.special), default=0)
         guards = guard_pages(self._pagemap, 0, last)
         return ProcessImage(process, tuple(threads), tuple(self.vmas), guards, mm, table, fs)
+
+    def _ask_at_rest(
+        self, states: list[ThreadState], files: Mapping[str, bytes], own: int
+    ) -> tuple[list[ThreadState], task.Process, MM, dict[int, Results]]:
+        """`_ask`, so that queues and timers fit together. Timers go off while the process is stopped: between a look at
+        the queues and one at the timers a signal would be lost, the other way round it would come twice. None of them
+        queues a second one while its first one waits, so this comes to an end."""
+        shared = self.tracee.shared_pending()
+        for _ in range(_UNREST):
+            process, mm, results = self._ask(states, files, shared, own)
+            before, shared = shared, self.tracee.shared_pending()
+            same = before == shared
+            if files["timers"]:  # which may be for a thread
+                pending = self.tracee.pending()
+                same = same and all(state.pending == pending[state.tid] for state in states)
+                states = [replace(state, pending=pending[state.tid]) for state in states]
+            if same:
+                return states, process, mm, results
+        raise OpFailed(f"pid {own} is sent signals faster than they can be read; try again")
 
     def _ask(
         self, states: Sequence[ThreadState], files: Mapping[str, bytes], shared: Sequence[bytes], own: int

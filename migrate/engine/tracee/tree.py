@@ -257,6 +257,10 @@ class Tracee:
         """siginfo_t of the signals sent to the process as a whole, in order."""
         return ptrace.pending_signals(next(iter(self._stopped)), shared=True)
 
+    def pending(self) -> dict[int, list[bytes]]:
+        """siginfo_t of the signals sent to each thread, in order."""
+        return {tid: ptrace.pending_signals(tid, shared=False) for tid in self._stopped}
+
     def remote_syscall(self, tid: int, number: int, *args: int) -> int:
         """One system call made by a stopped thread; what it returned, -errno included. The thread is as before then,
         and gets home without us too. Raises ProcessEnded, ParasiteFailed, Refused (seccomp)."""
