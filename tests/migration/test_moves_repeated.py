@@ -42,3 +42,7 @@ def test_ten_times_while_its_memory_changes(journeys: Journeys) -> None:
 
 def test_ten_times_with_timers(journeys: Journeys) -> None:
     _to_and_fro(journeys.start("timers"), ignore=("status SigPnd", "status ShdPnd", r"thread \d+ SigPnd"))
+
+
+def test_ten_times_and_every_timer_goes_off_once(journeys: Journeys) -> None:
+    _to_and_fro(journeys.start("oneshots"), look=False)
