@@ -231,12 +231,22 @@ class Agent:
                 os.close(program)
         return {"pid": self._overseer.pid, "maps": self._overseer.maps()}, b""
 
-    def verb_run(self, blob: bytes, slot: int, return_image: bool = False) -> Reply:
+    def verb_run(self, blob: bytes, parts: list[list[int]], return_image: bool = False) -> Reply:
+        """Programs, one after the other until one fails. A part is of so many bytes and for a slot, and may be several
+        programs. ``part`` and ``program``: which was the last that was run; ``return_image``: of the last part."""
         self._check_pages()
         if self._overseer is None:
             raise ValueError("there is no overseer")
-        failed, result, image = self._overseer.run(slot, blob, return_image)
-        return {"failed": failed, "result": result}, image
+        if not parts or sum(size for _, size in parts) != len(blob):
+            raise ValueError(f"{len(blob)} bytes of programs for the parts {parts!r:.200}")
+        rest, answer, image = memoryview(blob), {"failed": -1}, b""
+        for part, (slot, size) in enumerate(parts):
+            program, failed, result, image = self._overseer.run(slot, rest[:size], return_image)
+            answer = {"part": part, "program": program, "failed": failed, "result": result}
+            if failed >= 0:
+                break
+            rest = rest[size:]
+        return answer, image
 
     def verb_sync(self, blob: bytes) -> Reply:
         """Every page frame before it has been placed, as they are placed one after the other."""
@@ -276,7 +286,7 @@ class Agent:
         self._committed = True
         if not blob or self._overseer is None:
             return {}, b""
-        failed, result, _ = self._overseer.run(0, blob, False)
+        _, failed, result, _ = self._overseer.run(0, blob, False)
         if 0 <= failed < revocable:
             self._committed = False
         return {"failed": failed, "result": result}, b""

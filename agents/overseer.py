@@ -112,17 +112,18 @@ class Overseer:
 
     # Talking to a restorer
 
-    def run(self, slot: int, program: bytes | bytearray, return_image: bool) -> tuple[int, int, bytes]:
-        """Runs a program: the op that failed or -1, what it returned, and the image after the run where asked for."""
+    def run(self, slot: int, programs: bytes | memoryview, return_image: bool) -> tuple[int, int, int, bytes]:
+        """Runs programs that lie back to back, until one fails: its index, the op that failed or -1, what that
+        returned, and all images after the run where asked for."""
         control = self._control(slot)
-        message = _MESSAGE.pack(RUN_RETURN if return_image else RUN, 0, len(program))
+        message = _MESSAGE.pack(RUN_RETURN if return_image else RUN, 0, len(programs))
         try:
             control.sendall(message)
-            control.sendall(program)
+            control.sendall(programs)
         except (BrokenPipeError, ConnectionResetError):
             raise self._died(slot) from None
-        failed, result = self._answer(slot)
-        return failed, result, self._receive(slot, len(program)) if return_image else b""
+        program, failed, result = self._answer(slot)
+        return program, failed, result, self._receive(slot, len(programs)) if return_image else b""
 
     def place(self, slot: int, meta: bytes, blob_len: int) -> tuple[int, int]:
         """Lets a restorer place one page frame, whose contents come next on the data descriptor.
@@ -132,7 +133,7 @@ class Overseer:
         control = self._control(slot)
         try:
             control.sendall(_MESSAGE.pack(PAGES, len(meta), blob_len) + meta)
-            failed, result = self._answer(slot)
+            _, failed, result = self._answer(slot)
         except (BrokenPipeError, ConnectionResetError):
             raise OutOfStep(str(self._died(slot))) from None
         except RestorerDied as error:
@@ -146,10 +147,10 @@ class Overseer:
             raise ValueError(f"there is no slot {slot}: {len(self._controls) - 1} restorees")
         return self._controls[slot]
 
-    def _answer(self, slot: int) -> tuple[int, int]:
+    def _answer(self, slot: int) -> tuple[int, int, int]:
         self._await(slot)
-        failed, _, result = _ANSWER.unpack(self._receive(slot, _ANSWER.size))
-        return failed, result
+        failed, program, result = _ANSWER.unpack(self._receive(slot, _ANSWER.size))
+        return program, failed, result
 
     def _await(self, slot: int) -> None:
         """Until the restorer of a slot has something to say.

@@ -13,7 +13,7 @@ from migrate.engine.cpu import Cpu
 from migrate.engine.kernel.maps import Mapping, maps
 from migrate.engine.kernel.timens import Offsets, offsets
 from migrate.engine.kinds import task, timers
-from migrate.engine.program import Linked, Program, Results
+from migrate.engine.program import MAX_PROGRAM, Linked, Program
 from migrate.engine.program.listing import describe_failure
 from migrate.errors import NotCommitted, OpFailed
 from migrate.transport.agent import Agent, AgentError, Pending
@@ -59,18 +59,19 @@ class Inside:
 
 
 class Running:
-    """A program on its way: wait for it, and a failure is an OpFailed that says what it was for."""
+    """Programs on their way: wait for them, and a failure is an OpFailed that says what it was for."""
 
-    def __init__(self, pending: Pending, linked: Linked, where: str) -> None:
-        self._pending, self._linked, self._where = pending, linked, where
+    def __init__(self, pending: Pending, parts: Sequence[Sequence[Linked]], where: str) -> None:
+        self._pending, self._parts, self._where = pending, parts, where
 
-    async def done(self) -> Results | None:
-        """Its results, where the image was asked for."""
+    async def done(self) -> bytes:
+        """The image after the run, where it was asked for."""
         reply = await self._pending.reply()
         failed = int(reply["failed"])
         if failed >= 0:
-            raise OpFailed(describe_failure(self._linked, failed, int(reply["result"]), where=self._where))
-        return self._linked.results(reply.blob) if reply.blob else None
+            program = self._parts[int(reply["part"])][int(reply["program"])]
+            raise OpFailed(describe_failure(program, failed, int(reply["result"]), where=self._where))
+        return reply.blob
 
 
 class Destination:
@@ -126,15 +127,31 @@ class Destination:
         cpu = Cpu.collect(program)
         own = vdso.collect(program, vdso.areas(found))
         by_id = timers.probe_restore_ids(program)
-        results = await (await self.run(OVERSEER, program, return_image=True)).done()
-        assert results is not None
+        linked = program.link()
+        results = linked.results(await (await self.run_all([(OVERSEER, linked)], return_image=True)).done())
         return Inside(found, cpu(results), own(results), by_id(results), int(reply["pid"]))
 
-    async def run(self, slot: int, program: Program | Linked, return_image: bool = False) -> Running:
+    async def run(self, slot: int, program: Program, return_image: bool = False) -> Running:
         """Send a program; what is awaited is only that it is on its way."""
-        linked = faults.spoil(program.link() if isinstance(program, Program) else program)
-        pending = await self.agent.submit("run", linked.image, slot=slot, return_image=return_image)
-        return Running(pending, linked, f"on {self.name}")
+        return await self.run_all([(slot, program.link())], return_image)
+
+    async def run_all(self, programs: Sequence[tuple[int, Linked]], return_image: bool = False) -> Running:
+        """Send programs for these slots, to be run one after the other until one fails."""
+        slots: list[int] = []
+        parts: list[list[Linked]] = []
+        sizes: list[int] = []
+        for slot, linked in programs:
+            size = len(linked.image)
+            if not slots or slots[-1] != slot or sizes[-1] + size > MAX_PROGRAM:
+                slots.append(slot)
+                parts.append([])
+                sizes.append(0)
+            parts[-1].append(faults.spoil(linked))
+            sizes[-1] += size
+        blob = b"".join(linked.image for part in parts for linked in part)
+        described = list(zip(slots, sizes, strict=True))
+        pending = await self.agent.submit("run", blob, parts=described, return_image=return_image)
+        return Running(pending, parts, f"on {self.name}")
 
     async def commit(self, program: Program, revocable: int) -> None:
         """Let the process go. Raises NotCommitted when the agent says that it did not, or when one of the first

@@ -32,6 +32,7 @@ class Replica:
         self._filled: set[int] = set()  # starts of VMAs that were made writable against expectation
         self._remade: list[tuple[int, int]] = []
         self._running: list[Running] = []
+        self._compiler = restore.Compiler()
         self._pid = 0
         self.outer_pid = 0  # by which the destination knows the process: another one in a PID namespace of its own
 
@@ -111,15 +112,12 @@ class Replica:
         """The programs that are left, ready to be sent, and where each is run."""
         if len(image.threads) - 1 > self.ground.hole.threads:
             raise Failed(f"the process has started more than {self.ground.hole.threads} threads meanwhile; try again")
-        programs = restore.final_programs(image, self.ground, self._filled)
-        dresses = restore.dresses(image.threads, self.ground.xsave_size)
-        arm = overseer.arm(image.process.pid, self.ground.hole, self.ground.channels.control, dresses)
-        return [*((RESTOREE, program.link()) for program in programs), (OVERSEER, arm.link())]
+        programs = self._compiler.programs(image, self.ground, self._filled)
+        return [*((RESTOREE, program) for program in programs), (OVERSEER, self._compiler.arming(image, self.ground))]
 
     async def finish(self, programs: Sequence[tuple[int, Linked]]) -> None:
         """All is restored, and stands still in the overseer's hands."""
-        for slot, program in programs:
-            self._running.append(await self.destination.run(slot, program))
+        self._running.append(await self.destination.run_all(programs))
         await self._settle()
 
     async def release(self, image: ProcessImage) -> None:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from migrate.engine.clocks import enter_time_namespace
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.kernel.timens import Offsets
-from migrate.engine.program import Buffer, OpKind, Program
+from migrate.engine.program import Buffer, Linked, OpKind, Program
 from migrate.pie import BARE_SYSCALL, ENTER, blob
 
 # ptrace(2), sys/ptrace.h
@@ -31,6 +31,7 @@ PTRACE_GETREGSET, PTRACE_SETREGSET, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SETSI
 )
 _OPTIONS = 0x100001  # PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD
 NT_PRSTATUS, NT_X86_XSTATE = 1, 0x202
+_REGISTERS = 27 * 8  # bytes of user_regs_struct
 WALL = 0x40000000  # wait4(2): children of any kind
 STOP_EVENT = 0x80057F  # wait status: PTRACE_EVENT_STOP << 16 | SIGTRAP << 8 | stopped
 STOP_SYSCALL = 0x857F  # wait status: (SIGTRAP | 0x80) << 8 | stopped
@@ -148,34 +149,49 @@ class Dress:
     mask: int
 
 
-def arm(main: int, hole: Hole, control: int, threads: Sequence[Dress]) -> Program:
+class Arming:
     """Seize the parked threads, take the restorer's socket and mapping away, and set their registers. They stay
-    stopped."""
-    program = Program(f"the registers of pid {main}")
-    status = program.space(8)
+    stopped. What is not of the registers is compiled when it is made."""
 
-    def wait(tid: int, expected: int, label: str) -> None:
-        program.syscall("wait4", tid, status, WALL, 0, label=label, expect=tid)
-        program.op(OpKind.CHECK, status, 0xFFFFFF, expected, label=label)
+    def __init__(self, main: int, hole: Hole, control: int, tids: Sequence[int], xsave_size: int) -> None:
+        program = Program(f"the registers of pid {main}")
+        status = program.space(8)
 
-    for thread in threads:
-        if thread.tid != main:
-            program.syscall("ptrace", PTRACE_SEIZE, thread.tid, 0, _OPTIONS, label=f"seize thread {thread.tid}")
-        program.syscall("ptrace", PTRACE_INTERRUPT, thread.tid, 0, 0, label=f"stop thread {thread.tid}")
-    for thread in threads:
-        wait(thread.tid, STOP_EVENT, f"stop of thread {thread.tid}")
-    _leave_behind(program, main, hole, control, wait)
-    for thread in threads:
-        label = f"registers of thread {thread.tid}"
-        registers = program.data(thread.registers)
-        program.syscall("ptrace", PTRACE_SETREGSET, thread.tid, NT_PRSTATUS, _iovec(program, registers), label=label)
-        label = f"vector registers of thread {thread.tid}"
-        xsave = program.data(thread.xsave, align=64)
-        program.syscall("ptrace", PTRACE_SETREGSET, thread.tid, NT_X86_XSTATE, _iovec(program, xsave), label=label)
-        label = f"signal mask of thread {thread.tid}"
-        mask = program.data(struct.pack("<Q", thread.mask))
-        program.syscall("ptrace", PTRACE_SETSIGMASK, thread.tid, 8, mask, label=label)
-    return program
+        def wait(tid: int, expected: int, label: str) -> None:
+            program.syscall("wait4", tid, status, WALL, 0, label=label, expect=tid)
+            program.op(OpKind.CHECK, status, 0xFFFFFF, expected, label=label)
+
+        for tid in tids:
+            if tid != main:
+                program.syscall("ptrace", PTRACE_SEIZE, tid, 0, _OPTIONS, label=f"seize thread {tid}")
+            program.syscall("ptrace", PTRACE_INTERRUPT, tid, 0, 0, label=f"stop thread {tid}")
+        for tid in tids:
+            wait(tid, STOP_EVENT, f"stop of thread {tid}")
+        _leave_behind(program, main, hole, control, wait)
+        self._places = []
+        for tid in tids:
+            registers, xsave, mask = program.space(_REGISTERS), program.space(xsave_size, align=64), program.space(8)
+            self._places.append((registers, xsave, mask))
+            for what, number, buffer in (
+                ("registers", NT_PRSTATUS, registers),
+                ("vector registers", NT_X86_XSTATE, xsave),
+            ):
+                iovec, label = _iovec(program, buffer), f"{what} of thread {tid}"
+                program.syscall("ptrace", PTRACE_SETREGSET, tid, number, iovec, label=label)
+            program.syscall("ptrace", PTRACE_SETSIGMASK, tid, 8, mask, label=f"signal mask of thread {tid}")
+        self._linked = program.link()
+
+    def dressed(self, threads: Sequence[Dress]) -> Linked:
+        """The program, with what these threads, in the order of ``tids``, must be in."""
+        image = bytearray(self._linked.image)
+        for thread, places in zip(threads, self._places, strict=True):
+            values = thread.registers, thread.xsave, thread.mask.to_bytes(8, "little")
+            for value, buffer in zip(values, places, strict=True):
+                if len(value) != buffer.size:
+                    raise ValueError(f"thread {thread.tid}: {len(value)} bytes where {buffer.size} belong")
+                start = self._linked.data_at + buffer.offset
+                image[start : start + buffer.size] = value
+        return replace(self._linked, image=bytes(image))
 
 
 def _leave_behind(program: Program, main: int, hole: Hole, control: int, wait: object) -> None:
@@ -183,7 +199,7 @@ def _leave_behind(program: Program, main: int, hole: Hole, control: int, wait: o
     which it may not have come to close since it answered, and its memory, the last thing it ever does."""
     assert callable(wait)
     # user_regs_struct: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs gs…
-    got = program.space(27 * 8)
+    got = program.space(_REGISTERS)
     iovec = _iovec(program, got)
     for name, args, label, checked in (
         ("close", (control, 0), f"close the restorer's socket in pid {main}", False),

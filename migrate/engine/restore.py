@@ -3,16 +3,16 @@
 Pure: an image and what is known of the destination in, programs out. What each op does is in engine/kinds/; why it
 comes where it does is here:
 
-- Contents first (they arrive between `map_program` and `final_program`), protections and the vDSO after the last page.
+- Contents first (they arrive before `Compiler.programs`), protections and the vDSO after the last page.
 - Nothing that needs root after the first thread has left it: threads, descriptors, signals, then credentials.
-- Timers and pending signals when all threads exist, for they may name any; all signals are blocked until the tracer
-  sets the masks.
+- Timers and pending signals of the process when all threads exist, for they may name any; all signals are blocked
+  until the tracer sets the masks.
 - The main thread parks last: its answer says that all of it is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from migrate.engine import overseer, vdso
@@ -20,9 +20,9 @@ from migrate.engine.cpu import XTILEDATA, fit
 from migrate.engine.kinds import address_space, locks, task
 from migrate.engine.kinds.placing import Context
 from migrate.engine.kinds.signals import SignalActions
-from migrate.engine.overseer import Channels, Dress, Hole
+from migrate.engine.overseer import Arming, Channels, Dress, Hole
 from migrate.engine.process import ProcessImage, ThreadImage
-from migrate.engine.program import Buffer, OpKind, Program
+from migrate.engine.program import Linked, OpKind, Program
 
 # clone3(2): what pthread_create asks for, but for TLS and the child's TID, which its registers and `identity` set
 THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM, FS, FILES, SIGHAND, THREAD, SYSVSEM
@@ -67,31 +67,83 @@ def clear_program(areas: tuple[vdso.Area, ...], hole: Hole) -> tuple[Program, tu
     return program, address_space.compile_clear(program, areas, hole)
 
 
-def final_programs(image: ProcessImage, ground: Ground, filled: Collection[int] = ()) -> list[Program]:
-    """All that is left once the last page is in place; the last of them ends with the main thread parked. ``filled``:
-    starts of the VMAs that `compile_fillable` made writable."""
-    pid = image.process.pid
+class Compiler:
+    """Compiles what is left once the last page is in place. A part whose inputs are those of the last time, mostly of
+    the rehearsal, is not compiled again: between the rehearsal and the freeze little changes, and the process stands
+    still meanwhile."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[tuple[object, ...], list[Linked]]] = {}
+        self._arming: tuple[tuple[object, ...], Arming] | None = None
+
+    def programs(self, image: ProcessImage, ground: Ground, filled: Collection[int] = ()) -> list[Linked]:
+        """To be run one after the other; the last of them ends with the main thread parked. ``filled``: starts of the
+        VMAs that `compile_fillable` made writable."""
+        process, vmas = image.process, image.vmas
+        states = [thread.state for thread in image.threads]
+        tiles = [_uses_tiles(thread) for thread in image.threads]
+        space = (vmas, image.guards, image.mm, frozenset(filled))
+        early = (process.session, process.limits, process.controls, process.actions)
+        # What is written into objects that the address space uses comes before it, and all else after it.
+        *contents, descriptors = self._part("descriptors", (image.descriptors, image.fs, ground), _files, image, ground)
+        return [
+            *contents,
+            *self._part("address space", (*space, ground), _address_space, image, ground, filled),
+            *self._part("process", (*early, ground), _process, image, ground),
+            descriptors,
+            *self._part("threads", (states, tiles, process.controls, ground), _other_threads, image, ground),
+            *self._part("end", (process, states[0], tiles[0], vmas, ground), _main_thread, image, ground),
+        ]
+
+    def arming(self, image: ProcessImage, ground: Ground) -> Linked:
+        """What the overseer runs then: all threads stopped, in their registers."""
+        tids = tuple(thread.tid for thread in image.threads)
+        inputs = image.process.pid, ground.hole, ground.channels.control, tids, ground.xsave_size
+        if self._arming is None or self._arming[0] != inputs:
+            self._arming = inputs, Arming(*inputs)
+        return self._arming[1].dressed(dresses(image.threads, ground.xsave_size))
+
+    def _part(
+        self, name: str, inputs: tuple[object, ...], make: Callable[..., Iterable[Program]], *args: object
+    ) -> list[Linked]:
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != inputs:
+            kept = self._kept[name] = inputs, [program.link() for program in make(*args)]
+        return kept[1]
+
+
+def _files(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     plan = image.descriptors.plan(ground.context)
-    programs = list(plan.early())
-    program = Program(f"pid {pid}")
+    yield from plan.early()
+    program = Program(f"descriptors of pid {image.process.pid}")
+    plan.write(program)
+    image.fs.restore(program)
+    locks.restore(program, image.descriptors.locks)
+    program.syscall("close", ground.channels.data, label="the restorer's own descriptor of page contents")
+    yield program
+
+
+def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int]) -> Iterator[Program]:
+    program = Program(f"address space of pid {image.process.pid}")
     image.mm.restore_keys(program)
     address_space.compile_finish(program, image.vmas, ground.parked, image.guards, ground.numbers)
     for vma in image.vmas:
         if vma.start in filled and vma.fill_prot == vma.prot:
             program.syscall("mprotect", vma.start, vma.size, vma.prot, label=f"protection of {vma.label}")
     image.mm.restore(program, ground.scratch)
+    yield program
+
+
+def _process(image: ProcessImage, ground: Ground) -> Iterator[Program]:
+    program = Program(f"pid {image.process.pid}")
     task.restore_process_early(program, image.process, ground.destination)
-    plan.write(program)
-    image.fs.restore(program)
-    locks.restore(program, image.descriptors.locks)
-    program.syscall("close", ground.channels.data, label="the restorer's own descriptor of page contents")
-    _threads(program, image, ground)
-    program.op(OpKind.PARK, ground.channels.control, label=f"pid {pid} is restored")
-    return [*programs, program]
+    yield program
 
 
-def _threads(program: Program, image: ProcessImage, ground: Ground) -> None:
+def _other_threads(image: ProcessImage, ground: Ground) -> Iterator[Program]:
+    """All but the main one, until they are parked."""
     main, *others = image.threads
+    program = Program(f"threads of pid {image.process.pid}")
     if any(_uses_tiles(thread) for thread in image.threads):
         program.syscall("arch_prctl", _ARCH_REQ_XCOMP_PERM, XTILEDATA, label="permission for AMX tiles")
     gate, done = program.space(8), program.space(8)
@@ -100,21 +152,24 @@ def _threads(program: Program, image: ProcessImage, ground: Ground) -> None:
         with program.branch() as branch:
             program.op(OpKind.WAIT, gate, 1, label="until all threads exist")
             _become(program, thread, image, ground)
-            program.op(OpKind.COUNT, done, label=f"thread {thread.tid} is restored")
-            program.op(OpKind.PARK, -1, label=f"thread {thread.tid} is restored")
+            program.op(OpKind.PARK, -1, done, label=f"thread {thread.tid} is restored")
         stack = ground.hole.thread_stack(index)
         args = overseer.clone_args(program, THREAD_FLAGS, stack, overseer.THREAD_STACK, thread.tid)
         program.clone(args, branch, label=f"thread {thread.tid} (clone3 with its number)")
-    task.restore_process_signals(program, image.process, ground.destination)
-    _open(program, gate)
-    _become(program, main, image, ground)
+    program.op(OpKind.COUNT, gate, label="all threads exist")
     program.op(OpKind.WAIT, done, len(others), label="until all threads are restored")
+    yield program
+
+
+def _main_thread(image: ProcessImage, ground: Ground) -> Iterator[Program]:
+    """What is of the whole process and needs all of its threads, and the main one itself."""
+    program = Program(f"the end of pid {image.process.pid}")
+    task.restore_process_signals(program, image.process, ground.destination)
+    _become(program, image.threads[0], image, ground)
     task.restore_process_late(program, image.process, ground.destination)
     address_space.compile_seal(program, image.vmas)
-
-
-def _open(program: Program, gate: Buffer) -> None:
-    program.op(OpKind.COUNT, gate, label="all threads exist")
+    program.op(OpKind.PARK, ground.channels.control, label=f"pid {image.process.pid} is restored")
+    yield program
 
 
 def _become(program: Program, thread: ThreadImage, image: ProcessImage, ground: Ground) -> None:

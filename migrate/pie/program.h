@@ -44,7 +44,7 @@ enum message_type { RUN = 1, RUN_RETURN, PAGES, EXIT };
 
 struct answer {
     s32 failed;
-    u32 zero;
+    u32 program; /* which of several: the last that was run */
     s64 result;
 };
 

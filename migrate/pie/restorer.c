@@ -124,13 +124,35 @@ out:
     return answer;
 }
 
+/* Programs back to back, until one fails. */
+static struct answer run_all(u8 *at, u64 left)
+{
+    struct answer answer = {-1, 0, 0};
+
+    for (;;) {
+        struct program *program = (struct program *)at;
+
+        if (left < sizeof(*program) || program->size < sizeof(*program) || program->size > left)
+            die(3);
+        if (run(program, 0) >= 0) {
+            answer.failed = program->failed;
+            answer.result = program->failed_result;
+            return answer;
+        }
+        at += program->size;
+        left -= program->size;
+        if (!left)
+            return answer;
+        answer.program++;
+    }
+}
+
 /* `buffer`: SCRATCH bytes for page frames, then room for a program. Never returns; ends with its agent. */
 void serve(int control, int data, u8 *buffer, u64 size)
 {
     u8 *scratch = buffer, *room = buffer + SCRATCH;
     struct message message;
     struct answer answer;
-    struct program *program = (struct program *)room;
 
     size -= SCRATCH;
     for (;;) {
@@ -139,15 +161,11 @@ void serve(int control, int data, u8 *buffer, u64 size)
         switch (message.type) {
         case RUN:
         case RUN_RETURN:
-            if (message.blob_len > size || message.blob_len < sizeof(*program))
+            if (message.blob_len > size)
                 die(3);
             if (read_all(control, room, message.blob_len))
                 die(0);
-            answer = (struct answer){run(program, 0), 0, 0};
-            if (answer.failed >= 0) {
-                answer.failed = program->failed;
-                answer.result = program->failed_result;
-            }
+            answer = run_all(room, message.blob_len);
             write_all(control, &answer, sizeof(answer));
             if (message.type == RUN_RETURN)
                 write_all(control, room, message.blob_len);

@@ -58,12 +58,12 @@ class Restoree:
     def try_run(self, program: Program) -> str:
         """What failed, in words, or nothing."""
         linked = program.link()
-        failed, result, _ = self._overseer.run(1, linked.image, False)
+        _, failed, result, _ = self._overseer.run(1, linked.image, False)
         return "" if failed < 0 else describe_failure(linked, failed, result)
 
     def _run(self, slot: int, program: Program) -> Results:
         linked = program.link()
-        failed, result, image = self._overseer.run(slot, linked.image, True)
+        _, failed, result, image = self._overseer.run(slot, linked.image, True)
         assert failed < 0, describe_failure(linked, failed, result)
         return linked.results(image)
 

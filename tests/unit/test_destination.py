@@ -126,7 +126,7 @@ def test_refusals_keep_it_running() -> None:
     async def test(subject: Side) -> None:
         await refused(subject, "fly", "protocol", "no such verb: 'fly'")
         await refused(subject, "read", "protocol", "paths")
-        await refused(subject, "run", "protocol", "there is no overseer", slot=0)
+        await refused(subject, "run", "protocol", "there is no overseer", parts=[])
         await refused(subject, "stdio_log", "protocol", "not a file name", name="../x")
         await refused(subject, "statvfs", "os", "No such file", path="/no/such/path")
         await subject.agent.send_pages(1, 0, frames.pages_meta([Run(0, 1)]), bytes(PAGE))
@@ -173,16 +173,20 @@ def test_programs_are_routed(pages: Path) -> None:
         assert os.readlink(f"/proc/{started['pid']}/fd/1") == "/dev/null"
         ours, theirs = (os.stat(f"/proc/{pid}/fd/0").st_ino for pid in (subject.stream.process.pid, started["pid"]))
         assert ours == theirs
-        reply = await ask("run", b"hello", slot=0, return_image=True)
+        reply = await ask("run", b"hello", parts=[[0, len(b"hello")]], return_image=True)
         assert (reply["failed"], reply["result"], reply.blob) == (-1, 0, b"HELLO")
-        reply = await ask("run", b"fail 7", slot=0)
+        reply = await ask("run", b"fail 7", parts=[[0, len(b"fail 7")]])
         assert (reply["failed"], reply["result"], reply.blob) == (7, -2, b"")
         with pytest.raises(AgentError, match="there is no slot 3"):
-            await ask("run", b"x", slot=3)
+            await ask("run", b"x", parts=[[3, len(b"x")]])
+        reply = await ask("run", b"onetwo!", parts=[[0, 3], [0, 4]], return_image=True)
+        assert (reply["part"], reply["failed"], reply.blob) == (1, -1, b"TWO!")
+        reply = await ask("run", b"onefail 7never", parts=[[0, 3], [0, 6], [0, 5]])
+        assert (reply["part"], reply["failed"]) == (1, 7)
         with pytest.raises(AgentError, match="there is an overseer already"):
             await ask("overseer", restorees=1)
         big = os.urandom(3_000_000).hex().encode()
-        assert (await ask("run", big, slot=0, return_image=True)).blob == big.upper()
+        assert (await ask("run", big, parts=[[0, len(big)]], return_image=True)).blob == big.upper()
 
     with_agent(test, fake(pages))
 
@@ -214,7 +218,7 @@ def test_the_first_page_failure_is_kept(pages: Path) -> None:
         await subject.agent.send_pages(0, 0, frames.pages_meta([Run(0x1000, 1)]), b"2" * PAGE)
         await subject.agent.send_pages(9, 0, frames.pages_meta([Run(0x1000, 1)]), b"3" * PAGE)
         for verb, program in (("sync", b""), ("run", b"x"), ("commit", b"")):
-            arguments: dict[str, Any] = {"slot": 0} if verb == "run" else {}
+            arguments: dict[str, Any] = {"parts": [[0, 1]]} if verb == "run" else {}
             with pytest.raises(AgentError, match=f"{bad:#x} \\(1 pages\\) in restoree 0: Cannot allocate") as caught:
                 await subject.agent.request(verb, program, **arguments)
             assert (caught.value.kind, caught.value.errno) == ("pages", 12)
@@ -231,7 +235,7 @@ def test_a_restorer_that_dies_at_work(pages: Path, program: bytes, says: str) ->
     async def test(subject: Side) -> None:
         await subject.agent.request("overseer", restorees=1)
         with pytest.raises(AgentError, match=says) as caught:
-            await subject.agent.request("run", program, slot=0)
+            await subject.agent.request("run", program, parts=[[0, len(program)]])
         assert caught.value.kind == "restorer-died"
         await subject.agent.request("hello")
 
@@ -246,7 +250,7 @@ def test_a_restorer_that_dies_idle_is_reported(pages: Path) -> None:
             await trio.sleep(0.001)
         assert subject.events[0]["event"] == "restorer-died" and "killed by signal 9" in subject.events[0]["message"]
         with pytest.raises(AgentError, match="killed by signal 9"):
-            await subject.agent.request("run", b"x", slot=0)
+            await subject.agent.request("run", b"x", parts=[[0, len(b"x")]])
         await subject.agent.request("abort")
         await subject.agent.request("overseer", restorees=0)
 
@@ -291,7 +295,7 @@ def test_everything_ends_with_the_agent(pages: Path, how: str, busy: bool) -> No
     async def test(subject: Side) -> None:
         pids.append((await subject.agent.request("overseer", restorees=1))["pid"])
         if busy:
-            await subject.agent.submit("run", b"hang", slot=0)
+            await subject.agent.submit("run", b"hang", parts=[[0, len(b"hang")]])
             await trio.sleep(0.1)
         if how == "bye":
             await subject.agent.request("bye")
@@ -309,7 +313,7 @@ def test_everything_ends_with_the_agent(pages: Path, how: str, busy: bool) -> No
 def test_lost_agent_is_told(pages: Path) -> None:
     async def test(subject: Side) -> None:
         await subject.agent.request("overseer", restorees=1)
-        pending = await subject.agent.submit("run", b"hang", slot=0)
+        pending = await subject.agent.submit("run", b"hang", parts=[[0, len(b"hang")]])
         subject.stream.process.kill()
         with pytest.raises(ConnectionLost, match="the destination (has gone|broke)"):
             await pending.reply()
@@ -355,7 +359,7 @@ def test_real_overseer(new_pid_namespace: bool) -> None:
         link = program.syscall("readlinkat", -100, program.string("/proc/self"), where, 16, label="its /proc")
         program.syscall("mmap", address, size, 3, 0x100032, -1, 0, label="room", expect=address)
         linked = program.link()
-        reply = await ask("run", linked.image, slot=0, return_image=True)
+        reply = await ask("run", linked.image, parts=[[0, len(linked.image)]], return_image=True)
         results = linked.results(reply.blob)
         assert results.failed is None
         number = 1 if new_pid_namespace else started["pid"]
@@ -371,13 +375,13 @@ def test_real_overseer(new_pid_namespace: bool) -> None:
         for run, buffer in zip(listed, seen, strict=True):
             program.op(OpKind.COPY, buffer, run.address, PAGE, label="copy")
         linked = program.link()
-        image = (await ask("run", linked.image, slot=0, return_image=True)).blob
+        image = (await ask("run", linked.image, parts=[[0, len(linked.image)]], return_image=True)).blob
         assert linked.results(image).bytes(seen[0]) + linked.results(image).bytes(seen[1]) == content
 
         program = Program("failing")
         program.syscall("getpid", label="fine")
         program.syscall("close", 999, label="not open")
-        reply = await ask("run", program.link().image, slot=0)
+        reply = await ask("run", program.link().image, parts=[[0, len(program.link().image)]])
         assert (reply["failed"], reply["result"]) == (1, -9)
         await ask("abort")
         wait_gone(started["pid"])
@@ -406,7 +410,8 @@ def test_committed_overseer_outlives_the_agent() -> None:
         program = Program("release")
         program.syscall("prctl", 1, 0, label="outlive the agent")
         program.op(OpKind.PARK, 3, label="stay")
-        assert (await subject.agent.request("run", program.link().image, slot=0))["failed"] == -1
+        image = program.link().image
+        assert (await subject.agent.request("run", image, parts=[[0, len(image)]]))["failed"] == -1
         with pytest.raises(AgentError, match="too late"):
             await subject.agent.request("abort")
         await subject.agent.request("bye")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,10 @@ def test_a_thread() -> None:
 def test_the_dead_stay_dead() -> None:
     child = subprocess.Popen(["sleep", "60"])
     with Proc(child.pid) as process:
-        assert process.text("comm") == "sleep\n"
+        # execve(2) lets the parent go on, and closes its pipe, a moment before it sets the name (begin_new_exec)
+        deadline = time.monotonic() + 5
+        while process.text("comm") != "sleep\n":
+            assert time.monotonic() < deadline
         child.kill()
         child.wait()
         for call in (process.read, process.link, process.names, process.stat):

@@ -139,6 +139,7 @@ class Program:
         out += bytes(-len(out) % 64)
         data_at = len(out)
         out += self.content
+        out += bytes(-len(out) % 64)  # another one may come right behind it
         if len(out) > MAX_PROGRAM:
             raise ProgramTooLarge(self.title, len(out), MAX_PROGRAM)
         _HEADER.pack_into(
