@@ -24,6 +24,7 @@ from migrate.engine.kinds.locks import Held
 from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
+from migrate.engine.wire import Reader
 from migrate.errors import Failed, InDoubt, NotCommitted, Problem, Refused
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
@@ -61,6 +62,7 @@ class Migration:
     interruptible: trio.CancelScope
     rounds: list[Round] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds
+    _reader: Reader = field(default_factory=Reader)
 
     async def run(self) -> Report:
         """All of it."""
@@ -206,14 +208,15 @@ class Migration:
         """The freeze, but for its end: refusals that show only from inside come now, and all paths are warm."""
         self.display.detail("rehearsal")
         rehearsed = (await self.source.request("rehearse")).blob
-        image = decode(ProcessImage, rehearsed)
+        image = self._reader.read(rehearsed)
         problems, warnings = replica.judge(image)
         if problems:
             raise Refused(problems)
         for warning in warnings:
             self.display.warn(warning)
         for _ in range(_WARM):
-            replica.compile(decode(ProcessImage, rehearsed))
+            restore.Compiler().programs(Reader().read(rehearsed), replica.ground)
+        replica.compile(image)
 
     # The freeze
 
@@ -253,7 +256,7 @@ class Migration:
         sending = None
         if not reply["changed"]:  # mostly; then the source looks for the last pages while we compile
             sending = await self.source.submit("send_last", remapped=replica.take_remade())
-        image = decode(ProcessImage, reply.blob)
+        image = self._reader.read(reply.blob)
         await faults.reach("frozen")
         if collides(replica.ground.hole, ((vma.start, vma.end) for vma in image.vmas)):
             raise Failed("the process has come to use the memory that the restorer lives in; try again")

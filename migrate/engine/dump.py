@@ -58,6 +58,7 @@ class Dumper:
         self._held: dict[int, HeldFiles] = {}  # of the process and of each thread
         self._pagemap = Pagemap(proc)
         self._waits: dict[int, Wait] = {}
+        self._threads: dict[int, tuple[tuple[object, ...], task.Thread]] = {}
         self._parasite: Parasite | None = None
         self._inside = ExitStack()  # undoes the injection
         self._host = _host()
@@ -136,7 +137,7 @@ class Dumper:
         threads = []
         for state in states:
             outside = task.ThreadOutside(statuses[state.tid], state.signal_mask, state.pending, _rseq(state))
-            thread = self._decode_thread(results[state.tid], outside)
+            thread = self._thread(results[state.tid], outside, state.tid)
             dispatch = None if frozen else ptrace.syscall_dispatch(state.tid)  # the rehearsal's business
             problems += refusals(f"thread {state.tid}", thread.seccomp, dispatch)
             threads.append(ThreadImage(thread.identity.tid, self._registers(state), state.xstate, thread))
@@ -145,6 +146,14 @@ class Dumper:
         last = max((vma.end for vma in self.vmas if not vma.special), default=0)
         guards = guard_pages(self._pagemap, 0, last)
         return ProcessImage(process, tuple(threads), tuple(self.vmas), guards, mm, table, fs)
+
+    def _thread(self, results: Results, outside: task.ThreadOutside, tid: int) -> task.Thread:
+        """The very same object as the last time where nothing has changed: then nobody has to look at it again."""
+        answers = results.image, outside.mask, outside.queue, outside.rseq, task.lasting(outside.status)
+        known = self._threads.get(tid)
+        if known is None or known[0] != answers:
+            known = self._threads[tid] = answers, self._decode_thread(results, outside)
+        return known[1]
 
     def _ask_at_rest(
         self, states: list[ThreadState], files: Mapping[str, bytes], own: int
@@ -171,7 +180,7 @@ class Dumper:
         """What only the task knows: every thread runs a program, the main thread a longer one."""
         main = self._main_program(files["timers"], own, states)
         programs = {state.tid: main.linked if state.tid == self.proc.pid else self._others for state in states}
-        results = self.parasite().run(programs)
+        results = self.parasite().run(programs, states)
         for tid, result in results.items():
             if result.failed is not None:
                 op, error = result.failed
@@ -243,8 +252,8 @@ class Dumper:
         """Let it go on as it was: no parasite, and no sign in a system call that it was stopped."""
         try:
             self._withdraw()
-            for tid in self.tracee.tids:
-                wait = Wait.seen(self.tracee.registers(tid), self._waits.get(tid))
+            for tid, registers in self.tracee.all_registers().items():
+                wait = Wait.seen(registers, self._waits.get(tid))
                 if wait is not None:
                     self._waits[tid] = wait
         finally:
@@ -279,8 +288,7 @@ class _MainProgram:
 
 def hide_stop(tracee: Tracee) -> None:
     """No sign in a system call that its thread was stopped."""
-    for tid in tracee.tids:
-        registers = tracee.registers(tid)
+    for tid, registers in tracee.all_registers().items():
         unseen = uninterrupted(registers)
         if unseen is not registers:
             tracee.set_registers(tid, unseen)

@@ -146,17 +146,15 @@ def _other_threads(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     program = Program(f"threads of pid {image.process.pid}")
     if any(_uses_tiles(thread) for thread in image.threads):
         program.syscall("arch_prctl", _ARCH_REQ_XCOMP_PERM, XTILEDATA, label="permission for AMX tiles")
-    gate, done = program.space(8), program.space(8)
+    done = program.space(8)
     task.restore_inherited(program, main.state, image.process, ground.destination)
     for index, thread in enumerate(others):
         with program.branch() as branch:
-            program.op(OpKind.WAIT, gate, 1, label="until all threads exist")
             _become(program, thread, image, ground)
-            program.op(OpKind.PARK, -1, done, label=f"thread {thread.tid} is restored")
+            program.op(OpKind.PARK, -1, done, len(others), label=f"thread {thread.tid} is restored")
         stack = ground.hole.thread_stack(index)
         args = overseer.clone_args(program, THREAD_FLAGS, stack, overseer.THREAD_STACK, thread.tid)
         program.clone(args, branch, label=f"thread {thread.tid} (clone3 with its number)")
-    program.op(OpKind.COUNT, gate, label="all threads exist")
     program.op(OpKind.WAIT, done, len(others), label="until all threads are restored")
     yield program
 

@@ -42,6 +42,7 @@ from migrate.engine.tracee.inspection import why_not_traceable
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.swallow import swallow
 from migrate.engine.tracee.tree import Tracee
+from migrate.engine.wire import Writer
 from migrate.errors import Failed, OpFailed, Refused
 from migrate.pie import local
 
@@ -68,6 +69,7 @@ class Source:
         self._released: tuple[locks.Lock, ...] = ()
         self._rate: float | None = None  # bytes per second that the link took in the last round
         self._killed = False
+        self._writer = Writer()
 
     @property
     def dumper(self) -> Dumper:
@@ -215,7 +217,7 @@ class Source:
             image = dumper.image(frozen=False)
         finally:
             dumper.resume()
-        return {"seconds": time.monotonic() - begun}, encode(image)
+        return {"seconds": time.monotonic() - begun}, self._writer.write(image)
 
     # The freeze
 
@@ -233,7 +235,7 @@ class Source:
             image = dumper.image(frozen=True)
             collected = time.monotonic()
             faults.hit("source-collected")
-            answer = encode(image)
+            answer = self._writer.write(image)
         except BaseException:
             self.do_resume()
             raise

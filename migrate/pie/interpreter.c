@@ -73,21 +73,16 @@ static void last_answer(int control)
     sys3(__NR_close, control, 0, 0);
 }
 
-static s64 count(u32 *word)
-{
-    __atomic_add_fetch(word, 1, __ATOMIC_RELEASE);
-    return futex(word, 1, 1 << 30, 0);
-}
-
-/* Who counts here looks at its program no more: the next one may be loaded in its place. */
-static void park(int control, u32 *counter) __attribute__((noreturn));
-static void park(int control, u32 *counter)
+/* Who counts here looks at its program no more: the next one may be loaded in its place. Of many only the last one
+ * wakes who waits for all. */
+static void park(int control, u32 *counter, u32 all) __attribute__((noreturn));
+static void park(int control, u32 *counter, u32 all)
 {
     u32 never = 0;
 
     last_answer(control);
-    if (counter)
-        count(counter);
+    if (counter && __atomic_add_fetch(counter, 1, __ATOMIC_RELEASE) == all)
+        futex(counter, 1, 1 << 30, 0);
     for (;;)
         futex(&never, 0, 0, 0);
 }
@@ -138,13 +133,14 @@ static s64 step(struct program *p, struct op *op, const u64 *a)
     case SERVE:
         serve(a[0], a[1], (u8 *)a[2], a[3]);
     case PARK:
-        park(a[0], (u32 *)a[1]);
+        park(a[0], (u32 *)a[1], a[2]);
     case LEAVE:
         leave(a[0], a[1]);
     case WAIT:
         return wait_for(p, (u32 *)a[0], a[1]);
     case COUNT:
-        return count((u32 *)a[0]);
+        __atomic_add_fetch((u32 *)a[0], 1, __ATOMIC_RELEASE);
+        return futex((u32 *)a[0], 1, 1 << 30, 0);
     case SIGRETURN:
         asm volatile("mov %0, %%rsp\n\tmov $15, %%eax\n\tsyscall\n\tud2" : : "r"(a[0]) : "memory");
         __builtin_unreachable();

@@ -25,6 +25,11 @@ def _interpreter() -> Any:
     return _ffi.cast("int (*)(char *, unsigned)", start + RUN)
 
 
+def interpret(image: bytearray) -> None:
+    """Run a program without branches where it is; its results are in the image then."""
+    _interpreter()(_ffi.from_buffer("char[]", image), 0)
+
+
 def run(program: Linked) -> Results:
     """Run it here and return what came of it; a program that never ends (PARK, SERVE) does not return."""
     image = _ffi.new("char[]", program.image)

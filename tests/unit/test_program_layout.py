@@ -35,7 +35,7 @@ def test_header_and_assembler_agree(tmp_path: Path) -> None:
     out = subprocess.run([str(tmp_path / "probe")], check=True, capture_output=True, text=True).stdout
     said = {key: int(value) for key, _, value in (line.rpartition(" ") for line in out.splitlines())}
     assert said["op"] == ops.OP.size
-    assert said["program"] == program._HEADER.size
+    assert said["program"] == program.HEADER.size
     assert said["relocation"] == program._RELOCATION.size
     assert said["op.result"] == ops.OP.size - 8 and said["op.args"] == 24 and said["op.expect"] == 16
     assert said["op.number"] == 4 and said["op.modes"] == 8

@@ -18,7 +18,7 @@ F_GETPIPE_SZ, F_SETPIPE_SZ = 1032, 1031  # linux/fcntl.h
 F_GET_SEALS, F_ADD_SEALS = 1034, 1033
 F_DUPFD_CLOEXEC = 1030
 O_PATH, O_TMPFILE_BIT, O_DIRECT, O_LARGEFILE = 0o10000000, 0o20000000, 0o40000, 0o100000
-_KCMP_FILE, _KCMP_FILES, _KCMP_FS, _KCMP_EPOLL_TFD = 0, 2, 3, 7  # linux/kcmp.h; the last since 4.13
+_KCMP_FILE, KCMP_FILES, KCMP_FS, _KCMP_EPOLL_TFD = 0, 2, 3, 7  # linux/kcmp.h; the last since 4.13
 _SPLICE_F_NONBLOCK = 2
 _MAX_PIPE = 1 << 31
 _OWNER = struct.Struct("<ii")
@@ -50,12 +50,6 @@ def compare_files(pid: int, one: int, other_pid: int, other: int) -> int:
 def same_file(pid: int, one: int, other_pid: int, other: int) -> bool:
     """Whether two descriptors are of one open file description."""
     return compare_files(pid, one, other_pid, other) == 0
-
-
-def same_tables(pid: int, tid: int) -> tuple[bool, bool]:
-    """Whether a thread has the descriptor table, and the cwd, root and umask, of its process (CLONE_FILES,
-    CLONE_FS)."""
-    return _call("kcmp", pid, tid, _KCMP_FILES) == 0, _call("kcmp", pid, tid, _KCMP_FS) == 0
 
 
 def epoll_watches(pid: int, epoll: int, target: int, nth: int) -> bool:

@@ -7,9 +7,11 @@ import os
 from bisect import bisect_left
 from functools import cmp_to_key
 
-from migrate.engine.kernel.fdcalls import compare_files, same_tables
+from migrate.engine.kernel.fdcalls import KCMP_FILES, KCMP_FS, compare_files
 from migrate.engine.kernel.proc import Proc
+from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.kinds.opened import Dump, OpenFile
+from migrate.pie.calls import Calls
 
 _TEXT = 1 << 14  # bytes; more are in those of an epoll with hundreds of watches
 
@@ -71,21 +73,25 @@ def _place_in(group: list[OpenFile], file: OpenFile) -> OpenFile | None:
     return None
 
 
+_TABLES = (
+    (KCMP_FILES, "descriptor table of its own (CLONE_FILES unshared)"),
+    (KCMP_FS, "current directory of its own (CLONE_FS unshared)"),
+)
+
+
 def check_threads(dump: Dump) -> None:
-    """Threads made without CLONE_FILES or CLONE_FS have tables of their own (clone(2))."""
-    for tid in dump.proc.tids():
-        if tid == dump.pid:
-            continue
-        try:
-            files, fs = same_tables(dump.pid, tid)
-        except OSError as error:
+    """Threads made without CLONE_FILES or CLONE_FS have tables of their own (clone(2), kcmp(2))."""
+    asked = [(tid, *table) for tid in dump.proc.tids() if tid != dump.pid for table in _TABLES]
+    calls = Calls()
+    for tid, number, _ in asked:
+        calls.add(NUMBERS["kcmp"], dump.pid, tid, number)
+    for (tid, _, what), result in zip(asked, calls.make(), strict=True):
+        if result > 0:
+            dump.refuse(f"thread {tid}", f"thread with a {what}")
+        elif result < 0:
+            error = OSError(-result, f"kcmp of thread {tid}: {os.strerror(-result)}")
             if dump.options.frozen or not went_away(error):
-                raise
-            continue
-        if not files:
-            dump.refuse(f"thread {tid}", "thread with a descriptor table of its own (CLONE_FILES unshared)")
-        if not fs:
-            dump.refuse(f"thread {tid}", "thread with a current directory of its own (CLONE_FS unshared)")
+                raise error
 
 
 def went_away(error: Exception) -> bool:

@@ -262,6 +262,16 @@ def restore_process_late(program: Program, process: Process, destination: Destin
     process.controls.restore_late(program)
 
 
+def lasting(status: bytes) -> bytes:
+    """What a thread's status says of it for longer than a moment: without its state and tracer in front, what it has
+    in memory in the middle, and the switches at the end."""
+    owner, memory = status.find(b"\nUid:"), status.find(b"\nVmPeak:")
+    signals, end = status.find(b"\nSigPnd:"), status.find(b"\nvoluntary_ctxt_switches:")
+    if not 0 <= owner <= memory <= signals <= end:
+        return status
+    return status[owner:memory] + status[signals:end]
+
+
 def _status_mask(status: bytes, name: bytes) -> int:
     """A set of signals in status. Cut out by hand: parsing all of it for each thread takes 20 times as long."""
     at = status.find(name)

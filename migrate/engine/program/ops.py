@@ -21,7 +21,8 @@ class OpKind(enum.IntEnum):
     CHECK = 2  # (address, mask, value): fail unless (u64 at address & mask) == value
     CLONE = 3  # (clone_args, size, op index of the child, code address or 0)
     SERVE = 4  # (control fd, data fd, buffer, buffer size): become the restorer's message loop; never returns
-    PARK = 5  # (control fd or -1, address or 0): report success on the fd, close it, COUNT there, sleep for ever
+    PARK = 5  # (control fd or -1, address or 0, all): report success on the fd, close it, add one to the u32 at the
+    # address and, if that makes ``all``, wake who WAITs for it; sleep for ever
     WAIT = 6  # (address, value): until the u32 at address reaches value, or a branch of the program fails
     COUNT = 7  # (address): add one to the u32 at address and wake who WAITs for it
     SIGRETURN = 8  # (frame): the way home of an injected program; never returns

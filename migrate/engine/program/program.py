@@ -23,7 +23,7 @@ from migrate.errors import ProgramTooLarge
 
 MAGIC = 0x676D
 MAX_PROGRAM = 32 << 20  # bytes; the restorer's buffer
-_HEADER = struct.Struct(
+HEADER = struct.Struct(
     "<IIIIIIIiq"
 )  # magic, ops, ops at, data at, relocations, relocations at, size, failed op, result
 _RELOCATION = struct.Struct("<II")  # offset in the data of a u64, offset in the data whose address it gets
@@ -127,7 +127,7 @@ class Program:
         for ops in branches:
             starts.append(total)
             total += len(ops)
-        out = bytearray(_HEADER.size)
+        out = bytearray(HEADER.size)
         flat: list[Op] = []
         for ops in branches:
             for op in ops:
@@ -142,8 +142,8 @@ class Program:
         out += bytes(-len(out) % 64)  # another one may come right behind it
         if len(out) > MAX_PROGRAM:
             raise ProgramTooLarge(self.title, len(out), MAX_PROGRAM)
-        _HEADER.pack_into(
-            out, 0, MAGIC, total, _HEADER.size, data_at, len(self.relocations), relocations_at, len(out), -1, 0
+        HEADER.pack_into(
+            out, 0, MAGIC, total, HEADER.size, data_at, len(self.relocations), relocations_at, len(out), -1, 0
         )
         return Linked(self.title, bytes(out), tuple(flat), tuple(starts), data_at)
 
@@ -195,13 +195,13 @@ class Results:
     @property
     def failed(self) -> tuple[Op, int] | None:
         """The op that stopped the program and what it returned, or None."""
-        header = _HEADER.unpack_from(self.image)
+        header = HEADER.unpack_from(self.image)
         return None if header[7] < 0 else (self.program.ops[header[7]], header[8])
 
     def of(self, slot: Slot) -> int:
         """What the op returned."""
         index = self.program.starts[slot.branch] + slot.index
-        return int(_OUTCOME.unpack_from(self.image, _HEADER.size + (index + 1) * OP.size - 8)[0])
+        return int(_OUTCOME.unpack_from(self.image, HEADER.size + (index + 1) * OP.size - 8)[0])
 
     def bytes(self, buffer: Buffer) -> bytes:
         """What stands in the buffer."""

@@ -10,11 +10,13 @@ Lost on the way: a restartable sequence that was interrupted is aborted (rseq(2)
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
 import struct
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.memory import Memory, RemoteAddress
 from migrate.engine.tracee.registers import EINTR, ERESTART_RESTARTBLOCK, NO_SYSCALL, Registers
 from migrate.engine.tracee.stub import Template, way_home
+from migrate.engine.tracee.together import Seen, dress, places, set_options, stops, survey
 from migrate.engine.tracee.waiting import attentive, wait_until
 from migrate.errors import Failed, Problem, Refused
 
@@ -100,21 +103,27 @@ class Traveller:
         return way_home(home, self.mask, self.blocked, self.marker)
 
 
-def travellers(tids: Sequence[int], memory: Memory, dispositions: Dispositions) -> list[Traveller]:
-    """Look at stopped threads. Raises ProcessEnded."""
-    found = []
+def travellers(seen: Sequence[Seen], memory: Memory, dispositions: Dispositions) -> list[Traveller]:
+    """Stopped threads that were just looked at. Raises ProcessEnded."""
     try:
-        configurations = [ptrace.rseq_configuration(tid) for tid in tids]
-        aborts = interrupted_sequences(memory, configurations)
-        for tid, abort in zip(tids, aborts, strict=True):
-            registers = Registers.unpack(ptrace.get_registers(tid))
-            mask = ptrace.get_signal_mask(tid)
-            if abort is not None and abort.covers(registers.rip):
-                registers = registers.replace(rip=abort.abort_ip)
-            found.append(Traveller(tid, registers, mask, dispositions.marker(mask)))
+        aborts = interrupted_sequences(memory, [each.rseq for each in seen])
     except OSError as error:
         raise _ended(error) from error
-    return found
+    people = []
+    for each, abort in zip(seen, aborts, strict=True):
+        registers, mask = each.registers, each.signal_mask
+        if abort is not None and abort.covers(registers.rip):
+            registers = registers.replace(rip=abort.abort_ip)
+        people.append(Traveller(each.tid, registers, mask, dispositions.marker(mask)))
+    return people
+
+
+def look(tids: Sequence[int]) -> list[Seen]:
+    """At stopped threads. Raises ProcessEnded."""
+    try:
+        return survey(tids)
+    except OSError as error:
+        raise _ended(error) from error
 
 
 @dataclass(frozen=True)
@@ -155,10 +164,18 @@ class Trip:
     entry: RemoteAddress
     template: Template
 
+    def start(self) -> bytes:
+        """The registers to set out with."""
+        return self.traveller.registers.replace(rip=self.entry, orig_rax=NO_SYSCALL, eflags=_PLAIN_FLAGS).pack()
+
     @property
     def marked(self) -> int:
         """The instruction pointer at which the work is done."""
         return self.entry + self.template.marked
+
+    def at_marker(self, stop: ptrace.Stop) -> bool:
+        """Whether it is the marker signal that has come; somebody else may have sent it."""
+        return stop.stopped and not stop.event and 0 < stop.signal == self.traveller.marker
 
 
 def travel(trips: Sequence[Trip], timeout: float) -> dict[int, int]:
@@ -179,14 +196,11 @@ class _Journey:
         with attentive():
             try:
                 self._suspend_seccomp()
-                for tid, trip in self.trips.items():
-                    self._leave(tid, trip)
+                self._leave()
+                self._arrive_together(deadline)
                 for tid, trip in self.trips.items():
                     while tid in self.away:
-                        stop = wait_until(tid, deadline)
-                        if stop is None:
-                            raise ParasiteFailed(f"the code put into thread {tid} did not finish in {timeout:g} s")
-                        self._handle(tid, trip, stop)
+                        self._handle(tid, trip, self._wait(tid, deadline))
             except OSError as error:
                 raise _ended(error) from error
             finally:
@@ -196,26 +210,56 @@ class _Journey:
     def _suspend_seccomp(self) -> None:
         """A filter would see our calls and might kill for them. Lifted from stopped threads only, so that no code of
         the task ever runs without it ("seccomp: add a ptrace hook to suspend", PTRACE_O_SUSPEND_SECCOMP, Linux 4.3)."""
-        for tid in self.trips:
-            try:
-                ptrace.set_options(tid, ptrace.O_TRACESYSGOOD | ptrace.O_SUSPEND_SECCOMP)
-                self.suspended.append(tid)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EINVAL):
-                    raise
-                if seccomp_mode(tid):
-                    raise Refused([_under_seccomp(tid)]) from None
+        results = set_options(list(self.trips), ptrace.O_TRACESYSGOOD | ptrace.O_SUSPEND_SECCOMP)
+        self.suspended = [tid for tid, result in results.items() if result >= 0]
+        for tid, result in results.items():
+            if result >= 0:
+                continue
+            if -result not in (errno.EPERM, errno.EINVAL):
+                raise OSError(-result, f"PTRACE_SETOPTIONS of {tid}: {os.strerror(-result)}")
+            if seccomp_mode(tid):
+                raise Refused([_under_seccomp(tid)])
 
-    def _leave(self, tid: int, trip: Trip) -> None:
-        traveller = trip.traveller
-        start = traveller.registers.replace(rip=trip.entry, orig_rax=NO_SYSCALL, eflags=_PLAIN_FLAGS)
-        self.away[tid] = trip
-        ptrace.set_registers(tid, start.pack())
-        ptrace.set_signal_mask(tid, traveller.blocked)
-        self._go_on(trip)
+    def _leave(self) -> None:
+        starts = []
+        for tid, trip in self.trips.items():
+            starts.append((tid, trip.start(), trip.traveller.blocked))
+        self.away = dict(self.trips)
+        # A marker that cannot be a signal is found by looking at every system call: slow, but always possible.
+        resume = [ptrace.CONT if trip.traveller.marker else ptrace.SYSCALL for trip in self.trips.values()]
+        dress(starts, mask_first=False, resume=resume)
+
+    def _wait(self, tid: int, deadline: float) -> ptrace.Stop:
+        stop = wait_until(tid, deadline)
+        if stop is None:
+            raise ParasiteFailed(f"the code put into thread {tid} did not finish in time")
+        return stop
+
+    def _arrive_together(self, deadline: float) -> None:
+        """What mostly happens: each comes to its marker, and is put back together with all others. Whoever stops for
+        another reason is seen to afterwards, also when a third one does not come: a stop is reported only once."""
+        stopped: dict[int, ptrace.Stop] = {}
+        try:
+            # When the last one has come, mostly all have.
+            for tid in reversed(self.trips):
+                if tid not in stopped:
+                    stopped[tid] = self._wait(tid, deadline)
+                    stopped |= stops([tid for tid in self.trips if tid not in stopped])
+        finally:
+            there = places([tid for tid, stop in stopped.items() if self.trips[tid].at_marker(stop)])
+            home = []
+            for tid, (result, rip) in there.items():
+                trip = self.trips[tid]
+                if rip == trip.marked:
+                    self.results[tid] = result
+                    home.append((tid, trip.traveller.registers.pack(), trip.traveller.mask))
+                    del self.away[tid], stopped[tid]
+            dress(home, mask_first=True)
+            with ExitStack() as each:
+                for tid, stop in stopped.items():
+                    each.callback(self._handle, tid, self.trips[tid], stop)
 
     def _go_on(self, trip: Trip, number: int = 0) -> None:
-        # A marker that cannot be a signal is found by looking at every system call: slow, but always possible.
         resume = ptrace.cont if trip.traveller.marker else ptrace.cont_to_syscall
         resume(trip.traveller.tid, number)
 
@@ -302,12 +346,9 @@ class _Journey:
                 self._arrive(tid, trip, self._interrupted(tid, trip))
             except (OSError, Failed) as error:
                 problems.append(str(error))
-        for tid in self.suspended:
-            try:
-                ptrace.set_options(tid, ptrace.O_TRACESYSGOOD)
-            except OSError as error:
-                if error.errno != errno.ESRCH:  # killed
-                    problems.append(str(error))
+        for tid, result in set_options(self.suspended, ptrace.O_TRACESYSGOOD).items():
+            if result < 0 and result != -errno.ESRCH:  # killed
+                problems.append(f"PTRACE_SETOPTIONS of {tid}: {os.strerror(-result)}")
         if problems and self.away:
             raise ProcessEnded("; ".join(problems))
 

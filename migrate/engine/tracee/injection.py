@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import TracebackType
 
 from migrate.engine.kernel.maps import PAGE
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.program import Linked, Program, Results
 from migrate.engine.tracee.area import HEADER_SIZE, header
-from migrate.engine.tracee.detour import ProcessEnded, Traveller, Trip, travel, travellers
+from migrate.engine.tracee.detour import ProcessEnded, Traveller, Trip, look, travel, travellers
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.stub import ALIGN, whole_program
+from migrate.engine.tracee.together import Seen
 from migrate.engine.tracee.tree import Tracee
 from migrate.errors import Failed
 from migrate.pie import RUN
@@ -107,8 +109,11 @@ class Parasite:
         """Where the blob is mapped in the task."""
         return self._injection.code
 
-    def run(self, programs: Mapping[int, Linked | Program], timeout: float = 10.0) -> dict[int, Results]:
+    def run(
+        self, programs: Mapping[int, Linked | Program], seen: Sequence[Seen] = (), timeout: float = 10.0
+    ) -> dict[int, Results]:
         """Run one program in each of these threads, all at once. A program that failed says so in its results.
+        ``seen``: the same threads in the same order, where they have been looked at since they stopped.
 
         Raises ParasiteFailed when one crashes or takes longer than ``timeout`` seconds, ProcessEnded, Refused (a thread
         under seccomp that we may not suspend).
@@ -117,7 +122,7 @@ class Parasite:
             return {}
         tracee, template = self._tracee, whole_program()
         linked = {tid: p.link() if isinstance(p, Program) else p for tid, p in programs.items()}
-        people = travellers(list(linked), tracee.memory, tracee.dispositions)
+        people = travellers(seen or look(list(linked)), tracee.memory, tracee.dispositions)
         stub_size = _up(template.size, ALIGN)
         slots, total = [], 0
         for program in linked.values():
@@ -128,7 +133,7 @@ class Parasite:
         for traveller, slot, program in zip(people, slots, linked.values(), strict=True):
             entry = RemoteAddress(base + slot + _STACK)
             image = RemoteAddress(entry + stub_size)
-            stub = template.fill(self._literals(traveller, entry, image)).ljust(stub_size, b"\0")
+            stub = _stub(traveller, entry, image, RemoteAddress(self.code + RUN)).ljust(stub_size, b"\0")
             trips.append(Trip(traveller, entry, template))
             writes.append((entry, stub + program.image))
             reads.append((image, len(program.image)))
@@ -140,8 +145,11 @@ class Parasite:
             raise ProcessEnded(f"process {tracee.pid} was killed while it was being looked at") from error
         return {tid: p.results(image) for (tid, p), image in zip(linked.items(), images, strict=True)}
 
-    def _literals(self, traveller: Traveller, entry: RemoteAddress, image: RemoteAddress) -> dict[str, int]:
-        return traveller.literals() | {"stack": entry, "program": image, "run": self.code + RUN}
+
+@lru_cache(maxsize=4096)
+def _stub(traveller: Traveller, entry: RemoteAddress, image: RemoteAddress, run: RemoteAddress) -> bytes:
+    """What a thread that has slept since the last time needs is what it needed then."""
+    return whole_program().fill(traveller.literals() | {"stack": entry, "program": image, "run": run})
 
 
 def _up(value: int, unit: int) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from migrate.engine.kernel.maps import PAGE, Mapping, maps
 from migrate.engine.tracee.area import areas
-from migrate.engine.tracee.detour import Dispositions, ProcessEnded, Trip, travel, travellers
+from migrate.engine.tracee.detour import Dispositions, ProcessEnded, Trip, look, travel, travellers
 from migrate.engine.tracee.memory import Memory, RemoteAddress
 from migrate.engine.tracee.stub import ALIGN, single_call
 from migrate.errors import Failed, Problem, Refused
@@ -42,7 +42,7 @@ class Pad:
         """What the system call returned, -errno included. Raises ProcessEnded, ParasiteFailed, Refused."""
         template = single_call()
         place = self._find(template.size)
-        (traveller,) = travellers([tid], self.memory, dispositions)
+        (traveller,) = travellers(look([tid]), self.memory, dispositions)
         names = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
         values = dict.fromkeys(names, 0) | dict(zip(names, (arg & (1 << 64) - 1 for arg in args), strict=False))
         self.memory.force_write(place, template.fill(traveller.literals() | values | {"number": number}))

@@ -25,11 +25,12 @@ _ffi.cdef(
 )
 _libc: Any = _ffi.dlopen(None)
 
+NUMBER, WAIT4 = 101, 61  # system calls
 # include/uapi/linux/ptrace.h
-_CONT, _GETREGS, _SETREGS, _DETACH, _SYSCALL = 7, 12, 13, 17, 24
-_SETOPTIONS, _GETSIGINFO = 0x4200, 0x4202
-_GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
-_PEEKSIGINFO, _GETSIGMASK, _SETSIGMASK, _RSEQ, _DISPATCH = 0x4209, 0x420A, 0x420B, 0x420F, 0x4211
+CONT, GETREGS, SETREGS, _DETACH, SYSCALL = 7, 12, 13, 17, 24
+SETOPTIONS, _GETSIGINFO = 0x4200, 0x4202
+GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
+PEEKSIGINFO, GETSIGMASK, SETSIGMASK, GET_RSEQ_CONFIGURATION, _DISPATCH = 0x4209, 0x420A, 0x420B, 0x420F, 0x4211
 
 EVENT_STOP = 128
 O_TRACESYSGOOD = 1
@@ -41,9 +42,9 @@ REGS_SIZE = 27 * 8  # struct user_regs_struct
 SIGINFO_SIZE = 128  # siginfo_t
 _XSTATE_MAX = 1 << 16  # bytes; the largest area of today (AMX) is 11,008
 _PEEK_BATCH = 64
-_WALL, _WNOHANG = 0x40000000, 1
+WALL, WNOHANG = 0x40000000, 1
 
-_GET_ROBUST_LIST, _PIDFD_OPEN, _PIDFD_GETFD, _KCMP = 274, 434, 438, 312
+_PIDFD_OPEN, _PIDFD_GETFD, _KCMP = 434, 438, 312
 
 
 def _fail(what: str, tid: int) -> OSError:
@@ -77,12 +78,12 @@ def interrupt(tid: int) -> None:
 
 def cont(tid: int, signal: int = 0) -> None:
     """Let it run on, delivering ``signal`` if it is in a signal-delivery-stop."""
-    _request(_CONT, "PTRACE_CONT", tid, 0, signal)
+    _request(CONT, "PTRACE_CONT", tid, 0, signal)
 
 
 def cont_to_syscall(tid: int, signal: int = 0) -> None:
     """Let it run on until it enters or leaves a system call."""
-    _request(_SYSCALL, "PTRACE_SYSCALL", tid, 0, signal)
+    _request(SYSCALL, "PTRACE_SYSCALL", tid, 0, signal)
 
 
 def detach(tid: int, signal: int = 0) -> None:
@@ -92,7 +93,7 @@ def detach(tid: int, signal: int = 0) -> None:
 
 def set_options(tid: int, options: int) -> None:
     """Replace the options given to `seize`."""
-    _request(_SETOPTIONS, "PTRACE_SETOPTIONS", tid, 0, options)
+    _request(SETOPTIONS, "PTRACE_SETOPTIONS", tid, 0, options)
 
 
 class Stop(NamedTuple):
@@ -120,7 +121,7 @@ def wait(tid: int) -> Stop | None:
     """What it has to report, or None at once. ChildProcessError: it is no tracee of ours (any more)."""
     status = _ffi.new("int *")
     while True:
-        result = _libc.wait4(tid, status, _WALL | _WNOHANG, _ffi.NULL)
+        result = _libc.wait4(tid, status, WALL | WNOHANG, _ffi.NULL)
         if result > 0:
             return Stop(int(status[0]))
         if result == 0:
@@ -135,21 +136,21 @@ def wait(tid: int) -> Stop | None:
 def get_registers(tid: int) -> bytes:
     """struct user_regs_struct."""
     out = _ffi.new("char[]", REGS_SIZE)
-    _request(_GETREGS, "PTRACE_GETREGS", tid, 0, _address(out))
+    _request(GETREGS, "PTRACE_GETREGS", tid, 0, _address(out))
     return bytes(_ffi.buffer(out))
 
 
 def set_registers(tid: int, registers: bytes) -> None:
     """struct user_regs_struct; orig_rax = -1 says that there is no system call to restart."""
     data = _ffi.from_buffer(registers)
-    _request(_SETREGS, "PTRACE_SETREGS", tid, 0, _address(data))
+    _request(SETREGS, "PTRACE_SETREGS", tid, 0, _address(data))
 
 
 def get_xstate(tid: int) -> bytes:
     """The whole XSAVE area in the standard format; bytes 464 to 471 are the components of this machine."""
     out = _ffi.new("char[]", _XSTATE_MAX)
     vector: Any = _ffi.new("struct iovec *", {"base": _address(out), "length": _XSTATE_MAX})
-    _request(_GETREGSET, "PTRACE_GETREGSET", tid, NT_X86_XSTATE, _address(vector))
+    _request(GETREGSET, "PTRACE_GETREGSET", tid, NT_X86_XSTATE, _address(vector))
     return bytes(_ffi.buffer(out, vector.length))
 
 
@@ -164,14 +165,14 @@ def get_signal_mask(tid: int) -> int:
     """The blocked signals, signal n as bit n - 1; inside sigsuspend, ppoll and the like the mask that is to come back
     ("ptrace: take into account saved_sigmask in PTRACE_{GET,SET}SIGMASK", Linux 5.1)."""
     out = _ffi.new("uint64_t *")
-    _request(_GETSIGMASK, "PTRACE_GETSIGMASK", tid, 8, _address(out))
+    _request(GETSIGMASK, "PTRACE_GETSIGMASK", tid, 8, _address(out))
     return int(out[0])
 
 
 def set_signal_mask(tid: int, mask: int) -> None:
     """Set the blocked signals; SIGKILL and SIGSTOP never are."""
     data = _ffi.new("uint64_t *", mask)
-    _request(_SETSIGMASK, "PTRACE_SETSIGMASK", tid, 8, _address(data))
+    _request(SETSIGMASK, "PTRACE_SETSIGMASK", tid, 8, _address(data))
 
 
 def get_signal_code(tid: int) -> int:
@@ -187,7 +188,7 @@ def pending_signals(tid: int, shared: bool) -> list[bytes]:
     out = _ffi.new("char[]", _PEEK_BATCH * SIGINFO_SIZE)
     while True:
         ask = _ffi.from_buffer(struct.pack("<QIi", len(found), int(shared), _PEEK_BATCH))
-        got = _request(_PEEKSIGINFO, "PTRACE_PEEKSIGINFO", tid, _address(ask), _address(out))
+        got = _request(PEEKSIGINFO, "PTRACE_PEEKSIGINFO", tid, _address(ask), _address(out))
         raw = bytes(_ffi.buffer(out, got * SIGINFO_SIZE))
         found += [raw[i : i + SIGINFO_SIZE] for i in range(0, len(raw), SIGINFO_SIZE)]
         if got < _PEEK_BATCH:
@@ -208,7 +209,7 @@ def rseq_configuration(tid: int) -> RseqConfiguration | None:
     """None: not registered, or a kernel that cannot say."""
     out = _ffi.new("char[]", 24)
     try:
-        _request(_RSEQ, "PTRACE_GET_RSEQ_CONFIGURATION", tid, 24, _address(out))
+        _request(GET_RSEQ_CONFIGURATION, "PTRACE_GET_RSEQ_CONFIGURATION", tid, 24, _address(out))
     except OSError as error:
         if error.errno != errno.EIO:  # an unknown request
             raise
@@ -238,13 +239,6 @@ def _syscall(number: int, what: str, tid: int, *args: int) -> int:
     if result < 0:
         raise _fail(what, tid)
     return result
-
-
-def robust_list(tid: int) -> tuple[int, int]:
-    """Address and length of the head of its list of robust futexes (get_robust_list(2)); 0: none."""
-    head, length = _ffi.new("uint64_t *"), _ffi.new("uint64_t *")
-    _syscall(_GET_ROBUST_LIST, "get_robust_list", tid, tid, _address(head), _address(length))
-    return int(head[0]), int(length[0])
 
 
 def pidfd_open(pid: int) -> int:

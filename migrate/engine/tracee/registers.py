@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 _LAYOUT = struct.Struct("<27Q")
@@ -54,9 +55,9 @@ class Registers:
     gs: int
 
     @classmethod
-    def unpack(cls, raw: bytes) -> Self:
-        """From the bytes that ptrace gives."""
-        return cls._of(dict(zip(_NAMES, _LAYOUT.unpack(raw), strict=True)))
+    def unpack(cls, raw: bytes) -> Registers:
+        """From the bytes that ptrace gives. A thread that sleeps has the same ones at every look."""
+        return _unpacked(raw)
 
     @classmethod
     def _of(cls, values: dict[str, int]) -> Self:
@@ -97,6 +98,11 @@ class Registers:
         if self.interrupted_with in (ERESTARTNOHAND, ERESTART_RESTARTBLOCK):
             return self.replace(rax=-EINTR)
         return self.restarted()
+
+
+@lru_cache(maxsize=4096)
+def _unpacked(raw: bytes) -> Registers:
+    return Registers._of(dict(zip(_NAMES, _LAYOUT.unpack(raw), strict=True)))
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Registers))

@@ -16,6 +16,7 @@ from migrate.engine.tracee.detour import Dispositions, ProcessEnded, interrupted
 from migrate.engine.tracee.memory import Memory
 from migrate.engine.tracee.pad import Pad
 from migrate.engine.tracee.registers import Registers
+from migrate.engine.tracee.together import Seen, pending_signals, registers, survey
 from migrate.engine.tracee.waiting import attentive, wait_until
 from migrate.errors import Failed, Problem, Refused
 
@@ -24,17 +25,12 @@ _LAST_WORDS = 0.2  # seconds that the threads of a killed process get to become 
 
 
 @dataclass(frozen=True)
-class ThreadState:
-    """What ptrace knows of one stopped thread."""
+class ThreadState(Seen):
+    """What ptrace knows of one stopped thread. ``pending``: siginfo_t of the signals sent to this thread alone;
+    ``rseq_abort``: where a restartable sequence in progress must continue, or 0."""
 
-    tid: int
-    registers: Registers
-    xstate: bytes  # XSAVE area in the standard format, of the machine's full size
-    signal_mask: int
-    pending: list[bytes]  # siginfo_t of the signals sent to this thread alone
-    rseq: ptrace.RseqConfiguration | None
-    rseq_abort: int  # where a restartable sequence in progress must continue, or 0
-    robust_list: tuple[int, int]  # address and length of its head
+    pending: list[bytes]
+    rseq_abort: int
 
 
 class StopTimeout(Failed):
@@ -64,7 +60,7 @@ class Tracee:
         self._stopped: dict[int, None] = {}  # in order of creation
         self._waiting: dict[int, None] = {}  # seized, not yet seen to stop
         self._dispositions: Dispositions | None = None
-        self._pad = Pad(pid, self.memory, lambda: [self.registers(tid).rip for tid in self._stopped])
+        self._pad = Pad(pid, self.memory, lambda: [each.rip for each in self.all_registers().values()])
 
     @property
     def tids(self) -> tuple[int, ...]:
@@ -225,6 +221,10 @@ class Tracee:
         """The general registers; inside an interrupted system call rax is -ERESTART… and orig_rax its number."""
         return Registers.unpack(ptrace.get_registers(tid))
 
+    def all_registers(self) -> dict[int, Registers]:
+        """Those of every thread. OSError: ESRCH when one was killed."""
+        return registers(self.tids)
+
     def set_registers(self, tid: int, registers: Registers) -> None:
         """All of them."""
         ptrace.set_registers(tid, registers.pack())
@@ -232,26 +232,17 @@ class Tracee:
     def threads(self) -> list[ThreadState]:
         """Everything that ptrace tells about every thread. Raises ProcessEnded."""
         try:
-            configurations = [ptrace.rseq_configuration(tid) for tid in self._stopped]
-            sequences = interrupted_sequences(self.memory, configurations)
-            found = []
-            for tid, rseq, sequence in zip(self._stopped, configurations, sequences, strict=True):
-                registers = self.registers(tid)
-                inside = sequence is not None and sequence.covers(registers.rip)
-                state = ThreadState(
-                    tid=tid,
-                    registers=registers,
-                    xstate=ptrace.get_xstate(tid),
-                    signal_mask=ptrace.get_signal_mask(tid),
-                    pending=ptrace.pending_signals(tid, shared=False),
-                    rseq=rseq,
-                    rseq_abort=sequence.abort_ip if sequence is not None and inside else 0,
-                    robust_list=ptrace.robust_list(tid),
-                )
-                found.append(state)
-            return found
+            tids = list(self._stopped)
+            found = survey(tids)
+            sequences = interrupted_sequences(self.memory, [seen.rseq for seen in found])
+            pending = pending_signals(tids)
         except ProcessLookupError as error:
             raise ProcessEnded(f"process {self.pid} was killed while it was being looked at") from error
+        states = []
+        for seen, sequence in zip(found, sequences, strict=True):
+            abort = sequence.abort_ip if sequence is not None and sequence.covers(seen.registers.rip) else 0
+            states.append(ThreadState(**vars(seen), pending=pending[seen.tid], rseq_abort=abort))
+        return states
 
     def shared_pending(self) -> list[bytes]:
         """siginfo_t of the signals sent to the process as a whole, in order."""
@@ -259,7 +250,7 @@ class Tracee:
 
     def pending(self) -> dict[int, list[bytes]]:
         """siginfo_t of the signals sent to each thread, in order."""
-        return {tid: ptrace.pending_signals(tid, shared=False) for tid in self._stopped}
+        return pending_signals(list(self._stopped))
 
     def remote_syscall(self, tid: int, number: int, *args: int) -> int:
         """One system call made by a stopped thread; what it returned, -errno included. The thread is as before then,

@@ -1,0 +1,172 @@
+"""ptrace requests to many threads of a stopped process, made in one go (`migrate.pie.calls`)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from migrate.engine.kernel.buffers import address_of
+from migrate.engine.tracee import ptrace
+from migrate.engine.tracee.registers import Registers
+from migrate.pie.calls import Calls
+
+_WORDS = struct.Struct("<Q")
+_RSEQ = struct.Struct("<QIII")  # struct ptrace_rseq_configuration, but for its padding
+_RSEQ_SIZE = 24
+_IOVEC = struct.Struct("<QQ")
+_PLACE = struct.Struct("<24xQ96xQ80x")  # r12 and rip of user_regs_struct
+_STATUS = struct.Struct("<i")
+_PEEK = struct.Struct("<QIi")  # struct ptrace_peeksiginfo_args: offset, flags, how many
+_PEEKED = 8  # siginfo_t of a thread that are asked for at first
+
+# Where the answers about a thread are, in the room for one
+_AT_REGISTERS, _AT_MASK, _AT_RSEQ, _AT_IOVEC, _AT_XSTATE = 0, 216, 224, 248, 320
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One stopped thread. ``xstate``: XSAVE area in the standard format, of the machine's full size; bytes 464 to 471
+    are the components of this machine."""
+
+    tid: int
+    registers: Registers
+    signal_mask: int
+    rseq: ptrace.RseqConfiguration | None
+    xstate: bytes
+
+
+def survey(tids: Sequence[int]) -> list[Seen]:
+    """Look at these threads. OSError: ESRCH when one was killed."""
+    size = len(ptrace.get_xstate(tids[0])) if tids else 0  # that of the machine
+    stride = -(-(_AT_XSTATE + size) // 64) * 64
+    room = bytearray(stride * len(tids))
+    base = address_of(room)
+    calls, checks = Calls(), []
+    for index, tid in enumerate(tids):
+        at = base + index * stride
+        _IOVEC.pack_into(room, index * stride + _AT_IOVEC, at + _AT_XSTATE, size)
+        calls.add(ptrace.NUMBER, ptrace.GETREGS, tid, 0, at + _AT_REGISTERS)
+        calls.add(ptrace.NUMBER, ptrace.GETREGSET, tid, ptrace.NT_X86_XSTATE, at + _AT_IOVEC)
+        calls.add(ptrace.NUMBER, ptrace.GETSIGMASK, tid, 8, at + _AT_MASK)
+        calls.add(ptrace.NUMBER, ptrace.GET_RSEQ_CONFIGURATION, tid, _RSEQ_SIZE, at + _AT_RSEQ)
+        checks += [(tid, _never), (tid, _never), (tid, _never), (tid, _unknown_request)]
+    _make(calls, checks)
+    return [_seen(tid, room, index * stride) for index, tid in enumerate(tids)]
+
+
+def _seen(tid: int, room: bytearray, at: int) -> Seen:
+    (mask,) = _WORDS.unpack_from(room, at + _AT_MASK)
+    rseq = ptrace.RseqConfiguration(*_RSEQ.unpack_from(room, at + _AT_RSEQ))
+    registers = Registers.unpack(bytes(room[at : at + ptrace.REGS_SIZE]))
+    (length,) = _WORDS.unpack_from(room, at + _AT_IOVEC + 8)
+    xstate = bytes(room[at + _AT_XSTATE : at + _AT_XSTATE + length])
+    return Seen(tid, registers, mask, rseq if rseq.address else None, xstate)
+
+
+def registers(tids: Sequence[int]) -> dict[int, Registers]:
+    """The general registers of each. OSError as of `survey`."""
+    room, calls = bytearray(ptrace.REGS_SIZE * len(tids)), Calls()
+    base = address_of(room)
+    for index, tid in enumerate(tids):
+        calls.add(ptrace.NUMBER, ptrace.GETREGS, tid, 0, base + index * ptrace.REGS_SIZE)
+    _make(calls, [(tid, _never) for tid in tids])
+    ends = range(0, len(room), ptrace.REGS_SIZE)
+    return {tid: Registers.unpack(bytes(room[at : at + ptrace.REGS_SIZE])) for tid, at in zip(tids, ends, strict=True)}
+
+
+def pending_signals(tids: Sequence[int]) -> dict[int, list[bytes]]:
+    """siginfo_t of the signals sent to each thread, in order. OSError as of `survey`."""
+    room = bytearray(_PEEKED * ptrace.SIGINFO_SIZE * len(tids))
+    ask = bytearray(_PEEK.pack(0, 0, _PEEKED))
+    base, asked = address_of(room), address_of(ask)
+    calls = Calls()
+    for index, tid in enumerate(tids):
+        out = base + index * _PEEKED * ptrace.SIGINFO_SIZE
+        calls.add(ptrace.NUMBER, ptrace.PEEKSIGINFO, tid, asked, out)
+    counts = _make(calls, [(tid, _never) for tid in tids])
+    found = {}
+    for index, (tid, count) in enumerate(zip(tids, counts, strict=True)):
+        if count < _PEEKED:
+            start = index * _PEEKED * ptrace.SIGINFO_SIZE
+            ends = range(start, start + count * ptrace.SIGINFO_SIZE, ptrace.SIGINFO_SIZE)
+            found[tid] = [bytes(room[at : at + ptrace.SIGINFO_SIZE]) for at in ends]
+        else:
+            found[tid] = ptrace.pending_signals(tid, shared=False)
+    return found
+
+
+def dress(threads: Sequence[tuple[int, bytes, int]], mask_first: bool, resume: Sequence[int] = ()) -> None:
+    """Set registers (user_regs_struct) and signal mask of each thread, in that order or the other way round; and let it
+    run on by the request at its place in ``resume``. OSError as of `survey`: none is left out for another's sake."""
+    stride = ptrace.REGS_SIZE + 8
+    room = bytearray(b"".join(registers + mask.to_bytes(8, "little") for _, registers, mask in threads))
+    at = address_of(room)
+    calls, checks = Calls(), []
+    for index, (tid, _, _) in enumerate(threads):
+        if not mask_first:
+            calls.add(ptrace.NUMBER, ptrace.SETREGS, tid, 0, at)
+        calls.add(ptrace.NUMBER, ptrace.SETSIGMASK, tid, 8, at + ptrace.REGS_SIZE)
+        if mask_first:
+            calls.add(ptrace.NUMBER, ptrace.SETREGS, tid, 0, at)
+        checks += [(tid, _never), (tid, _never)]
+        if resume:
+            calls.add(ptrace.NUMBER, resume[index], tid, 0, 0)
+            checks.append((tid, _never))
+        at += stride
+    _make(calls, checks)
+
+
+def set_options(tids: Sequence[int], options: int) -> dict[int, int]:
+    """Replace the options given to `ptrace.seize`; for each thread 0 or -errno."""
+    calls = Calls()
+    for tid in tids:
+        calls.add(ptrace.NUMBER, ptrace.SETOPTIONS, tid, 0, options)
+    return dict(zip(tids, calls.make(), strict=True))
+
+
+def places(tids: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """r12 and rip of those that are there; one that was killed is left out."""
+    room, calls = bytearray(ptrace.REGS_SIZE * len(tids)), Calls()
+    base = address_of(room)
+    for index, tid in enumerate(tids):
+        calls.add(ptrace.NUMBER, ptrace.GETREGS, tid, 0, base + index * ptrace.REGS_SIZE)
+    found = {}
+    for index, (tid, result) in enumerate(zip(tids, calls.make(), strict=True)):
+        if result >= 0:
+            found[tid] = _PLACE.unpack_from(room, index * ptrace.REGS_SIZE)
+        elif result != -errno.ESRCH:
+            raise OSError(-result, f"registers of thread {tid}: {os.strerror(-result)}")
+    return found
+
+
+def stops(tids: Sequence[int]) -> dict[int, ptrace.Stop]:
+    """What those that have something to report at this moment report (wait4(2))."""
+    room, calls = bytearray(8 * len(tids)), Calls()
+    base = address_of(room)
+    for index, tid in enumerate(tids):
+        calls.add(ptrace.WAIT4, tid, base + index * 8, ptrace.WALL | ptrace.WNOHANG, 0)
+    found = {}
+    for index, (tid, result) in enumerate(zip(tids, calls.make(), strict=True)):
+        if result == tid:
+            found[tid] = ptrace.Stop(*_STATUS.unpack_from(room, index * 8))
+    return found
+
+
+def _make(calls: Calls, checks: Sequence[tuple[int, Callable[[int], bool]]]) -> list[int]:
+    results = calls.make()
+    if results and min(results) < 0:
+        for result, (tid, may_fail) in zip(results, checks, strict=True):
+            if result < 0 and not may_fail(-result):
+                raise OSError(-result, f"looking at thread {tid}: {os.strerror(-result)}")
+    return results
+
+
+def _never(number: int) -> bool:
+    return False
+
+
+def _unknown_request(number: int) -> bool:
+    return number == errno.EIO  # PTRACE_GET_RSEQ_CONFIGURATION came with Linux 5.13
