@@ -29,7 +29,7 @@ NUMBER, WAIT4 = 101, 61  # system calls
 # include/uapi/linux/ptrace.h
 CONT, GETREGS, SETREGS, _DETACH, SYSCALL = 7, 12, 13, 17, 24
 SETOPTIONS, _GETSIGINFO = 0x4200, 0x4202
-GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
+GETREGSET, _SETREGSET, SEIZE, INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
 PEEKSIGINFO, GETSIGMASK, SETSIGMASK, GET_RSEQ_CONFIGURATION, _DISPATCH = 0x4209, 0x420A, 0x420B, 0x420F, 0x4211
 
 EVENT_STOP = 128
@@ -68,12 +68,12 @@ def _request(request: int, what: str, tid: int, address: int = 0, data: int = 0)
 
 def seize(tid: int, options: int = O_TRACESYSGOOD) -> None:
     """Become the tracer of one thread, which runs on. Without PTRACE_O_EXITKILL: when we die, it lives."""
-    _request(_SEIZE, "PTRACE_SEIZE", tid, 0, options)
+    _request(SEIZE, "PTRACE_SEIZE", tid, 0, options)
 
 
 def interrupt(tid: int) -> None:
     """Make it stop soon; nothing that it sees tells that it did."""
-    _request(_INTERRUPT, "PTRACE_INTERRUPT", tid)
+    _request(INTERRUPT, "PTRACE_INTERRUPT", tid)
 
 
 def cont(tid: int, signal: int = 0) -> None:

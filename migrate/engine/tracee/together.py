@@ -38,6 +38,17 @@ class Seen:
     xstate: bytes
 
 
+def seize(tids: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Become the tracer of each, and make it stop soon (`ptrace.seize`, `ptrace.interrupt`): what the two requests
+    returned, 0 or -errno."""
+    calls = Calls()
+    for tid in tids:
+        calls.add(ptrace.NUMBER, ptrace.SEIZE, tid, 0, ptrace.O_TRACESYSGOOD)
+        calls.add(ptrace.NUMBER, ptrace.INTERRUPT, tid, 0, 0)
+    results = iter(calls.make())
+    return dict(zip(tids, zip(results, results, strict=True), strict=True))
+
+
 def survey(tids: Sequence[int]) -> list[Seen]:
     """Look at these threads. OSError: ESRCH when one was killed."""
     size = len(ptrace.get_xstate(tids[0])) if tids else 0  # that of the machine

@@ -6,6 +6,8 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,7 @@ from migrate.engine.tracee.detour import Dispositions, ProcessEnded, interrupted
 from migrate.engine.tracee.memory import Memory
 from migrate.engine.tracee.pad import Pad
 from migrate.engine.tracee.registers import Registers
-from migrate.engine.tracee.together import Seen, pending_signals, registers, survey
+from migrate.engine.tracee.together import Seen, pending_signals, registers, seize, stops, survey
 from migrate.engine.tracee.waiting import attentive, wait_until
 from migrate.errors import Failed, Problem, Refused
 
@@ -90,10 +92,8 @@ class Tracee:
                     new = [tid for tid in tids if tid not in self._stopped and tid not in self._waiting]
                     if not new and not self._waiting and len(tids) == len(self._stopped):
                         break
-                    for tid in new:
-                        self._seize(tid)
-                    for tid in list(self._waiting):
-                        self._await(tid, deadline, timeout)
+                    self._seize(new)
+                    self._await_all(deadline, timeout)
                     for tid in self._stopped.keys() - set(tids):
                         del self._stopped[tid]  # killed since
                     if time.monotonic() > deadline:
@@ -109,20 +109,18 @@ class Tracee:
         except (FileNotFoundError, ProcessLookupError):
             raise ProcessEnded(f"process {self.pid} has ended") from None
 
-    def _seize(self, tid: int) -> None:
-        try:
-            ptrace.seize(tid)
-        except ProcessLookupError:
-            return  # ended since it was listed
-        except PermissionError:
-            self._why_not(tid)
-            return
-        self._waiting[tid] = None
-        try:
-            ptrace.interrupt(tid)
-        except OSError as error:
-            if error.errno not in (errno.EIO, errno.ESRCH):  # on its way out: it will report its end
-                raise
+    def _seize(self, tids: Sequence[int]) -> None:
+        for tid, (seized, interrupted) in seize(tids).items():
+            if seized == -errno.ESRCH:
+                continue  # ended since it was listed
+            if seized == -errno.EPERM:
+                self._why_not(tid)
+                continue
+            if seized < 0:
+                raise OSError(-seized, f"PTRACE_SEIZE of {tid}: {os.strerror(-seized)}")
+            self._waiting[tid] = None
+            if interrupted < 0 and interrupted not in (-errno.EIO, -errno.ESRCH):  # on its way out: it reports its end
+                raise OSError(-interrupted, f"PTRACE_INTERRUPT of {tid}: {os.strerror(-interrupted)}")
 
     def _why_not(self, tid: int) -> None:
         """A thread that may not be seized: it is ending, or else the process is refused."""
@@ -137,10 +135,20 @@ class Tracee:
         if tid == self.pid:
             raise Refused([Problem(f"process {tid}", "its first thread has ended, or the whole process has")])
 
-    def _await(self, tid: int, deadline: float, timeout: float) -> None:
+    def _await_all(self, deadline: float, timeout: float) -> None:
+        # When the last one has stopped, mostly all have.
+        for tid in reversed(list(self._waiting)):
+            if tid in self._waiting:
+                self._await(tid, deadline, timeout)
+                with ExitStack() as each:  # a stop is reported once: all are seen to, whatever becomes of one
+                    for other, stop in stops(list(self._waiting)).items():
+                        each.callback(self._await, other, deadline, timeout, stop)
+
+    def _await(self, tid: int, deadline: float, timeout: float, stop: ptrace.Stop | None = None) -> None:
+        """``stop``: what it has reported already."""
         while True:
             try:
-                stop = wait_until(tid, deadline)
+                stop = stop or wait_until(tid, deadline)
             except ChildProcessError:
                 stop = ptrace.Stop(0)  # execve(2) in another thread took it away without a word
             if stop is None:
@@ -150,6 +158,7 @@ class Tracee:
             if stop.stopped and not stop.event:
                 # A signal was faster than our interrupt, which comes next: before any code of its handler is run.
                 ptrace.cont(tid, stop.signal)
+                stop = None
                 continue
             del self._waiting[tid]
             if stop.stopped:
