@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from migrate.engine.tracee import ptrace
@@ -164,11 +165,17 @@ class Trip:
     entry: RemoteAddress
     template: Template
 
+    @cached_property
     def start(self) -> bytes:
         """The registers to set out with."""
         return self.traveller.registers.replace(rip=self.entry, orig_rax=NO_SYSCALL, eflags=_PLAIN_FLAGS).pack()
 
-    @property
+    @cached_property
+    def home(self) -> bytes:
+        """The registers to come back to."""
+        return self.traveller.registers.pack()
+
+    @cached_property
     def marked(self) -> int:
         """The instruction pointer at which the work is done."""
         return self.entry + self.template.marked
@@ -223,7 +230,7 @@ class _Journey:
     def _leave(self) -> None:
         starts = []
         for tid, trip in self.trips.items():
-            starts.append((tid, trip.start(), trip.traveller.blocked))
+            starts.append((tid, trip.start, trip.traveller.blocked))
         self.away = dict(self.trips)
         # A marker that cannot be a signal is found by looking at every system call: slow, but always possible.
         resume = [ptrace.CONT if trip.traveller.marker else ptrace.SYSCALL for trip in self.trips.values()]
@@ -252,7 +259,7 @@ class _Journey:
                 trip = self.trips[tid]
                 if rip == trip.marked:
                     self.results[tid] = result
-                    home.append((tid, trip.traveller.registers.pack(), trip.traveller.mask))
+                    home.append((tid, trip.home, trip.traveller.mask))
                     del self.away[tid], stopped[tid]
             dress(home, mask_first=True)
             with ExitStack() as each:

@@ -133,9 +133,9 @@ class Parasite:
         for traveller, slot, program in zip(people, slots, linked.values(), strict=True):
             entry = RemoteAddress(base + slot + _STACK)
             image = RemoteAddress(entry + stub_size)
-            stub = _stub(traveller, entry, image, RemoteAddress(self.code + RUN)).ljust(stub_size, b"\0")
-            trips.append(Trip(traveller, entry, template))
-            writes.append((entry, stub + program.image))
+            trip, stub = _prepared(traveller, entry, image, RemoteAddress(self.code + RUN))
+            trips.append(trip)
+            writes.append((entry, stub.ljust(stub_size, b"\0") + program.image))
             reads.append((image, len(program.image)))
         try:
             tracee.memory.write_many(writes)
@@ -147,9 +147,12 @@ class Parasite:
 
 
 @lru_cache(maxsize=4096)
-def _stub(traveller: Traveller, entry: RemoteAddress, image: RemoteAddress, run: RemoteAddress) -> bytes:
-    """What a thread that has slept since the last time needs is what it needed then."""
-    return whole_program().fill(traveller.literals() | {"stack": entry, "program": image, "run": run})
+def _prepared(
+    traveller: Traveller, entry: RemoteAddress, image: RemoteAddress, run: RemoteAddress
+) -> tuple[Trip, bytes]:
+    """A trip and its stub. What a thread needs that has slept since the last time is what it needed then."""
+    stub = whole_program().fill(traveller.literals() | {"stack": entry, "program": image, "run": run})
+    return Trip(traveller, entry, whole_program()), stub
 
 
 def _up(value: int, unit: int) -> int:

@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from migrate.engine.kernel.buffers import address_of
 from migrate.engine.tracee import ptrace
@@ -26,7 +27,7 @@ _PEEKED = 8  # siginfo_t of a thread that are asked for at first
 _AT_REGISTERS, _AT_MASK, _AT_RSEQ, _AT_IOVEC, _AT_XSTATE = 0, 216, 224, 248, 320
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: that takes three times as long to make, for each thread of a process that stands still
 class Seen:
     """One stopped thread. ``xstate``: XSAVE area in the standard format, of the machine's full size; bytes 464 to 471
     are the components of this machine."""
@@ -70,11 +71,17 @@ def survey(tids: Sequence[int]) -> list[Seen]:
 
 def _seen(tid: int, room: bytearray, at: int) -> Seen:
     (mask,) = _WORDS.unpack_from(room, at + _AT_MASK)
-    rseq = ptrace.RseqConfiguration(*_RSEQ.unpack_from(room, at + _AT_RSEQ))
+    rseq = _rseq(bytes(room[at + _AT_RSEQ : at + _AT_RSEQ + _RSEQ_SIZE]))
     registers = Registers.unpack(bytes(room[at : at + ptrace.REGS_SIZE]))
     (length,) = _WORDS.unpack_from(room, at + _AT_IOVEC + 8)
     xstate = bytes(room[at + _AT_XSTATE : at + _AT_XSTATE + length])
-    return Seen(tid, registers, mask, rseq if rseq.address else None, xstate)
+    return Seen(tid, registers, mask, rseq, xstate)
+
+
+@lru_cache(maxsize=4096)
+def _rseq(raw: bytes) -> ptrace.RseqConfiguration | None:
+    configuration = ptrace.RseqConfiguration(*_RSEQ.unpack_from(raw))
+    return configuration if configuration.address else None
 
 
 def registers(tids: Sequence[int]) -> dict[int, Registers]:

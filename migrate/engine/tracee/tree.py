@@ -26,7 +26,7 @@ _GROUP_STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _LAST_WORDS = 0.2  # seconds that the threads of a killed process get to become zombies
 
 
-@dataclass(frozen=True)
+@dataclass
 class ThreadState(Seen):
     """What ptrace knows of one stopped thread. ``pending``: siginfo_t of the signals sent to this thread alone;
     ``rseq_abort``: where a restartable sequence in progress must continue, or 0."""
@@ -250,7 +250,8 @@ class Tracee:
         states = []
         for seen, sequence in zip(found, sequences, strict=True):
             abort = sequence.abort_ip if sequence is not None and sequence.covers(seen.registers.rip) else 0
-            states.append(ThreadState(**vars(seen), pending=pending[seen.tid], rseq_abort=abort))
+            known = seen.tid, seen.registers, seen.signal_mask, seen.rseq, seen.xstate
+            states.append(ThreadState(*known, pending[seen.tid], abort))
         return states
 
     def shared_pending(self) -> list[bytes]:
