@@ -9,13 +9,13 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Load, Move, move, stream, victim
+from benchmarks.measure import Load, Move, apart, copying, move, stream, victim
 from tests.hosts import Pair, two_hosts
 
 console = Console(width=120)
@@ -70,32 +70,21 @@ def throughput(pair: Pair) -> None:
 
 
 def slowdown(pair: Pair) -> None:
-    """A loop over 1 GiB, while its pages are copied, against the same loop beside a plain SSH stream."""
+    """A loop over 1 GiB on one core, while its pages are copied by all that is on the other, against the same loop
+    beside a plain SSH stream."""
     table = Table("run", "alone", "beside a stream", "during pre-copy", "ratio", title="passes over 1 GiB per second")
     for number in range(3):
-        alone, beside, copying = _rates(pair)
-        row = (f"{alone:.2f}", f"{beside:.2f}", f"{copying:.2f}", f"{copying / beside:.2f}")
-        table.add_row(str(number + 1), *row)
+        with victim(pair, Load(mib=1024, dirty=-1)) as subject, apart(subject):
+            alone = subject.rate(3)
+            with ThreadPoolExecutor(1) as pool:
+                streaming = pool.submit(stream, pair, 5)
+                time.sleep(1)  # until it is past its start
+                beside = subject.rate(3)
+                streaming.result()
+            with copying(pair, subject):
+                during = subject.rate(6)
+        table.add_row(str(number + 1), *(f"{rate:.2f}" for rate in (alone, beside, during, during / beside)))
     console.print(table)
-
-
-def _rates(pair: Pair) -> tuple[float, float, float]:
-    """Passes per second: alone, beside a plain stream, during pre-copy."""
-    with victim(pair, Load(mib=1024, dirty=-1)) as subject:
-        alone = subject.rate(3)
-        beside = _during(lambda: stream(pair, 4), lambda: subject.rate(3))
-        options = ("--max-rounds", "4", "--no-converge", "continue", "--compress", "none")
-        return alone, beside, _during(lambda: move(pair, subject, *options), lambda: subject.rate(4))
-
-
-def _during(work: Callable[[], object], look: Callable[[], float]) -> float:
-    """What `look` sees while `work` goes on."""
-    with ThreadPoolExecutor(1) as pool:
-        working = pool.submit(work)
-        time.sleep(0.8)  # until it is past its start
-        seen = look()
-        working.result()
-    return seen
 
 
 def growth(pair: Pair) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,43 @@ def move(pair: Pair, subject: Victim, *options: str) -> Move:
     assert outcome.code == 0, outcome.err
     found.report = outcome.report
     return found
+
+
+@contextmanager
+def apart(subject: Victim) -> Iterator[None]:
+    """The victim on one core, and all else, the hosts with what they start too, on the others."""
+    cores = os.sched_getaffinity(0)
+    first, *others = sorted(cores)
+    ours = [pid for pid in _below(os.getpid()) if pid != subject.task.outer]
+    _pin(ours, others or [first])
+    _pin([subject.task.outer], [first])
+    try:
+        yield
+    finally:
+        _pin(ours, cores)
+
+
+def _pin(pids: Iterable[int], cores: Collection[int]) -> None:
+    for pid in pids:
+        try:
+            for tid in os.listdir(f"/proc/{pid}/task"):
+                os.sched_setaffinity(int(tid), cores)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+
+
+@contextmanager
+def copying(pair: Pair, subject: Victim) -> Iterator[None]:
+    """While its pages are copied, round after round; then the move is called off."""
+    options = ("--max-rounds", "1000", "--no-converge", "continue", "--compress", "none")
+    command = moves.start(pair.a, subject.task.pid, pair.b.destination, *options)
+    try:
+        time.sleep(2)  # until it is past its start
+        yield
+    finally:
+        command.send_signal(signal.SIGINT)
+        outcome = moves.finish(command)
+    assert outcome.code == 130, outcome.err
 
 
 def _watch(command: subprocess.Popen[str], found: Move) -> None:
