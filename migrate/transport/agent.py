@@ -15,7 +15,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import trio
 
@@ -26,6 +26,7 @@ from migrate.transport.frames import Buffer, Frame
 PagesHandler = Callable[[Frame], Awaitable[None]]
 EventHandler = Callable[[dict[str, Any]], None]
 _READ = 1 << 18  # bytes asked of the stream at once
+_LAST_WORDS = 1.0  # seconds for a process to end after its output has
 
 
 class AgentError(Failed):
@@ -151,11 +152,11 @@ class Agent:
                 for frame in decoder.feed(bytes(data)):
                     await self._frame(frame)
             decoder.eof()
-            self._lose(ConnectionLost(f"{self.name} has gone{_last_words(self._stream)}"))
+            self._lose(ConnectionLost(f"{self.name} has gone{await _last_words(self._stream)}"))
         except frames.FrameError as error:
-            self._lose(ConnectionLost(f"{self.name}: {error}{_last_words(self._stream)}"))
+            self._lose(ConnectionLost(f"{self.name}: {error}{await _last_words(self._stream)}"))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            why = _last_words(self._stream) or f": {error.__cause__ or error}"
+            why = await _last_words(self._stream) or f": {error.__cause__ or error}"
             self._lose(ConnectionLost(f"the connection to {self.name} broke{why}"))
         finally:
             if self._lost is None:
@@ -205,10 +206,22 @@ class Agent:
         self._pending.clear()
 
 
-def _last_words(stream: object) -> str:
-    """What a stream can say about its end (its process's exit status and standard error)."""
-    last_words: Callable[[], str] | None = getattr(stream, "last_words", None)
-    text = last_words() if last_words is not None else ""
+@runtime_checkable
+class _Ends(Protocol):
+    """A stream with a process at its other end."""
+
+    async def wait_ended(self) -> None: ...
+    def last_words(self) -> str: ...
+
+
+async def _last_words(stream: object) -> str:
+    """What a stream can say about its end (its process's exit status and standard error). Its output ends an instant
+    before the process can be waited for."""
+    if not isinstance(stream, _Ends):
+        return ""
+    with trio.move_on_after(_LAST_WORDS):
+        await stream.wait_ended()
+    text = stream.last_words()
     return f": {text}" if text else ""
 
 

@@ -25,6 +25,7 @@ class LocalAgent(trio.abc.HalfCloseableStream):
     def __init__(self, stream: trio.SocketStream, process: trio.Process) -> None:
         self._stream, self.process = stream, process
         self._stderr = bytearray()
+        self._said = trio.Event()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
@@ -40,6 +41,11 @@ class LocalAgent(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+    async def wait_ended(self) -> None:
+        """Until it has ended and everything that it said is here."""
+        await self.process.wait()
+        await self._said.wait()
 
     def last_words(self) -> str:
         """How it ended, and the end of what it wrote to its standard error."""
@@ -64,6 +70,7 @@ class LocalAgent(trio.abc.HalfCloseableStream):
         async for data in self.process.stderr:
             self._stderr += data
             del self._stderr[:-_LAST_WORDS]
+        self._said.set()
 
 
 def _last_line(stderr: bytes | bytearray) -> str:
