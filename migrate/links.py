@@ -101,7 +101,7 @@ async def connected(options: Options, display: Display) -> AsyncIterator[tuple[R
         relay.destination = agent
         await faults.reach("connected")
         rescue = Rescue(options.pid, source.agent, source.stream, ring, display, source.sudo)
-        yield rescue, Destination(agent, link.destination), relay
+        yield rescue, Destination(agent, link.destination, options.pid), relay
 
 
 @asynccontextmanager
