@@ -1,0 +1,146 @@
+"""Whoever dies, and whatever breaks, at every phase of a migration before the commit: the process runs on where it
+was."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hosts import Pair
+from tests.migration.journey import Journeys
+from tests.migration.launcher import Launcher, Run, launcher
+from tests.migration.scene import FROZEN, POINTS, Scene, kill, left_in, scene, states
+from tests.tasks import wait_until
+
+
+@pytest.fixture(scope="module")
+def start(hosts: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Starts migrations on node1."""
+    with launcher(hosts.a, tmp_path_factory.mktemp("runs")) as made:
+        yield made
+
+
+@pytest.fixture
+def stage(journeys: Journeys, start: Launcher, tmp_path: Path) -> Iterator[Scene]:
+    """A process that notices everything."""
+    with scene(journeys, start, tmp_path) as made:
+        yield made
+
+
+AFTER = POINTS[POINTS.index("created") :]
+Disaster = Callable[[Scene, Run], object]
+DISASTERS: dict[str, tuple[Disaster, tuple[str, ...]]] = {
+    "ssh cut": (lambda scene, run: scene.pair.b.cut_ssh(), POINTS),
+    "source agent killed": (lambda scene, run: kill(run.agents[0]), POINTS),
+    "destination agent killed": (lambda scene, run: kill(scene.agent), POINTS),
+    "overseer killed": (lambda scene, run: kill(scene.overseer), AFTER),
+    "restoree killed": (lambda scene, run: kill(scene.restoree), AFTER),
+}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", DISASTERS)
+def test_at_every_phase(stage: Scene, name: str) -> None:
+    disaster, points = DISASTERS[name]
+    for point in points:
+        hold, run = stage.hold(point)
+        disaster(stage, run)
+        time.sleep(0.2)  # until it is noticed: at the last point there is no other time for that
+        hold.release()
+        result = run.wait()
+        # COMMIT is not sent to an overseer that is dead; that a restoree is, COMMIT finds out.
+        assert result.code == 5 and result.report["error"], (name, point, result)
+        assert "unexpected" not in result.err and "Traceback" not in result.err, (name, point, result.err)
+        try:
+            stage.untouched()
+        except (AssertionError, TimeoutError) as error:
+            raise AssertionError(f"{name} at {point}: {error}\n{result.err}") from error
+
+
+def test_an_error_at_every_phase(stage: Scene) -> None:
+    for point in POINTS:
+        result = stage.launcher.start(*stage.command, fault=f"{point}:fail").wait()
+        assert result.code == 5 and result.report["error"] == f"injected at {point}", (point, result)
+        stage.untouched()
+
+
+def test_coordinator_killed_at_every_phase(stage: Scene) -> None:
+    for point in POINTS[:-1]:
+        hold, run = stage.hold(point)
+        kill(run.outer)
+        hold.release()
+        assert run.wait().code == -signal.SIGKILL
+        stage.untouched()
+
+
+def test_coordinator_killed_right_before_commit(journeys: Journeys, start: Launcher, tmp_path: Path) -> None:
+    """Nobody is left who could know whether COMMIT was sent: the copy here waits for whoever finds out."""
+    log = tmp_path / "count"
+    journey = journeys.run("counter", [journeys.victims("counter"), str(log), "1"])
+    journey.directory = tmp_path
+    wait_until("counting", log.exists)
+    stage = Scene(journeys.pair, journey, start, tmp_path)
+    stage.look()
+    hold, run = stage.hold("halted")
+    kill(run.outer)
+    hold.release()
+    assert run.wait().code == -signal.SIGKILL
+    wait_until("the process stopped, and nobody's", lambda: states(journey.task.outer) == {"T"})
+    journey.task.signal(signal.SIGCONT)
+    stage.untouched()
+
+
+@pytest.mark.parametrize("point", ["source-stopped", "source-collected", "source-unlocked"])
+def test_source_agent_killed_in_the_middle_of_the_freeze(stage: Scene, point: str) -> None:
+    result = stage.launcher.start(*stage.command, fault=f"{point}:kill").wait()
+    assert result.code == 5 and "signal 9" in result.report["error"], result
+    stage.untouched()
+
+
+def test_without_a_coordinator_the_parasite_stays_until_the_next_time(stage: Scene) -> None:
+    """Both are killed: nobody is left to take it out; the next migration does, or at least is not in its way."""
+    hold, run = stage.hold("frozen")
+    agent = run.agents[0]
+    kill(run.outer)
+    kill(agent)
+    hold.release()
+    run.wait()
+    assert left_in(stage.journey.task.outer)
+    result = stage.launcher.start(*stage.command, fault="frozen:fail").wait()
+    assert result.code == 5 and "injected" in result.report["error"]
+    stage.untouched()
+
+
+def test_a_silent_link_in_the_frozen_window(stage: Scene) -> None:
+    """The cable is pulled, and nobody is told. The process must not stand still until TCP gives up."""
+    for point in FROZEN[:2]:
+        hold, run = stage.hold(point)
+        stage.pair.b.link_down()
+        hold.release()
+        result = run.wait()
+        stage.pair.b.link_up()
+        assert result.code == 5 and "did not answer" in result.report["error"], result
+        assert result.seconds < 20, result
+        stage.untouched()
+
+
+def test_committed_is_committed(stage: Scene, start: Launcher) -> None:
+    """After COMMIT nothing that happens here takes it back: neither a signal, nor the death of the source agent."""
+    hold, run = stage.hold("committed")
+    run.signal(signal.SIGINT)
+    hold.release()
+    result = run.wait()
+    assert result.code == 0 and result.report["ok"], result
+    assert not stage.journey.task.alive
+    stage.journey.task = stage.pair.b.adopt(result.report["new_pid"])
+
+
+def test_the_source_agent_dies_right_before_commit(stage: Scene) -> None:
+    """The SIGSTOP that is to keep the process for the one who decides is taken back."""
+    result = stage.launcher.start(*stage.command, fault="source-halted:kill").wait()
+    assert result.code == 5, result
+    stage.untouched()
