@@ -220,6 +220,9 @@ class Overseer:
         if self._status is None:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             self._wait()
+        for control in self._controls:
+            # One that is not traced yet does not end with the overseer, but at the end of its input.
+            control.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + _KILL_PATIENCE
         alive = []
         for slot, control in enumerate(self._controls):
