@@ -137,6 +137,11 @@ class Agent:
         if self._lost is not None:
             raise self._lost
 
+    @property
+    def lost(self) -> bool:
+        """Whether it can be asked no more."""
+        return self._lost is not None
+
     async def wait_lost(self) -> Exception:
         """Waits until the agent is gone; the reason."""
         await self._ended.wait()
