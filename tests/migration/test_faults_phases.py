@@ -13,7 +13,7 @@ import pytest
 from tests.hosts import Pair
 from tests.migration.journey import Journeys
 from tests.migration.launcher import Launcher, Run, launcher
-from tests.migration.scene import FROZEN, POINTS, Scene, kill, left_in, scene, states
+from tests.migration.scene import FROZEN, POINTS, Stage, kill, left_in, staged, states
 from tests.tasks import wait_until
 
 
@@ -25,14 +25,14 @@ def start(hosts: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lau
 
 
 @pytest.fixture
-def stage(journeys: Journeys, start: Launcher, tmp_path: Path) -> Iterator[Scene]:
+def stage(journeys: Journeys, start: Launcher, tmp_path: Path) -> Iterator[Stage]:
     """A process that notices everything."""
-    with scene(journeys, start, tmp_path) as made:
+    with staged(journeys, start, tmp_path) as made:
         yield made
 
 
 AFTER = POINTS[POINTS.index("created") :]
-Disaster = Callable[[Scene, Run], object]
+Disaster = Callable[[Stage, Run], object]
 DISASTERS: dict[str, tuple[Disaster, tuple[str, ...]]] = {
     "ssh cut": (lambda scene, run: scene.pair.b.cut_ssh(), POINTS),
     "source agent killed": (lambda scene, run: kill(run.agents[0]), POINTS),
@@ -44,7 +44,7 @@ DISASTERS: dict[str, tuple[Disaster, tuple[str, ...]]] = {
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", DISASTERS)
-def test_at_every_phase(stage: Scene, name: str) -> None:
+def test_at_every_phase(stage: Stage, name: str) -> None:
     disaster, points = DISASTERS[name]
     for point in points:
         hold, run = stage.hold(point)
@@ -61,14 +61,14 @@ def test_at_every_phase(stage: Scene, name: str) -> None:
             raise AssertionError(f"{name} at {point}: {error}\n{result.err}") from error
 
 
-def test_an_error_at_every_phase(stage: Scene) -> None:
+def test_an_error_at_every_phase(stage: Stage) -> None:
     for point in POINTS:
-        result = stage.launcher.start(*stage.command, fault=f"{point}:fail").wait()
+        result = stage.attempt(f"{point}:fail")
         assert result.code == 5 and result.report["error"] == f"injected at {point}", (point, result)
         stage.untouched()
 
 
-def test_coordinator_killed_at_every_phase(stage: Scene) -> None:
+def test_coordinator_killed_at_every_phase(stage: Stage) -> None:
     for point in POINTS[:-1]:
         hold, run = stage.hold(point)
         kill(run.outer)
@@ -83,8 +83,7 @@ def test_coordinator_killed_right_before_commit(journeys: Journeys, start: Launc
     journey = journeys.run("counter", [journeys.victims("counter"), str(log), "1"])
     journey.directory = tmp_path
     wait_until("counting", log.exists)
-    stage = Scene(journeys.pair, journey, start, tmp_path)
-    stage.look()
+    stage = Stage(journeys.pair, journey, start, tmp_path)
     hold, run = stage.hold("halted")
     kill(run.outer)
     hold.release()
@@ -95,13 +94,13 @@ def test_coordinator_killed_right_before_commit(journeys: Journeys, start: Launc
 
 
 @pytest.mark.parametrize("point", ["source-stopped", "source-collected", "source-unlocked"])
-def test_source_agent_killed_in_the_middle_of_the_freeze(stage: Scene, point: str) -> None:
-    result = stage.launcher.start(*stage.command, fault=f"{point}:kill").wait()
+def test_source_agent_killed_in_the_middle_of_the_freeze(stage: Stage, point: str) -> None:
+    result = stage.attempt(f"{point}:kill")
     assert result.code == 5 and "signal 9" in result.report["error"], result
     stage.untouched()
 
 
-def test_without_a_coordinator_the_parasite_stays_until_the_next_time(stage: Scene) -> None:
+def test_without_a_coordinator_the_parasite_stays_until_the_next_time(stage: Stage) -> None:
     """Both are killed: nobody is left to take it out; the next migration does, or at least is not in its way."""
     hold, run = stage.hold("frozen")
     agent = run.agents[0]
@@ -110,12 +109,12 @@ def test_without_a_coordinator_the_parasite_stays_until_the_next_time(stage: Sce
     hold.release()
     run.wait()
     assert left_in(stage.journey.task.outer)
-    result = stage.launcher.start(*stage.command, fault="frozen:fail").wait()
+    result = stage.attempt("frozen:fail")
     assert result.code == 5 and "injected" in result.report["error"]
     stage.untouched()
 
 
-def test_a_silent_link_in_the_frozen_window(stage: Scene) -> None:
+def test_a_silent_link_in_the_frozen_window(stage: Stage) -> None:
     """The cable is pulled, and nobody is told. The process must not stand still until TCP gives up."""
     for point in FROZEN[:2]:
         hold, run = stage.hold(point)
@@ -128,7 +127,7 @@ def test_a_silent_link_in_the_frozen_window(stage: Scene) -> None:
         stage.untouched()
 
 
-def test_committed_is_committed(stage: Scene, start: Launcher) -> None:
+def test_committed_is_committed(stage: Stage, start: Launcher) -> None:
     """After COMMIT nothing that happens here takes it back: neither a signal, nor the death of the source agent."""
     hold, run = stage.hold("committed")
     run.signal(signal.SIGINT)
@@ -139,8 +138,8 @@ def test_committed_is_committed(stage: Scene, start: Launcher) -> None:
     stage.journey.task = stage.pair.b.adopt(result.report["new_pid"])
 
 
-def test_the_source_agent_dies_right_before_commit(stage: Scene) -> None:
+def test_the_source_agent_dies_right_before_commit(stage: Stage) -> None:
     """The SIGSTOP that is to keep the process for the one who decides is taken back."""
-    result = stage.launcher.start(*stage.command, fault="source-halted:kill").wait()
+    result = stage.attempt("source-halted:kill")
     assert result.code == 5, result
     stage.untouched()

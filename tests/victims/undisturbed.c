@@ -6,7 +6,11 @@
 #include <malloc.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/signalfd.h>
+#include <sys/timerfd.h>
 #include <sys/utsname.h>
 
 enum { NAP = 50000000 /* ns */ };
@@ -126,6 +130,27 @@ static void *count(void *path)
 	return NULL;
 }
 
+/* One of everything else that has to be put back elsewhere; none of it does anything for an hour. */
+static void own(void)
+{
+	struct itimerspec hour = { { 0, 0 }, { 3600, 0 } };
+	struct itimerval other = { { 0, 0 }, { 3600, 0 } };
+	sigset_t set;
+	timer_t timer;
+	int memory = memfd_create("undisturbed", MFD_CLOEXEC);
+
+	sigemptyset(&set);
+	check(!timer_create(CLOCK_MONOTONIC, NULL, &timer) && !timer_settime(timer, 0, &hour, NULL));
+	check(!setitimer(ITIMER_REAL, &other, NULL));
+	check(!timerfd_settime(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC), 0, &hour, NULL));
+	check(eventfd(7, EFD_NONBLOCK) >= 0 && signalfd(-1, &set, SFD_CLOEXEC) >= 0);
+	check(inotify_add_watch(inotify_init1(IN_CLOEXEC), getenv("VICTIM_DIR"), IN_ATTRIB) >= 0);
+	check(memory >= 0 && !ftruncate(memory, 8192) && pwrite(memory, "contents", 8, 4090) == 8);
+	check(mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0) != MAP_FAILED);
+	check(mmap(NULL, 1 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED);
+	check(open("/dev/null", O_RDWR) >= 0 && dup(2) >= 0 && open("/", O_RDONLY | O_DIRECTORY) >= 0);
+}
+
 static char *in_directory(const char *name)
 {
 	char *path;
@@ -148,6 +173,7 @@ int main(void)
 	sigaddset(&expected, SIGRTMIN + 5);
 	check(!pthread_sigmask(SIG_BLOCK, &expected, NULL) && signal(SIGCONT, continued) != SIG_ERR && !pipe(never));
 	check(!pthread_barrier_init(&going, NULL, NAPS + 4));
+	own();
 	for (i = 0; i < NAPS; i++)
 		check(!pthread_create(&threads[i], NULL, nap, (void *)(long)i));
 	check(!pthread_create(&threads[i++], NULL, wait_for_ever, NULL));
