@@ -243,12 +243,20 @@ async def open_agent(
     An exception that a handler raises ends the block with it. ``name`` is for sentences: "the source agent".
     """
     agent = Agent(stream, name, on_pages, on_event)
+    # Who cancels the block has it undo what it has done, and that takes replies.
+    reading = trio.CancelScope(shield=True)
+
+    async def read() -> None:
+        with reading:
+            await agent._read()
+
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(agent._read)
+            nursery.start_soon(read)
             try:
                 yield agent
             finally:
+                reading.cancel()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise sole(group) from None
