@@ -95,6 +95,11 @@ class Run:
         """Our numbers of its local agents."""
         return [pid for pid in children(self.outer) if b"agents.source" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
+    @property
+    def err(self) -> str:
+        """What it has said on standard error."""
+        return (self._directory / f"{self._name}.err").read_text()
+
     def wait(self) -> Result:
         """Until it has ended."""
         code = self._launcher.ask(wait=self._pid)
@@ -150,16 +155,16 @@ class Hold:
     """A point at which a migration is held: ``fault`` for `Launcher.start`."""
 
     def __init__(self, directory: Path, point: str) -> None:
-        self._path = directory / f"hold-{point}"
-        self._path.unlink(missing_ok=True)
+        self.path = directory / f"hold-{point}"
+        self.path.unlink(missing_ok=True)
         self.point = point
-        self.fault = f"{point}:hold={self._path}"
+        self.fault = f"{point}:hold={self.path}"
 
     def reached(self, run: Run) -> None:
         """Wait until the migration is there."""
-        wait_until(f"{self.point} reached", lambda: self._path.exists() or run.ended, 30)
-        assert self._path.exists(), f"{self.point} was not reached: {run.wait()}"
+        wait_until(f"{self.point} reached", lambda: self.path.exists() or run.ended, 30)
+        assert self.path.exists(), f"{self.point} was not reached: {run.wait()}"
 
     def release(self) -> None:
         """Let it go on."""
-        self._path.unlink()
+        self.path.unlink()

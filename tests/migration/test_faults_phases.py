@@ -17,20 +17,6 @@ from tests.migration.scene import FROZEN, POINTS, Stage, kill, left_in, staged, 
 from tests.tasks import wait_until
 
 
-@pytest.fixture(scope="module")
-def start(hosts: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Starts migrations on node1."""
-    with launcher(hosts.a, tmp_path_factory.mktemp("runs")) as made:
-        yield made
-
-
-@pytest.fixture
-def stage(journeys: Journeys, start: Launcher, tmp_path: Path) -> Iterator[Stage]:
-    """A process that notices everything."""
-    with staged(journeys, start, tmp_path) as made:
-        yield made
-
-
 AFTER = POINTS[POINTS.index("created") :]
 Disaster = Callable[[Stage, Run], object]
 DISASTERS: dict[str, tuple[Disaster, tuple[str, ...]]] = {
@@ -112,30 +98,6 @@ def test_without_a_coordinator_the_parasite_stays_until_the_next_time(stage: Sta
     result = stage.attempt("frozen:fail")
     assert result.code == 5 and "injected" in result.report["error"]
     stage.untouched()
-
-
-def test_a_silent_link_in_the_frozen_window(stage: Stage) -> None:
-    """The cable is pulled, and nobody is told. The process must not stand still until TCP gives up."""
-    for point in FROZEN[:2]:
-        hold, run = stage.hold(point)
-        stage.pair.b.link_down()
-        hold.release()
-        result = run.wait()
-        stage.pair.b.link_up()
-        assert result.code == 5 and "did not answer" in result.report["error"], result
-        assert result.seconds < 20, result
-        stage.untouched()
-
-
-def test_committed_is_committed(stage: Stage, start: Launcher) -> None:
-    """After COMMIT nothing that happens here takes it back: neither a signal, nor the death of the source agent."""
-    hold, run = stage.hold("committed")
-    run.signal(signal.SIGINT)
-    hold.release()
-    result = run.wait()
-    assert result.code == 0 and result.report["ok"], result
-    assert not stage.journey.task.alive
-    stage.journey.task = stage.pair.b.adopt(result.report["new_pid"])
 
 
 def test_the_source_agent_dies_right_before_commit(stage: Stage) -> None:
