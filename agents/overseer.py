@@ -157,9 +157,10 @@ class Overseer:
     def _await(self, slot: int, patience: float) -> None:
         """Until the restorer of a slot has something to say.
 
-        Not for ever: it may die, or hang for ``patience`` seconds, and the connection may end. When that happens with requests still unread, they were
-        sent before, so what is under way may be what they wait for: it gets GRACE seconds. A connection over which
-        nothing comes for LEASE seconds, not even the coordinator's ping, has ended too.
+        Not for ever: it may die, or hang for ``patience`` seconds, and the connection may end. When that happens with
+        requests still unread, they were sent before, so what is under way may be what they wait for: it gets GRACE
+        seconds. A connection over which nothing comes for LEASE seconds, not even the coordinator's ping, has ended
+        too.
         """
         control, deadline = self._controls[slot].fileno(), None
         over = time.monotonic() + patience

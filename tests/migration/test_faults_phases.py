@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.hosts import Pair
 from tests.migration.journey import Journeys
-from tests.migration.launcher import Launcher, Run, launcher
-from tests.migration.scene import FROZEN, POINTS, Stage, kill, left_in, staged, states
+from tests.migration.launcher import Launcher, Run
+from tests.migration.scene import POINTS, Stage, kill, left_in, states
 from tests.tasks import wait_until
-
 
 AFTER = POINTS[POINTS.index("created") :]
 Disaster = Callable[[Stage, Run], object]
