@@ -8,14 +8,13 @@ import signal
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pytest
 
 from migrate import faults
-from tests.hosts import Command
 from tests.migration.launcher import Hold
 from tests.migration.scene import POINTS, Stage
+from tests.migration.terminal import Terminal, terminal
 from tests.moves import PROGRAM
 from tests.tasks import wait_until
 
@@ -62,67 +61,28 @@ def unread(pid: int) -> int:
         os.close(pipe)
 
 
-# At a terminal
-
-
-@dataclass
-class Terminal:
-    """A terminal on node1 in which a migration runs."""
-
-    master: int
-    command: Command
-    shown: str = ""
-
-    def type(self, text: str) -> None:
-        """Press keys."""
-        os.write(self.master, text.encode())
-
-    def end(self) -> int:
-        """Wait for the command; its exit code."""
-        while True:
-            try:
-                data = os.read(self.master, 65536)
-            except OSError:  # EIO: nobody has the other end open any more, pty(7)
-                break
-            self.shown += data.decode(errors="replace")
-        return self.command.wait(20)
-
-
 @contextmanager
-def terminal(stage: Stage, hold: Hold) -> Iterator[Terminal]:
-    """The command in the foreground of a terminal of its own, come to a point."""
-    master, slave = os.openpty()
-    argv = ["setsid", "--ctty", PROGRAM, "-F", str(stage.pair.a.ssh_config), *stage.command[1:]]
-    env = {faults.VARIABLE: hold.fault, "TERM": "xterm"}
-    with stage.pair.a.popen(argv, stdin=slave, stdout=slave, stderr=slave, env=env) as command:
-        os.close(slave)
-        try:
-            wait_until(f"{hold.point} reached", lambda: hold.path.exists() or command.poll() is not None, 30)
-            yield Terminal(master, command)
-        finally:
-            if command.poll() is None:
-                command.kill()
-            os.close(master)
+def at(stage: Stage, point: str) -> Iterator[Terminal]:
+    """The command at a terminal, come to a point."""
+    hold = Hold(stage.directory, point)
+    argv = [PROGRAM, "-F", str(stage.pair.a.ssh_config), *stage.command[1:]]
+    with terminal(stage.pair.a, argv, {faults.VARIABLE: hold.fault}) as made:
+        wait_until(f"{point} reached", lambda: hold.path.exists() or made.command.poll() is not None, 30)
+        yield made
+    hold.release()
 
 
 @pytest.mark.parametrize("point", ["connected", "round", "frozen", "halted"])
 def test_control_c_at_a_terminal(stage: Stage, point: str) -> None:
-    hold = Hold(stage.directory, point)
-    with terminal(stage, hold) as tty:
+    with at(stage, point) as tty:
         tty.type("\x03")
-        code = tty.end()
-    hold.release()
-    assert code == 130 and "interrupted and rolled back" in tty.shown, (code, tty.shown)
+        assert tty.command.wait(20) == 130
+        tty.wait_shown("interrupted and rolled back")
     stage.untouched()
 
 
 def test_the_terminal_is_closed(stage: Stage) -> None:
-    """As when its window is, or the connection to the machine that it is on breaks."""
-    hold = Hold(stage.directory, "round")
-    with terminal(stage, hold) as tty:
-        closed = os.open("/dev/null", os.O_RDONLY)
-        os.dup2(closed, tty.master)
-        os.close(closed)
+    with at(stage, "round") as tty:
+        tty.close()
         assert tty.command.wait(20) == 130
-    hold.release()
     stage.untouched()
