@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import select
 import signal
@@ -29,6 +30,7 @@ _MESSAGE = struct.Struct("<IIQ")  # type, length of the meta, length of the blob
 _ANSWER = struct.Struct("<iIq")  # op or run that failed or -1, 0, result
 _NO_RUNS = struct.pack("<II", 0, 0)
 _ENDINGS = {2: "its answer was not taken", 3: "it did not understand a message", 4: "no memory for its buffer"}
+PATIENCE = 30.0  # seconds that programs may take: they map and open, and never wait for anything but a file system
 GRACE = 10.0  # seconds that a program may go on for after the connection has ended
 LEASE = 60.0  # seconds without a sign of the coordinator after which it is taken for gone
 _KILL_PATIENCE = 10.0  # seconds until killed processes must be gone
@@ -122,7 +124,7 @@ class Overseer:
             control.sendall(programs)
         except (BrokenPipeError, ConnectionResetError):
             raise self._died(slot) from None
-        program, failed, result = self._answer(slot)
+        program, failed, result = self._answer(slot, PATIENCE)
         return program, failed, result, self._receive(slot, len(programs)) if return_image else b""
 
     def place(self, slot: int, meta: bytes, blob_len: int) -> tuple[int, int]:
@@ -147,30 +149,36 @@ class Overseer:
             raise ValueError(f"there is no slot {slot}: {len(self._controls) - 1} restorees")
         return self._controls[slot]
 
-    def _answer(self, slot: int) -> tuple[int, int, int]:
-        self._await(slot)
+    def _answer(self, slot: int, patience: float = math.inf) -> tuple[int, int, int]:
+        self._await(slot, patience)
         failed, program, result = _ANSWER.unpack(self._receive(slot, _ANSWER.size))
         return program, failed, result
 
-    def _await(self, slot: int) -> None:
+    def _await(self, slot: int, patience: float) -> None:
         """Until the restorer of a slot has something to say.
 
-        Not for ever: it may die, and the connection may end. When that happens with requests still unread, they were
-        sent before, so what is under way may be what they wait for: it gets GRACE seconds. A connection over which
-        nothing comes for LEASE seconds, not even the coordinator's ping, has ended too.
+        Not for ever: it may die, or hang for ``patience`` seconds, and the connection may end. When that happens with
+        requests still unread, they were sent before, so what is under way may be what they wait for: it gets GRACE
+        seconds. A connection over which nothing comes for LEASE seconds, not even the coordinator's ping, has ended
+        too.
         """
         control, deadline = self._controls[slot].fileno(), None
+        over = time.monotonic() + patience
         poll = select.poll()
         poll.register(control, select.POLLIN)
         poll.register(self.pidfd, select.POLLIN)
         poll.register(self._data_fd, 0)  # POLLHUP and POLLERR are reported always
         while True:
-            left = LEASE if deadline is None else max(0.0, deadline - time.monotonic())
-            ready = dict(poll.poll(left * 1000))
+            now = time.monotonic()
+            left = min(over - now, LEASE if deadline is None else deadline - now)
+            ready = dict(poll.poll(max(0.0, left * 1000)))
             if control in ready:
                 return
             if self.pidfd in ready:
                 raise self._died(slot)
+            if time.monotonic() >= over:
+                who = f"the restorer of restoree {slot}" if slot else "the overseer"
+                raise RestorerDied(f"{who} hangs: no answer within {patience:g} s; does a file system there hang?")
             if not ready and deadline is None and _unread(self._data_fd):
                 continue
             if self._data_fd in ready and _unread(self._data_fd):
@@ -220,6 +228,9 @@ class Overseer:
         if self._status is None:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             self._wait()
+        for control in self._controls:
+            # One that is not traced yet does not end with the overseer, but at the end of its input.
+            control.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + _KILL_PATIENCE
         alive = []
         for slot, control in enumerate(self._controls):

@@ -49,6 +49,9 @@ class Agent:
     def _answer(self, fields: dict[str, Any], blob: bytes) -> None:
         number, verb = fields.pop("id"), fields.pop("verb")
         try:
+            if verb == "inspect":  # all begins anew
+                self._source.close()
+                self._source = Source(self._pages)
             method: Callable[..., Answer] = _FACTS.get(verb) or getattr(self._source, "do_" + verb)
             answer, out = method(**fields, **({"blob": blob} if blob else {}))
             meta = {"id": number, "ok": True, **answer}

@@ -77,8 +77,10 @@ class Running:
 class Destination:
     """Verbs of the destination agent, with types."""
 
-    def __init__(self, agent: Agent, name: str) -> None:
+    def __init__(self, agent: Agent, name: str, pid: int) -> None:
+        """``name`` of the host and number of the process are for sentences."""
         self.agent, self.name = agent, name
+        self._where = f"of pid {pid} on {name}"
 
     async def facts(self) -> Facts:
         """Two round trips' worth of questions in one."""
@@ -151,7 +153,7 @@ class Destination:
         blob = b"".join(linked.image for part in parts for linked in part)
         described = list(zip(slots, sizes, strict=True))
         pending = await self.agent.submit("run", blob, parts=described, return_image=return_image)
-        return Running(pending, parts, f"on {self.name}")
+        return Running(pending, parts, self._where)
 
     async def commit(self, program: Program, revocable: int) -> None:
         """Let the process go. Raises NotCommitted when the agent says that it did not, or when one of the first
@@ -165,7 +167,7 @@ class Destination:
             raise
         failed = int(reply["failed"])
         if failed >= 0:
-            text = describe_failure(linked, failed, int(reply["result"]), "releasing", f"on {self.name}")
+            text = describe_failure(linked, failed, int(reply["result"]), "releasing", self._where)
             raise NotCommitted(text) if failed < revocable else OpFailed(text)
 
     async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels, clocks: Offsets | None) -> None:

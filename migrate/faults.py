@@ -22,8 +22,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-import trio
-
 from migrate.engine.program import Linked
 from migrate.engine.program.ops import OP, Check, OpKind
 from migrate.errors import Failed
@@ -63,6 +61,8 @@ def ops_seen() -> int:
 async def reach(point: str) -> None:
     """A point of the coordinator."""
     if _faults and point in _faults:
+        import trio  # here, because the agents import this file too, and need not wait for it
+
         for pause in _act(point):
             await trio.sleep(pause)
 

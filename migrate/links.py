@@ -37,6 +37,7 @@ class Relay:
         self._ring = ring
         self.pages = self.bytes = 0
         self._off = False
+        self._busy = trio.Lock()  # while a frame is on its way
         self._in_flight = trio.CancelScope()
         self._display = display
         self._since, self._before = time.monotonic(), 0
@@ -67,15 +68,18 @@ class Relay:
         if self._off:
             return
         try:
-            with trio.CancelScope() as self._in_flight:
-                await self.destination.send_pages(RESTOREE, flags, meta, contents)
+            async with self._busy:
+                with trio.CancelScope() as self._in_flight:
+                    await self.destination.send_pages(RESTOREE, flags, meta, contents)
         except Failed:
             self._off = True
 
     async def stop(self) -> None:
         """Drop what comes from now on: the source, which waits for us to take it, has to hear something else."""
         self._off = True
-        await trio.sleep(_IN_FLIGHT)
+        with trio.move_on_after(_IN_FLIGHT):
+            async with self._busy:
+                return
         self._in_flight.cancel()
 
 
@@ -97,7 +101,7 @@ async def connected(options: Options, display: Display) -> AsyncIterator[tuple[R
         relay.destination = agent
         await faults.reach("connected")
         rescue = Rescue(options.pid, source.agent, source.stream, ring, display, source.sudo)
-        yield rescue, Destination(agent, link.destination), relay
+        yield rescue, Destination(agent, link.destination, options.pid), relay
 
 
 @asynccontextmanager

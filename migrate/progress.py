@@ -7,9 +7,11 @@ migration must not die of a closed window half-way through its commit.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol, TextIO
 
 from migrate.report import Report, Round, subject
@@ -199,8 +201,12 @@ def put(stream: TextIO, line: str) -> None:
     try:
         stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         stream.flush()
-    except (OSError, ValueError):  # ValueError: written to after it was closed
+    except ValueError:  # written to after it was closed
         return
+    except OSError:
+        # What is left in its buffer would be tried again at Python's end, which makes that an exit status of 120.
+        with suppress(ValueError), open(os.devnull, "w") as null:  # ValueError: a stream that is no file
+            os.dup2(null.fileno(), stream.fileno())
 
 
 def choose(

@@ -51,7 +51,6 @@ async def source_agent(
             try:
                 await agent.request("stat", paths=[])
             except ConnectionLost:
-                await stream.process.wait()
                 raise Refused([_unhelped(problem, stream.last_words()) for problem in problems]) from None
             finally:
                 display.resume()

@@ -15,7 +15,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import trio
 
@@ -26,6 +26,7 @@ from migrate.transport.frames import Buffer, Frame
 PagesHandler = Callable[[Frame], Awaitable[None]]
 EventHandler = Callable[[dict[str, Any]], None]
 _READ = 1 << 18  # bytes asked of the stream at once
+_LAST_WORDS = 1.0  # seconds for a process to end after its output has
 
 
 class AgentError(Failed):
@@ -136,6 +137,11 @@ class Agent:
         if self._lost is not None:
             raise self._lost
 
+    @property
+    def lost(self) -> bool:
+        """Whether it can be asked no more."""
+        return self._lost is not None
+
     async def wait_lost(self) -> Exception:
         """Waits until the agent is gone; the reason."""
         await self._ended.wait()
@@ -151,11 +157,11 @@ class Agent:
                 for frame in decoder.feed(bytes(data)):
                     await self._frame(frame)
             decoder.eof()
-            self._lose(ConnectionLost(f"{self.name} has gone{_last_words(self._stream)}"))
+            self._lose(ConnectionLost(f"{self.name} has gone{await _last_words(self._stream)}"))
         except frames.FrameError as error:
-            self._lose(ConnectionLost(f"{self.name}: {error}{_last_words(self._stream)}"))
+            self._lose(ConnectionLost(f"{self.name}: {error}{await _last_words(self._stream)}"))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            why = _last_words(self._stream) or f": {error.__cause__ or error}"
+            why = await _last_words(self._stream) or f": {error.__cause__ or error}"
             self._lose(ConnectionLost(f"the connection to {self.name} broke{why}"))
         finally:
             if self._lost is None:
@@ -205,10 +211,22 @@ class Agent:
         self._pending.clear()
 
 
-def _last_words(stream: object) -> str:
-    """What a stream can say about its end (its process's exit status and standard error)."""
-    last_words: Callable[[], str] | None = getattr(stream, "last_words", None)
-    text = last_words() if last_words is not None else ""
+@runtime_checkable
+class _Ends(Protocol):
+    """A stream with a process at its other end."""
+
+    async def wait_ended(self) -> None: ...
+    def last_words(self) -> str: ...
+
+
+async def _last_words(stream: object) -> str:
+    """What a stream can say about its end (its process's exit status and standard error). Its output ends an instant
+    before the process can be waited for."""
+    if not isinstance(stream, _Ends):
+        return ""
+    with trio.move_on_after(_LAST_WORDS):
+        await stream.wait_ended()
+    text = stream.last_words()
     return f": {text}" if text else ""
 
 
@@ -225,12 +243,20 @@ async def open_agent(
     An exception that a handler raises ends the block with it. ``name`` is for sentences: "the source agent".
     """
     agent = Agent(stream, name, on_pages, on_event)
+    # Who cancels the block has it undo what it has done, and that takes replies.
+    reading = trio.CancelScope(shield=True)
+
+    async def read() -> None:
+        with reading:
+            await agent._read()
+
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(agent._read)
+            nursery.start_soon(read)
             try:
                 yield agent
             finally:
+                reading.cancel()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise sole(group) from None

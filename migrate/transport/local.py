@@ -25,6 +25,7 @@ class LocalAgent(trio.abc.HalfCloseableStream):
     def __init__(self, stream: trio.SocketStream, process: trio.Process) -> None:
         self._stream, self.process = stream, process
         self._stderr = bytearray()
+        self._said = trio.Event()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
@@ -40,6 +41,11 @@ class LocalAgent(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+    async def wait_ended(self) -> None:
+        """Until it has ended and everything that it said is here."""
+        await self.process.wait()
+        await self._said.wait()
 
     def last_words(self) -> str:
         """How it ended, and the end of what it wrote to its standard error."""
@@ -59,11 +65,13 @@ class LocalAgent(trio.abc.HalfCloseableStream):
                 pass  # sudo's: it is not ours to kill, and ends with the agent
             await self.process.wait()
 
-    async def _collect(self) -> None:
+    async def _collect(self, until: trio.CancelScope) -> None:
         assert self.process.stderr is not None
-        async for data in self.process.stderr:
-            self._stderr += data
-            del self._stderr[:-_LAST_WORDS]
+        with until:
+            async for data in self.process.stderr:
+                self._stderr += data
+                del self._stderr[:-_LAST_WORDS]
+            self._said.set()
 
 
 def _last_line(stderr: bytes | bytearray) -> str:
@@ -99,15 +107,16 @@ async def start(command: Sequence[str], inherited: Sequence[int] = ()) -> AsyncI
             pass_fds=inherited,
         )
     agent = LocalAgent(stream, process)
+    collecting = trio.CancelScope(shield=True)  # to the end, also when the block is cancelled
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(agent._collect)
+            nursery.start_soon(agent._collect, collecting)
             try:
                 yield agent
             finally:
                 with trio.CancelScope(shield=True):
                     await agent.end()
-                nursery.cancel_scope.cancel()
+                collecting.cancel()
     except BaseExceptionGroup as group:
         raise sole(group) from None
     finally:

@@ -38,10 +38,10 @@ class Side:
 
 
 @asynccontextmanager
-async def side(overseer: list[str]) -> AsyncIterator[Side]:
+async def side(overseer: list[str], before: str = "pass") -> AsyncIterator[Side]:
     program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from agents.destination import main;"
-        f" sys.exit(main({overseer!r}))"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from agents import destination, overseer; {before};"
+        f" sys.exit(destination.main({overseer!r}))"
     )
     events: list[dict[str, Any]] = []
     async with local.start([sys.executable, "-c", program]) as stream:
@@ -49,10 +49,10 @@ async def side(overseer: list[str]) -> AsyncIterator[Side]:
             yield Side(agent, stream, events)
 
 
-def with_agent(test: Test, overseer: list[str] | None = None) -> None:
+def with_agent(test: Test, overseer: list[str] | None = None, before: str = "pass") -> None:
     async def main() -> None:
         with trio.fail_after(60):
-            async with side(overseer or []) as subject:
+            async with side(overseer or [], before) as subject:
                 await test(subject)
 
     trio.run(main)
@@ -308,6 +308,38 @@ def test_everything_ends_with_the_agent(pages: Path, how: str, busy: bool) -> No
     if not (busy and how == "bye"):  # it would never come to that
         with_agent(test, fake(pages))
         wait_gone(pids[0])
+
+
+def test_a_restorer_that_hangs(pages: Path) -> None:
+    """Also when there is something to be read all the while, as the pings of the coordinator."""
+    pids: list[int] = []
+
+    async def test(subject: Side) -> None:
+        pids.append((await subject.agent.request("overseer", restorees=1))["pid"])
+        pending = await subject.agent.submit("run", b"hang", parts=[[0, len(b"hang")]])
+        await subject.agent.submit("ping")
+        with pytest.raises(AgentError, match="the overseer hangs: no answer within 0.3 s") as error:
+            await pending.reply()
+        assert error.value.kind == "restorer-died"
+        await subject.agent.request("abort")
+        wait_gone(pids[0])
+
+    with_agent(test, fake(pages), "overseer.PATIENCE = 0.3")
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_silent_coordinator(pages: Path, busy: bool) -> None:
+    """The connection does not end, as when a cable is pulled, and nothing comes over it."""
+    pids: list[int] = []
+
+    async def test(subject: Side) -> None:
+        pids.append((await subject.agent.request("overseer", restorees=1))["pid"])
+        if busy:
+            await subject.agent.submit("run", b"hang", parts=[[0, len(b"hang")]])
+        assert await subject.stream.process.wait() == 1
+        wait_gone(pids[0])
+
+    with_agent(test, fake(pages), "destination.LEASE = overseer.LEASE = 0.3")
 
 
 def test_lost_agent_is_told(pages: Path) -> None:

@@ -79,7 +79,7 @@ def test_listing_after_a_run() -> None:
 def test_failures_in_words() -> None:
     linked = sample().link()
     expected = "restoring fd 7 (/var/log/app.log) of pid 1234: openat: No such file or directory"
-    assert describe_failure(linked, 0, -errno.ENOENT, where="pid 1234") == expected
+    assert describe_failure(linked, 0, -errno.ENOENT, where="of pid 1234") == expected
     assert describe_failure(linked, 1, 8, "dumping") == "dumping fd 7 (/var/log/app.log): dup3: returned 8, expected 7"
     assert describe_failure(linked, 6, -errno.EILSEQ) == "restoring the vDSO mark: check: not what it should be"
     assert describe_failure(linked, 5, -errno.EEXIST) == "restoring thread 813: clone3: File exists"

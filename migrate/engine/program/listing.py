@@ -39,9 +39,9 @@ def line(linked: Linked, index: int) -> str:
 def describe_failure(linked: Linked, failed_index: int, result: int, doing: str = "restoring", where: str = "") -> str:
     """``restoring fd 7 (/var/log/app.log) of pid 1234: openat: No such file or directory``.
 
-    ``result`` is what the op returned. An index that the program does not have (the other side may be out of its
-    mind) is told as such."""
-    of = f" of {where}" if where else ""
+    ``result`` is what the op returned; ``where`` is ``of pid 1234``, or ``of pid 1234 on node2``. An index that the
+    program does not have (the other side may be out of its mind) is told as such."""
+    of = f" {where}" if where else ""
     if not 0 <= failed_index < len(linked.ops):
         return f"{doing} {linked.title}{of}: op {failed_index} is said to have failed, there are {len(linked.ops)}"
     op = linked.ops[failed_index]

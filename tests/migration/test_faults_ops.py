@@ -1,0 +1,67 @@
+"""Every op of every program that makes the process on the destination goes wrong once: it runs on where it was, and
+nothing is left there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.migration.journey import Journeys
+from tests.migration.repeater import Attempt, Repeater, repeater
+from tests.migration.scene import Scene
+
+REVOCABLE = 2  # ops of the commit up to the first thread's, see migrate.engine.overseer.release
+GONE = re.compile(r"the restorer of restoree 1 has ended|the overseer (exited|was killed)")
+
+
+class Ops:
+    """A process, and a migration that can be tried again and again."""
+
+    def __init__(self, scene: Scene, again: Repeater) -> None:
+        self.scene, self._again = scene, again
+        whole = again.attempt("halted:fail")
+        assert whole.code == 5 and whole.error == "injected at halted", whole
+        scene.untouched()
+        self.count = whole.ops + REVOCABLE
+
+    def goes_wrong(self, index: int, action: str, *more: str) -> Attempt:
+        """An AssertionError unless the op ends the migration and nothing else."""
+        attempt = self._again.attempt(",".join([f"op:{index}:{action}", *more]))
+        assert attempt.code == 5, (index, action, attempt)
+        try:
+            self.scene.untouched()
+        except (AssertionError, TimeoutError) as error:
+            raise AssertionError(f"op {index} {action} ({attempt.error}): {error}") from error
+        return attempt
+
+
+@pytest.fixture
+def ops(journeys: Journeys) -> Iterator[Ops]:
+    """Of the process that notices everything."""
+    pair, journey = journeys.pair, journeys.start("undisturbed")
+    with repeater(pair.a, journey.task.pid, pair.b) as again:
+        made = Ops(Scene(pair, journey), again)
+        yield made
+        made.scene.passes()
+
+
+@pytest.mark.timeout(400)
+def test_every_op_fails(ops: Ops) -> None:
+    pid = ops.scene.journey.task.pid
+    said = set()
+    for index in range(ops.count):
+        error = ops.goes_wrong(index, "fail").error
+        # The first ops of the new process are its own: that they failed shows in that it ended. A thread that cannot
+        # park, as the last thing that it does, is not there when it is looked for.
+        named = re.search(rf"(restoring|releasing) .* of pid {pid} on .*: \w+: ", error)
+        assert (named and "not impl" in error) or GONE.search(error) or "seize thread" in error, (index, error)
+        said.add(error)
+    assert len(said) > ops.count / 2, "sentences that tell one op from another"
+
+
+@pytest.mark.timeout(200)
+def test_the_restorer_dies_at_an_op(ops: Ops) -> None:
+    for index in range(3, ops.count, ops.count // 25):
+        assert ops.goes_wrong(index, "kill").error, index
