@@ -43,13 +43,18 @@ class Scene:
         self.logs = logs(self.pair.b)
         self.mounts = mounts(self.pair.b)
 
-    def untouched(self) -> None:
-        """An AssertionError says what is not as it was."""
+    def runs_on(self) -> None:
+        """An AssertionError unless it does, and nobody holds it."""
         self.journey.must_live()
         outer = self.journey.task.outer
-        wait_until("the process let go", lambda: status_field(outer, "TracerPid") == ["0"], 5)
-        wait_until("the process running", lambda: not states(outer) & {"T", "t"}, 2)
-        wait_until("the destination clean", lambda: self.pair.b.pids() == self.there, 10)
+        wait_until("the process let go", lambda: status_field(outer, "TracerPid") == ["0"])
+        wait_until("the process running", lambda: not states(outer) & {"T", "t"})
+
+    def untouched(self) -> None:
+        """An AssertionError says what is not as it was."""
+        self.runs_on()
+        outer = self.journey.task.outer
+        wait_until("the destination clean", lambda: self.pair.b.pids() == self.there, 20)
         assert not left_in(outer), "a parasite was left in the process"
         assert logs(self.pair.b) == self.logs, "a log was left on the destination"
         assert mounts(self.pair.b) == self.mounts, "a mount was left on the destination"

@@ -47,7 +47,7 @@ def ops(journeys: Journeys) -> Iterator[Ops]:
         made.scene.passes()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_every_op_fails(ops: Ops) -> None:
     pid = ops.scene.journey.task.pid
     said = set()
@@ -61,7 +61,7 @@ def test_every_op_fails(ops: Ops) -> None:
     assert len(said) > ops.count / 2, "sentences that tell one op from another"
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_the_restorer_dies_at_an_op(ops: Ops) -> None:
     for index in range(3, ops.count, ops.count // 25):
         assert ops.goes_wrong(index, "kill").error, index

@@ -84,17 +84,21 @@ def test_source_agent_killed_in_the_middle_of_the_freeze(stage: Stage, point: st
     stage.untouched()
 
 
-def test_without_a_coordinator_the_parasite_stays_until_the_next_time(stage: Stage) -> None:
-    """Both are killed: nobody is left to take it out; the next migration does, or at least is not in its way."""
-    hold, run = stage.hold("frozen")
+@pytest.mark.parametrize("point", ["preflight", "tracked", "round", "rehearsed", "frozen"])
+def test_coordinator_and_source_agent_killed(stage: Stage, point: str) -> None:
+    """Nobody is left to take the parasite out. While the process runs there is none in it; in the frozen window it is
+    left behind, does nothing, and the next migration takes it out."""
+    hold, run = stage.hold(point)
     agent = run.agents[0]
     kill(run.outer)
     kill(agent)
     hold.release()
     run.wait()
-    assert left_in(stage.journey.task.outer)
-    result = stage.attempt("frozen:fail")
-    assert result.code == 5 and "injected" in result.report["error"]
+    if point == "frozen":
+        stage.runs_on()
+        assert left_in(stage.journey.task.outer)
+        result = stage.attempt("frozen:fail")
+        assert result.code == 5 and "injected" in result.report["error"]
     stage.untouched()
 
 
