@@ -25,7 +25,7 @@ from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, NotCommitted, Problem, Refused
+from migrate.errors import Failed, InDoubt, NotCommitted, OpFailed, Problem, Refused
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
 from migrate.policy import Decision, Limits, PrecopyPolicy
@@ -294,8 +294,9 @@ class Migration:
             raise
         except (Failed, trio.TooSlowError) as error:
             pid = image.process.pid
+            what = "it was carried out in part" if isinstance(error, OpFailed) else "no answer came"
             raise InDoubt(
-                f"COMMIT was sent and no answer came ({error or 'time is up'}). The process may run on "
+                f"COMMIT was sent and {what} ({error or 'time is up'}). The process may run on "
                 f"{self.destination.name} as pid {pid}; the copy here, {self.options.pid}, is stopped. Look there: if "
                 f"it runs, end this one (kill -KILL {self.options.pid}); if not, let this one go on (kill -CONT "
                 f"{self.options.pid})"
