@@ -164,6 +164,22 @@ def test_a_sleep_interrupted_again_and_again() -> None:
         assert returned == 0 and 0.3 <= seconds < 0.44
 
 
+def test_a_sleep_stopped_before_it_was_entered_again() -> None:
+    """On a busy machine a thread may be stopped again before it has come to run: it stands before restart_syscall."""
+    with sleeper(_bare_nanosleep) as child:
+        registers = child.stop()
+        wait = Wait.seen(registers)
+        for number in (NUMBERS["nanosleep"], -1):  # by a stop on the way to user space, or from there
+            before = registers.restarted().replace(orig_rax=number)
+            assert before.rip == registers.rip - 2 and before.rax == NUMBERS["restart_syscall"]
+            assert restart(before, child.read, wait) == restart(registers, child.read, wait)
+            assert restart(before, child.read) == before, "nothing is known of it"
+            elsewhere = before.replace(rip=before.rip - 8)
+            assert restart(elsewhere, child.read, wait) == elsewhere
+        child.go()
+        assert child.end()[0] == 0
+
+
 def test_the_number_is_found_in_the_code() -> None:
     with sleeper(_nanosleep) as child:
         child.stop()

@@ -92,10 +92,18 @@ class Wait:
         from the same loop, which is just as well: it is the same call."""
         return (self.rip, self.rsp, self.arguments) == (frame.rip, frame.rsp, _arguments(frame))
 
+    def stopped_again(self, frame: F) -> F:
+        """A thread that was let go and has not come to run since stands before the instruction, with restart_syscall in
+        rax (arch_do_signal_or_restart()): it is as it was when it had been interrupted."""
+        back = frame.replace(rip=frame.rip + len(_INSTRUCTION), orig_rax=_RESTART_SYSCALL, rax=-ERESTART_RESTARTBLOCK)
+        return back if frame.rax == _RESTART_SYSCALL and self.matches(back) else frame
+
 
 def restart(frame: F, read: ReadMemory, earlier: Wait | None = None) -> F:
     """The registers for the destination. ``read`` reads the task's memory and may raise OSError; ``earlier``: what
     `Wait.seen` gave at the last stop."""
+    if earlier is not None:
+        frame = earlier.stopped_again(frame)
     if not _has_restart_block(frame):
         return uninterrupted(frame)
     number = frame.orig_rax
