@@ -332,6 +332,7 @@ class _Journey:
                 raise ProcessEnded(f"thread {tid} was killed while our code ran in it")
             if stop.event:
                 return
+            ptrace.interrupt(tid)  # any other stop makes the kernel forget the one before (ptrace_stop())
             number = stop.signal
             if number in _STOPS:
                 ptrace.cont(tid, number)

@@ -156,7 +156,9 @@ class Tracee:
                     f"thread {tid} of process {self.pid} did not stop within {timeout:g} s: {_sleeping_in(tid)}"
                 )
             if stop.stopped and not stop.event:
-                # A signal was faster than our interrupt, which comes next: before any code of its handler is run.
+                # A signal was faster than our interrupt, and has made the kernel forget it ("Any trap clears pending
+                # STOP trap", ptrace_stop() in kernel/signal.c). Asked again, it comes before any code of the handler.
+                ptrace.interrupt(tid)
                 ptrace.cont(tid, stop.signal)
                 stop = None
                 continue
