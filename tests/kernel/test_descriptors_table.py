@@ -18,9 +18,11 @@ from pathlib import Path
 import pytest
 
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kinds import locks
+from migrate.engine.kernel.procformat import ProcFormatError
+from migrate.engine.kinds import descriptor_reader, locks
 from migrate.engine.kinds.descriptor_reader import DescriptorReader
 from migrate.engine.kinds.descriptors import Handle
+from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.fs import FsState
 from migrate.engine.kinds.opened import DumpOptions, OpenFile
 from migrate.engine.kinds.placing import Context
@@ -431,6 +433,28 @@ def test_rehearsal_of_a_process_that_opens_and_closes(tmp_path: Path) -> None:
         assert dumps > 1
         table, problems = without_ours(reader, FROZEN)
         assert problems == [] and not [d for d in table.descriptions if isinstance(d.state, Handle)]
+
+
+def test_rehearsal_that_sees_two_descriptors_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number led to another kind of file when one of the reads was made: that read says so, and is made again;
+    in a process that is stopped it can only be a mistake of ours."""
+    with child() as source:
+        source.do(os.eventfd, 0)
+        reader = source.reader()
+        mixed = iter([True, True, False])
+        make = EventFd.dump
+
+        def dump(file: OpenFile) -> EventFd | None:
+            if next(mixed):
+                raise ProcFormatError("fdinfo", "0 lines 'eventfd-count', not one")
+            return make(file)
+
+        monkeypatch.setitem(descriptor_reader.ANONYMOUS, "[eventfd]", dump)
+        table, problems = without_ours(reader, DumpOptions())
+        assert problems == [] and [type(d.state) for d in table.descriptions] == [EventFd]
+        mixed = iter([True])
+        with pytest.raises(ProcFormatError):
+            source.reader().dump(FROZEN)
 
 
 def test_numbers_of_the_restorer_are_kept(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ _NAMES = {
 }
 _QUIET_NS = 50_000_000  # older than this, a change that follows cannot have the same ctime (a tick is 10 ms at most)
 _LOOKS = 3  # at a process that runs
+_ATTEMPTS = 5  # at each of them
 _CLOSE_IT = "close it, or stop what uses it"
 
 
@@ -77,14 +78,26 @@ class DescriptorReader:
         process is gone or we may not look.
         """
         options = options or DumpOptions()
-        table, problems = self._look(options)
-        for _ in range(0 if options.frozen else _LOOKS - 1):
+        if options.frozen:
+            return self._look(options)
+        table, problems = self._look_while_it_runs(options)
+        for _ in range(_LOOKS - 1):
             if not problems:
                 break
             # A pipe of which we saw one end before the other was made looks as if it led outside: look again.
-            table, again = self._look(options)
+            table, again = self._look_while_it_runs(options)
             problems = [problem for problem in again if problem in problems]
         return table, problems
+
+    def _look_while_it_runs(self, options: DumpOptions) -> tuple[DescriptorTable, list[Problem]]:
+        """A number may lead elsewhere between two system calls about it, and back again: what fails for that does not
+        fail every time."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._look(options)
+            except (OSError, ProcFormatError):
+                continue
+        return self._look(options)
 
     def _look(self, options: DumpOptions) -> tuple[DescriptorTable, list[Problem]]:
         dump = Dump(self.proc, self.pidfd, options)
