@@ -321,10 +321,12 @@ def _keygen(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", str(path)], check=True)
 
 
-def _write_sshd(base: Path, name: str, address: str, environment: Mapping[str, str]) -> Path:
+def write_sshd(
+    base: Path, name: str, address: str, environment: Mapping[str, str], shadow: Path = Path("/etc/shadow")
+) -> Path:
+    """The configuration of an sshd with the keys of `write_ssh`; ``environment`` is what root's sessions begin with."""
     # Without PAM sshd refuses an account whose password field begins with "!" (sshd auth.c, LOCKED_PASSWD_PREFIX).
-    shadow = Path("/etc/shadow").read_text()
-    locked = any(line.startswith("root:!") for line in shadow.splitlines())
+    locked = any(line.startswith("root:!") for line in shadow.read_text().splitlines())
     config = base / name / "sshd_config"
     config.write_text(
         f"ListenAddress {address}\nHostKey {base}/{name}/host_key\nAuthorizedKeysFile {base}/authorized_keys\n"
@@ -359,13 +361,15 @@ def write_users(host: Path) -> None:
 
 
 @contextmanager
-def _booted(host: Host, private_tmp: bool, interpreter: str, shift: int) -> Iterator[subprocess.Popen[str]]:
-    """The host's first processes, mounted but without a network yet; killed at the end."""
+def booted(
+    host: Host, private_tmp: bool = False, interpreter: str = sys.executable, shift: int = 0
+) -> Iterator[subprocess.Popen[str]]:
+    """The host's first processes, mounted but without a network yet, which `connected` is for; killed at the end."""
     sshd = shutil.which("sshd", path=SEARCH)
     if sshd is None:
         raise FileNotFoundError("sshd is not installed; `make setup` does that")
     write_users(host.directory)
-    config = _write_sshd(host.directory.parent, host.name, host.address, host.xdg)
+    config = write_sshd(host.directory.parent, host.name, host.address, host.xdg)
     init = [interpreter, "-S", "-E", str(Path(__file__).with_name("host_init.py"))]
     spaces = ["--pid", "--fork", "--mount", "--uts", "--ipc", "--net", "--mount-proc", "--kill-child"]
     if shift:
@@ -409,25 +413,31 @@ def two_hosts(
         config = write_ssh(base, names)
         hosts = [Host(name, address, base / name, config, 0) for name, address in names.items()]
         processes = [
-            stack.enter_context(_booted(host, private_tmp, interpreter, ahead))
+            stack.enter_context(booted(host, private_tmp, interpreter, ahead))
             for host, ahead in zip(hosts, (0, shift), strict=True)
         ]
         first, second = hosts
         ends = ["link", "add", "eth0", "netns", str(first.init), "type", "veth", "peer", "name", "eth0", "netns"]
         subprocess.run(["ip", *ends, str(second.init)], check=True)
         for host, process in zip(hosts, processes, strict=True):
-            host._ip("address", "add", f"{host.address}/24", "dev", "eth0")
-            host._ip("link", "set", "lo", "up")
-            host.link_up()
-            assert process.stdin
-            process.stdin.write("go\n")
-            process.stdin.flush()
+            connected(host, process)
         for host in hosts:
-            wait_until(f"sshd on {host.name}", lambda host=host: _listens(host))
+            wait_until(f"sshd on {host.name}", lambda host=host: listens(host))
         yield Pair(first, second, base)
 
 
-def _listens(host: Host) -> bool:
+def connected(host: Host, process: subprocess.Popen[str]) -> None:
+    """Let a host that is `booted`, and has its eth0, take its address and go on to its sshd."""
+    host._ip("address", "add", f"{host.address}/24", "dev", "eth0")
+    host._ip("link", "set", "lo", "up")
+    host.link_up()
+    assert process.stdin
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def listens(host: Host) -> bool:
+    """Whether its sshd takes connections."""
     # proc_pid_net(5): local address, remote address, state; 0A is TCP_LISTEN
     table = Path(f"/proc/{host.init}/net/tcp").read_text()
     return re.search(rf":{host.port:04X} [0-9A-F]+:0000 0A ", table) is not None

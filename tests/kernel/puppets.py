@@ -129,12 +129,15 @@ class Mirror:
         meanwhile: Callable[[], None] = lambda: None,
         before: Callable[[], None] = lambda: None,
     ) -> int:
-        """Pages with contents that were sent. ``before``: between reading maps and the scan; ``meanwhile``: between the
-        scan and reading the memory."""
+        """Pages with contents that were sent. ``before``: between reading maps and the scan, unless the tracker has the
+        task stopped by then; ``meanwhile``: between the scan and reading the memory."""
+        if self.tracker.stop_to_scan:
+            before()
         mappings = self.puppet.mappings()
         self._lay_out(mappings)
         here = areas(mappings)
-        before()
+        if not self.tracker.stop_to_scan:
+            before()
         self.scan = self.tracker.scan(here, self.planner.held, protect)
         meanwhile()
         self.plan = self.planner.plan(self.scan, here)

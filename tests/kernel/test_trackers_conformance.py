@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate.engine.kernel.probes import has_guard_regions, has_pagemap_scan, has_soft_dirty, has_wp_async
+from migrate.engine.kernel.probes import has_pagemap_scan, has_soft_dirty, has_wp_async
 from migrate.engine.memory import writeprotect
 from migrate.engine.memory.codec import Compress
 from migrate.engine.memory.digests import DigestTracker
@@ -17,6 +17,7 @@ from migrate.engine.memory.pageset import PAGE, PageSet
 from migrate.engine.memory.softdirty import SoftDirtyTracker
 from migrate.engine.memory.tracker import Tracker
 from migrate.engine.memory.writeprotect import WriteProtectTracker
+from tests.kernel import features
 from tests.kernel.puppets import (
     ANONYMOUS,
     DONTNEED,
@@ -359,12 +360,16 @@ def test_huge_pages_are_tracked_page_by_page(mirror: Mirror, puppet: Puppet) -> 
     assert sent(mirror, start, 512) == set(range(512))
     puppet.fill(start + 77 * PAGE, 2)
     mirror.round()
-    assert sent(mirror, start, 512) == {77}
+    if isinstance(mirror.tracker, SoftDirtyTracker):
+        # a huge page has one bit for all of it, and write faults do not split it (wp_huge_pmd, mm/memory.c)
+        assert sent(mirror, start, 512) in ({77}, set(range(512)))
+    else:
+        assert sent(mirror, start, 512) == {77}
     mirror.check()
 
 
+@features.guard_regions
 def test_guard_pages(mirror: Mirror, puppet: Puppet) -> None:
-    assert has_guard_regions()
     start = puppet.map(8)
     puppet.fill(start, 1, 8 * PAGE)
     mirror.round()
