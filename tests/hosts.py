@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from tests.tasks import Task, children, status_field, wait_until
+from tests.tasks import PATIENCE, Task, children, status_field, wait_until
 
 PREFIX = "migrate-test-"
 NS_GET_PARENT = 0xB702  # ioctl_nsfs(2)
@@ -123,7 +123,7 @@ class Host:
             argv, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=cwd,
         ) as process:
             try:
-                out, err = process.communicate(input or "", timeout)
+                out, err = process.communicate(input or "", timeout * PATIENCE)
             except BaseException:
                 process.kill()
                 raise
@@ -300,21 +300,27 @@ def write_ssh(base: Path, names: Mapping[str, str]) -> Path:
     user_key = base / "id_ed25519"
     _keygen(user_key)
     (base / "authorized_keys").write_text((base / "id_ed25519.pub").read_text())
-    known = []
-    for name, address in names.items():
-        (base / name).mkdir()
-        _keygen(base / name / "host_key")
-        kind, key = (base / name / "host_key.pub").read_text().split()[:2]
-        known.append(f"{name},{address} {kind} {key}\n")
-    (base / "known_hosts").write_text("".join(known))
     config = base / "ssh_config"
-    aliases = "".join(f"Host {name}\n    HostName {address}\n" for name, address in names.items())
     config.write_text(
-        f"{aliases}Host *\n    User root\n    IdentityFile {user_key}\n    IdentitiesOnly yes\n"
+        f"Host *\n    User root\n    IdentityFile {user_key}\n    IdentitiesOnly yes\n"
         f"    UserKnownHostsFile {base}/known_hosts\n    GlobalKnownHostsFile /dev/null\n"
         "    StrictHostKeyChecking yes\n"
     )
+    for name, address in names.items():
+        add_host(base, name, address)
     return config
+
+
+def add_host(base: Path, name: str, address: str) -> None:
+    """One more host for the ssh config of `write_ssh`, with a directory and a key of its own."""
+    directory = base / name
+    directory.mkdir()
+    _keygen(directory / "host_key")
+    kind, key = (directory / "host_key.pub").read_text().split()[:2]
+    with (base / "known_hosts").open("a") as known:
+        known.write(f"{name},{address} {kind} {key}\n")
+    with (base / "ssh_config").open("a") as config:
+        config.write(f"Host {name}\n    HostName {address}\n")
 
 
 def _keygen(path: Path) -> None:

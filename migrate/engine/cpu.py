@@ -107,14 +107,14 @@ class Cpu:
 
     def missing(self, other: Cpu, check: Check = "all") -> tuple[list[Problem], list[str]]:
         """What ``other``, the destination's, lacks of this one: problems, and what ``check`` makes warnings of."""
-        if blind := [where for where, cpu in (("this CPU", self), ("destination CPU", other)) if not cpu.xcr0]:
-            return [Problem(where, "has no XSAVE, by which registers are carried over") for where in blind], []
-        state = self._missing_state(other)
+        without = [where for where, cpu in (("this CPU", self), ("destination CPU", other)) if not cpu.xcr0]
+        blind = [Problem(where, "has no XSAVE, by which registers are carried over") for where in without]
+        state = [] if blind else self._missing_state(other)
         features = []
         if lacking := [name for name in self.features if name not in other.features]:
             advice = "choose a host whose CPU has what this one has, or see --cpu-check"
             features.append(Problem("destination CPU", "lacks " + " ".join(lacking), advice))
-        problems = [*(features if check == "all" else ()), *(state if check != "off" else ())]
+        problems = [*blind, *(features if check == "all" else ()), *(state if check != "off" else ())]
         warnings = []
         if check != "all":
             warnings += [f"{problem}: the process ends by SIGILL if it uses them" for problem in map(_fact, features)]

@@ -29,9 +29,10 @@ HOST = "host"
 """The name of the endpoint that runs this machine's own kernel."""
 MEMORY = "768M"
 CPU = "Haswell-noTSX,-cx16"
-"""What guests show: no more than any machine has that runs the tests, AVX2 included, so that a process may come back
-from a guest. Without cx16: qemu 7.2 leaves cmpxchg16b's operands in the flags, and when an interrupt comes next, they
-are saved and restored as flags; the kernel's allocator uses it, and half the boots of 6.12 ended in a panic or hung."""
+"""What guests show where nothing else is asked for: no more than machines have that run the tests, AVX2 included, so
+that a process may come back. Without cx16, which no guest has: qemu 7.2 leaves operands of cmpxchg16b in the flags, and
+when an interrupt comes next, they are saved and restored as flags; the kernel's allocator uses the instruction, and
+half the boots of 6.12 ended in a panic or hung."""
 BOOT_SECONDS = 120.0
 XDG = {"XDG_STATE_HOME": "/var/tmp/state", "XDG_CACHE_HOME": "/var/tmp/cache"}
 DAEMONS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")  # of qemu-system-common, and since Debian 13 its own
@@ -64,7 +65,6 @@ class Guest(Node):
     """A virtual machine with a kernel of its own."""
 
     bridge: Host
-    cpu: str
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -113,54 +113,54 @@ class Guest(Node):
             process.wait()
 
 
-@dataclass
 class Topology:
-    """The endpoints by name: `HOST` and the guests, which are named as `kernels.SUITES` names their kernels."""
+    """A host, its bridge, and the guests that were asked for so far. A guest is named as `kernels.SUITES` names its
+    kernel; a name with a slash has qemu's name of a CPU after it (``6.1/qemu64``), and is another guest."""
 
-    host: HostNode
-    guests: dict[str, Guest]
-    directory: Path
+    def __init__(self, directory: Path, config: Path, net: str, bridge: Host, stack: ExitStack) -> None:
+        self.directory, self._net, self._config, self._bridge, self._stack = directory, net, config, bridge, stack
+        self.host = HostNode(HOST, bridge.address, bridge.directory, config, bridge.xdg, bridge)
+        self.guests: dict[str, Guest] = {}
 
     def __getitem__(self, name: str) -> Node:
         return self.host if name == HOST else self.guests[name]
+
+    def need(self, *names: str) -> None:
+        """Boot those of these guests that do not run yet, all at once."""
+        missing = [name for name in dict.fromkeys(names) if name not in self.guests and name != HOST]
+        ready = kernels.fetch() if missing else {}
+        for name in missing:
+            kernel, _, cpu = name.partition("/")
+            own, number = f"linux{name.replace('.', '-').replace('/', '-')}", len(self.guests) + 11
+            guest = Guest(own, f"{self._net}.{number}", self.directory / own, self._config, XDG, self._bridge)
+            hosts.add_host(self.directory, own, guest.address)
+            self.guests[name] = guest
+            self._stack.callback(guest.off)
+            _boot(guest, ready[kernel], number, f"{cpu},-cx16" if cpu else CPU)
+        for name in missing:
+            wait_until(f"{name} to boot", self.guests[name].is_up, BOOT_SECONDS)
+            self.guests[name].connect()
 
     def finish(self) -> None:
         """End of a test: what it started is killed, on every endpoint."""
         for node in (self.host, *self.guests.values()):
             node.finish()
-        self.host.host.finish()
+        self._bridge.finish()
 
 
 @contextmanager
-def topology(wanted: Sequence[str], cpus: dict[str, str] | None = None) -> Iterator[Topology]:
-    """Boot guests by kernel name, and the host. ``cpus``: qemu's -cpu by guest, `CPU` where not said. A name may have
-    a suffix after a colon (``6.1:b``), for a second guest with the kernel."""
-    ready = kernels.fetch()
+def topology() -> Iterator[Topology]:
+    """The host, and guests as they are asked for; all of it is gone afterwards."""
     net = f"10.{200 + os.getpid() % 50}.255"
-    names = {HOST: f"{net}.1"} | {_hostname(name): f"{net}.{number}" for number, name in enumerate(wanted, 11)}
     with hosts.directory() as base, ExitStack() as stack:
         default_cache().mkdir(parents=True, exist_ok=True)
         shutil.copytree(default_cache(), base / VICTIMS)  # with its times, as the files of a moved process must be
-        config = hosts.write_ssh(base, names)
-        host = Host(HOST, names[HOST], base / HOST, config, 0)
+        config = hosts.write_ssh(base, {HOST: f"{net}.1"})
+        host = Host(HOST, f"{net}.1", base / HOST, config, 0)
         process = stack.enter_context(hosts.booted(host))
         host.run(["ip", "link", "add", "eth0", "type", "bridge"])
         hosts.connected(host, process)
-        guests = {}
-        for name in wanted:
-            own = _hostname(name)
-            guest = Guest(own, names[own], base / own, config, XDG, host, (cpus or {}).get(name, CPU))
-            guests[name] = guest
-            stack.callback(guest.off)
-            _boot(guest, ready[name.partition(":")[0]], len(guests))
-        for guest in guests.values():
-            wait_until(f"{guest.name} to boot", guest.is_up, BOOT_SECONDS)
-            guest.connect()
-        yield Topology(HostNode(HOST, names[HOST], base / HOST, config, host.xdg, host), guests, base)
-
-
-def _hostname(name: str) -> str:
-    return f"linux{name.replace('.', '-').replace(':', '-')}"
+        yield Topology(base, config, net, host, stack)
 
 
 def write_accounts(directory: Path) -> None:
@@ -174,7 +174,7 @@ def write_accounts(directory: Path) -> None:
         (directory / table).write_text("".join(":".join(words) + "\n" for words in lines))
 
 
-def _boot(guest: Guest, kernel: kernels.Kernel, number: int) -> None:
+def _boot(guest: Guest, kernel: kernels.Kernel, number: int, cpu: str) -> None:
     """Start what makes up a guest, and return at once."""
     base = guest.directory.parent
     sshd = shutil.which("sshd", path=hosts.SEARCH)
@@ -210,7 +210,7 @@ def _boot(guest: Guest, kernel: kernels.Kernel, number: int) -> None:
         "qemu-system-x86_64", "-nodefaults", "-no-reboot",
         "-display", "none", "-machine", "q35,memory-backend=ram", "-m", MEMORY,
         "-object", f"memory-backend-memfd,id=ram,size={MEMORY},share=on",  # which virtiofsd reads and writes
-        "-accel", "tcg,thread=multi", "-cpu", guest.cpu, "-smp", "1",
+        "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "1",
         "-kernel", str(kernel.image), "-initrd", str(image), "-append", append,
         "-serial", f"file:{guest.directory}/console.log",
         "-netdev", f"tap,id=net,ifname={tap},script=no,downscript=no",

@@ -54,7 +54,8 @@ def test_features_may_be_overlooked_and_state_too() -> None:
 @pytest.mark.parametrize(("here", "there", "where"), [(OLD, NONE, "destination CPU"), (NONE, OLD, "this CPU")])
 def test_without_xsave_there_is_no_way(here: Cpu, there: Cpu, where: str, check: Check) -> None:
     problems, _ = here.missing(there, check)
-    assert [problem.where for problem in problems] == [where]
+    assert (problems[0].where, problems[0].what) == (where, "has no XSAVE, by which registers are carried over")
+    assert [problem.what for problem in problems[1:]] == ["lacks avx2"] * (check == "all" and here is OLD)
 
 
 def test_an_image_that_fits_stays_as_it_is() -> None:
