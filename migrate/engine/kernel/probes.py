@@ -31,7 +31,7 @@ def has_wp_async() -> bool:
     """userfaultfd with asynchronous write protection, also of unpopulated pages (6.7)."""
     fd = _call("userfaultfd", CREATE_FLAGS)
     if fd < 0:
-        if -fd in (errno.ENOSYS, errno.EPERM):
+        if -fd in (errno.ENOSYS, errno.EPERM, errno.EINVAL):  # the last: UFFD_USER_MODE_ONLY is of 5.11
             return False
         raise OSError(-fd, f"userfaultfd: {os.strerror(-fd)}")
     try:
