@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate.engine.kernel.probes import has_pagemap_scan, has_soft_dirty, has_wp_async
+from migrate.engine.kernel.probes import has_forced_reads, has_pagemap_scan, has_soft_dirty, has_wp_async
 from migrate.engine.memory import writeprotect
 from migrate.engine.memory.codec import Compress
 from migrate.engine.memory.digests import DigestTracker
@@ -268,7 +268,11 @@ def test_closed_to_the_task_between_scan_and_reading(mirror: Mirror, puppet: Pup
     start = puppet.map(4)
     puppet.fill(start, 1, 4 * PAGE)
     mirror.round(meanwhile=lambda: (puppet.call("mprotect", start + PAGE, 2 * PAGE, NONE), None)[1])
-    assert mirror.pump.stats.vanished == 0
+    if not has_forced_reads():  # then they are read the next time, by its tracer
+        assert mirror.pump.stats.vanished == 2
+        mirror.round()
+        assert sent(mirror, start, 4) == {1, 2}
+    assert mirror.pump.stats.vanished == (0 if has_forced_reads() else 2)
     mirror.check()
 
 

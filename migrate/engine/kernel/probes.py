@@ -104,6 +104,26 @@ def has_guard_regions() -> bool:
 
 
 @cache
+def has_forced_reads() -> bool:
+    """/proc/PID/mem reads what the task itself cannot, whoever reads it. Since 6.12 a kernel can be built, or booted,
+    to do so for the task's tracer only ("proc: add config & param to block forcing mem writes"; reads are, too)."""
+    with Proc(os.getpid()) as process, mmap.mmap(-1, 4096) as page:
+        page[0] = 1
+        start = address_of(memoryview(page))
+        fd = process.open("mem")
+        _call("mprotect", start, 4096, 0)  # PROT_NONE
+        try:
+            return os.pread(fd, 1, start) == b"\1"
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return False
+            raise
+        finally:
+            _call("mprotect", start, 4096, mmap.PROT_READ | mmap.PROT_WRITE)
+            os.close(fd)
+
+
+@cache
 def has_map_files() -> bool:
     """The links of /proc/PID/map_files may be followed: CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE in the first user
     namespace (proc_pid_map_files(5))."""
