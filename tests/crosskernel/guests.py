@@ -23,7 +23,8 @@ from tests.crosskernel import initrd, kernels
 from tests.crosskernel.nodes import Node
 from tests.hosts import Host
 from tests.tasks import wait_until
-from tests.victims import default_cache
+from tests.victims import HERE as VICTIM_SOURCES
+from tests.victims import Victims, default_cache
 
 HOST = "host"
 """The name of the endpoint that runs this machine's own kernel."""
@@ -40,9 +41,12 @@ VICTIMS = "victims"
 """Below the test bed's directory: the cache of compiled victims, to which guests may add."""
 START = """\
 mkdir -p {made}
-mount --bind {directory}/passwd /etc/passwd
-mount --bind {directory}/shadow /etc/shadow
-mount --bind {victims} {cache}
+# copies, because the names of files in a FUSE file system that is not cached are soon forgotten: nothing can be mounted
+# on them then, or made in them
+cp -pr {directory}/passwd {directory}/shadow {victims} /run/
+mount --bind /run/passwd /etc/passwd
+mount --bind /run/shadow /etc/shadow
+mount --bind /run/{name} {cache}
 # sshd goes to the background; this shell goes on as pid 1 and reaps what is orphaned
 {sshd}
 while :; do sleep 1000; done
@@ -153,7 +157,8 @@ def topology() -> Iterator[Topology]:
     """The host, and guests as they are asked for; all of it is gone afterwards."""
     net = f"10.{200 + os.getpid() % 50}.255"
     with hosts.directory() as base, ExitStack() as stack:
-        default_cache().mkdir(parents=True, exist_ok=True)
+        for source in VICTIM_SOURCES.glob("*.c"):  # now, because compilers are slow in a guest
+            Victims()(source.stem)
         shutil.copytree(default_cache(), base / VICTIMS)  # with its times, as the files of a moved process must be
         config = hosts.write_ssh(base, {HOST: f"{net}.1"})
         host = Host(HOST, f"{net}.1", base / HOST, config, 0)
@@ -184,7 +189,8 @@ def _boot(guest: Guest, kernel: kernels.Kernel, number: int, cpu: str) -> None:
     write_accounts(guest.directory)
     config = hosts.write_sshd(base, guest.name, guest.address, XDG, guest.directory / "shadow")
     (guest.directory / "start").write_text(START.format(
-        directory=guest.directory, made=" ".join(XDG.values()), victims=base / VICTIMS, cache=default_cache(),
+        directory=guest.directory, made=" ".join(XDG.values()), victims=base / VICTIMS, name=VICTIMS,
+        cache=default_cache(),
         sshd=f"{sshd} -f {config} -E {guest.directory}/sshd.log",
     ))
     image = guest.directory / "initrd"

@@ -19,8 +19,10 @@ while read -r module; do
 done </modules/order
 hostname "$name"
 ip link set lo up
-ip address add "$address" dev eth0
-ip link set eth0 up
+# another name than tests/hosts.py gives: Linux 5.10 takes the names of our own for those of another namespace, too
+ip link set eth0 name net0
+ip address add "$address" dev net0
+ip link set net0 up
 # cached for good: nothing is changed there while guests are up but what a test run itself adds
 mount -t virtiofs -o ro root /new
 mount -t devtmpfs dev /new/dev

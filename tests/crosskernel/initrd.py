@@ -14,9 +14,13 @@ import shutil
 import stat
 from pathlib import Path
 
-MODULES = ("virtio_pci", "virtio_net", "virtiofs", "virtio-rng", "veth", "tun", "sch_tbf", "inet_diag", "unix_diag")
-"""What a guest boots from, and what tests/hosts.py makes hosts of within a guest."""
-APPLETS = ("sh", "mount", "mkdir", "insmod", "switch_root", "hostname", "ip", "cat", "poweroff")
+MODULES = (
+    "virtio_pci", "virtio_net", "virtio_blk", "virtiofs", "virtio-rng", "veth", "tun", "sch_tbf", "inet_diag",
+    "unix_diag",
+)  # fmt: skip
+"""What a guest boots from, here and with Vagrant, and what tests/hosts.py makes hosts of within a guest."""
+INIT = Path(__file__).with_name("init.sh")
+APPLETS = ("sh", "mount", "mkdir", "insmod", "switch_root", "hostname", "ip", "cat", "sleep")
 
 
 def modules(tree: Path) -> bytes:
@@ -40,10 +44,10 @@ def modules(tree: Path) -> bytes:
     return archive.compressed()
 
 
-def init() -> bytes:
-    """The archive to come after `modules`."""
+def init(script: Path = INIT) -> bytes:
+    """The archive to come after `modules`: the first process is ``script``."""
     archive = Archive()
-    archive.file("init", Path(__file__).with_name("init.sh").read_bytes(), 0o755)
+    archive.file("init", script.read_bytes(), 0o755)
     return archive.compressed()
 
 
