@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -42,21 +42,40 @@ STARTING = "migrate-test-starting"  # marks a process that is not yet the progra
 def sweep() -> None:
     """Remove the directories of test runs that were killed."""
     for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        found = re.match(rf"{PREFIX}(\d+)-", directory.name)
-        if found and not Path(f"/proc/{found[1]}").exists():
-            shutil.rmtree(directory, ignore_errors=True)
+        with suppress(OSError):  # somebody else sweeps it
+            held = _held(directory)
+            if held is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+                os.close(held)
 
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """A temporary directory that carries our PID in its name, so that a later run knows whether it is still in use."""
+    """A temporary directory that is locked, so that a later run knows that it is still in use. (Its name has our PID
+    for those who look; but who runs in another PID namespace knows nothing of that.)"""
     sweep()
-    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    # locked before it has the name that others sweep by
+    new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-"))
+    held = _held(new)
+    path = new.rename(new.with_name(new.name[1:]))
     path.chmod(0o755)
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _held(directory: Path) -> int | None:
+    """A descriptor of the directory with its lock, which goes with it; None: somebody else has it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 class Command(subprocess.Popen[Any]):
