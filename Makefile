@@ -7,7 +7,7 @@ BLOB := migrate/pie/blob.bin
 # Two hosts on one machine are namespaces, and making those takes root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: setup packages check test demo bench clean
+.PHONY: setup packages check test test-kernels demo bench clean
 
 setup: packages $(VENV)/installed $(BLOB)
 
@@ -30,7 +30,10 @@ check: setup
 	$(BIN)/lint-imports
 
 test: check
-	$(AS_ROOT) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(AS_ROOT) $(BIN)/python -m pytest -m "not every_kernel" $(PYTEST_ARGS)
+
+test-kernels: setup
+	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel $(PYTEST_ARGS)
 
 demo: setup
 	$(AS_ROOT) $(BIN)/python -m tests.demo

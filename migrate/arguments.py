@@ -117,6 +117,18 @@ def _parser() -> argparse.ArgumentParser:
         help="how to find dirty pages (default: auto: the best that this kernel has)",
     )
     how.add_argument(
+        "--cpu-check",
+        choices=("all", "xstate", "off"),
+        default="all",
+        help="what the destination's CPU must have: all that this one shows (the default); room for what is in the "
+        "registers, while programs that use more than it has end by SIGILL; or nothing",
+    )
+    how.add_argument(
+        "--no-clock",
+        action="store_true",
+        help="let CLOCK_MONOTONIC and CLOCK_BOOTTIME jump if the destination has no time namespaces",
+    )
+    how.add_argument(
         "--stdio",
         metavar="null|FILE",
         help="where standard streams go that lead to a terminal or another process: nowhere, or to FILE on the "

@@ -108,7 +108,7 @@ class Migration:
         self.display.phase("preflight")
         preview = decode(Preview, (await self.source.request("inspect", pid=self.options.pid)).blob)
         facts = await self.destination.facts()
-        problems = [*preview.problems, *preflight.host_problems(preview, facts)]
+        problems = [*preview.problems, *preflight.host_problems(preview, facts, self.options.no_clock)]
         self._rights = not problems
         problems += preflight.process_problems(preview, facts)
         files, self._taken = await preflight.file_problems(preview, self.source, self.destination)
@@ -125,8 +125,11 @@ class Migration:
             self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
         inside = await self.destination.start_overseer(new_pid_namespace=bool(used))
         problems, verdict = preflight.kernel_problems(preview, inside)
-        if problems:
-            raise Refused(problems)
+        lacking, warnings = preview.cpu.missing(inside.cpu, self.options.cpu_check)
+        if problems or lacking:
+            raise Refused([*lacking, *problems])
+        for warning in warnings:
+            self.display.warn(warning)
         self._vdso = "none" if verdict.decision is vdso.Decision.NONE else "remap"
         occupied = [*((vma.start, vma.end) for vma in preview.vmas), *ranges(inside.maps)]
         hole = choose_hole(occupied, overseer.hole_size(len(preview.tids) + _SPARE_THREADS))
@@ -135,18 +138,27 @@ class Migration:
             channels=_channels(preview, facts),
             parked=(),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
-            xsave_size=inside.cpu.xsave_size,
+            carrier=preview.cpu.carrier(inside.cpu),
             numbers={},
             stdio=await self._stdio(preview),
             taken=self._taken,
         )
         replica = Replica(self.destination, ground, as_init=bool(used), pipe_max_size=facts.pipe_max_size)
-        clocks = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
-        if clocks != facts.offsets:
-            self.display.detail(f"its clocks go on in a time namespace, by {clocks.monotonic / NSEC:+.6f} s")
-        await replica.create(preview.pid, inside.maps, inside.overseer, clocks if clocks != facts.offsets else None)
+        await replica.create(preview.pid, inside.maps, inside.overseer, self._clocks(preview, facts))
         await faults.reach("created")
         return replica
+
+    def _clocks(self, preview: Preview, facts: Facts) -> Offsets | None:
+        """Of the time namespace in which the process's clocks go on; None: it needs none, or cannot have one."""
+        wanted = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
+        if wanted == (facts.offsets or Offsets()):
+            return None
+        if facts.offsets is None:
+            jump = f"{-wanted.monotonic / NSEC:+.6f} s"
+            self.display.warn(f"CLOCK_MONOTONIC of the process jumps by {jump}, and what it waits for by that clock")
+            return None
+        self.display.detail(f"its clocks go on in a time namespace, by {wanted.monotonic / NSEC:+.6f} s")
+        return wanted
 
     async def _stdio(self, preview: Preview) -> str | None:
         """Where the output goes that leads to a terminal or a pipe here."""

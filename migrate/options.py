@@ -23,6 +23,8 @@ class Options:
     bandwidth: float | None = None  # bytes per second
     compress: Literal["auto", "none", "lz4"] = "auto"
     tracker: Literal["auto", "pagemap-scan", "soft-dirty", "digest"] = "auto"
+    cpu_check: Literal["all", "xstate", "off"] = "all"
+    no_clock: bool = False
     stdio: str | None = None  # None: a log file; "null": /dev/null; else a file on the destination
     json: bool = False
     verbose: int = 0

@@ -23,8 +23,8 @@ _CAPABILITIES = {21: "CAP_SYS_ADMIN", 19: "CAP_SYS_PTRACE"}
 _RESERVE = 64 << 20  # bytes that the destination needs besides the pages
 
 
-def host_problems(preview: Preview, facts: Facts) -> list[Problem]:
-    """Machine, rights and room of the destination."""
+def host_problems(preview: Preview, facts: Facts, no_clock: bool = False) -> list[Problem]:
+    """Machine, rights and room of the destination. ``no_clock``: the clocks may jump."""
     hello, found = facts.hello, []
     if hello["machine"] != platform.machine():
         found.append(Problem("destination", f"is {hello['machine']}, and this is {platform.machine()}"))
@@ -34,12 +34,13 @@ def host_problems(preview: Preview, facts: Facts) -> list[Problem]:
     if lacking:
         advice = "connect as root, or use --sudo" if hello["uid"] else "the root user there is confined"
         found.append(Problem("destination", f"the agent lacks {' and '.join(lacking)}", advice))
-    if facts.offsets is None and wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there) != Offsets():
+    wanted = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
+    if facts.offsets is None and wanted != Offsets() and not no_clock:
         found.append(
             Problem(
                 "destination kernel",
                 "has no time namespaces: CLOCK_MONOTONIC of the process would jump",
-                "it needs CONFIG_TIME_NS, Linux 5.6",
+                "it needs CONFIG_TIME_NS, Linux 5.6; or let it jump (--no-clock)",
             )
         )
     if preview.resident + _RESERVE > facts.memory_available:
@@ -64,9 +65,9 @@ def process_problems(preview: Preview, facts: Facts) -> list[Problem]:
 
 
 def kernel_problems(preview: Preview, inside: Inside) -> tuple[list[Problem], vdso.Verdict]:
-    """CPU and vDSO, which only the overseer could look at."""
+    """The vDSO, which only the overseer could look at."""
     verdict = vdso.decide(preview.vdso, inside.vdso, f"pid {preview.pid}")
-    return [*preview.cpu.missing(inside.cpu), *([verdict.problem] if verdict.problem else [])], verdict
+    return [verdict.problem] if verdict.problem else [], verdict
 
 
 async def file_problems(

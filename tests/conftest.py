@@ -17,6 +17,7 @@ from migrate.engine.kernel.syscalls import NUMBERS
 from tests import hosts as bed
 from tests import leaks
 from tests.hosts import Pair
+from tests.tasks import PATIENCE
 from tests.victims import Victims
 
 CI = os.environ.get("CI") == "true"
@@ -75,7 +76,7 @@ def time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that takes too long, instead of waiting for ever: ``@pytest.mark.timeout(seconds)`` says how long."""
     assert threading.current_thread() is threading.main_thread()
     marker = request.node.get_closest_marker("timeout")
-    seconds = float(marker.args[0]) if marker else LIMIT
+    seconds = (float(marker.args[0]) if marker else LIMIT) * PATIENCE
 
     def expired(number: int, frame: FrameType | None) -> None:
         raise TooLong(f"{request.node.nodeid} was not done after {seconds} s")

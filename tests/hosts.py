@@ -19,12 +19,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from tests.tasks import Task, children, status_field, wait_until
+from tests.tasks import PATIENCE, Task, children, status_field, wait_until
 
 PREFIX = "migrate-test-"
 NS_GET_PARENT = 0xB702  # ioctl_nsfs(2)
@@ -42,21 +42,40 @@ STARTING = "migrate-test-starting"  # marks a process that is not yet the progra
 def sweep() -> None:
     """Remove the directories of test runs that were killed."""
     for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        found = re.match(rf"{PREFIX}(\d+)-", directory.name)
-        if found and not Path(f"/proc/{found[1]}").exists():
-            shutil.rmtree(directory, ignore_errors=True)
+        with suppress(OSError):  # somebody else sweeps it
+            held = _held(directory)
+            if held is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+                os.close(held)
 
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """A temporary directory that carries our PID in its name, so that a later run knows whether it is still in use."""
+    """A temporary directory that is locked, so that a later run knows that it is still in use. (Its name has our PID
+    for those who look; but who runs in another PID namespace knows nothing of that.)"""
     sweep()
-    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    # locked before it has the name that others sweep by
+    new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-"))
+    held = _held(new)
+    path = new.rename(new.with_name(new.name[1:]))
     path.chmod(0o755)
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _held(directory: Path) -> int | None:
+    """A descriptor of the directory with its lock, which goes with it; None: somebody else has it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 class Command(subprocess.Popen[Any]):
@@ -123,7 +142,7 @@ class Host:
             argv, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=cwd,
         ) as process:
             try:
-                out, err = process.communicate(input or "", timeout)
+                out, err = process.communicate(input or "", timeout * PATIENCE)
             except BaseException:
                 process.kill()
                 raise
@@ -300,31 +319,39 @@ def write_ssh(base: Path, names: Mapping[str, str]) -> Path:
     user_key = base / "id_ed25519"
     _keygen(user_key)
     (base / "authorized_keys").write_text((base / "id_ed25519.pub").read_text())
-    known = []
-    for name, address in names.items():
-        (base / name).mkdir()
-        _keygen(base / name / "host_key")
-        kind, key = (base / name / "host_key.pub").read_text().split()[:2]
-        known.append(f"{name},{address} {kind} {key}\n")
-    (base / "known_hosts").write_text("".join(known))
     config = base / "ssh_config"
-    aliases = "".join(f"Host {name}\n    HostName {address}\n" for name, address in names.items())
     config.write_text(
-        f"{aliases}Host *\n    User root\n    IdentityFile {user_key}\n    IdentitiesOnly yes\n"
+        f"Host *\n    User root\n    IdentityFile {user_key}\n    IdentitiesOnly yes\n"
         f"    UserKnownHostsFile {base}/known_hosts\n    GlobalKnownHostsFile /dev/null\n"
         "    StrictHostKeyChecking yes\n"
     )
+    for name, address in names.items():
+        add_host(base, name, address)
     return config
+
+
+def add_host(base: Path, name: str, address: str) -> None:
+    """One more host for the ssh config of `write_ssh`, with a directory and a key of its own."""
+    directory = base / name
+    directory.mkdir()
+    _keygen(directory / "host_key")
+    kind, key = (directory / "host_key.pub").read_text().split()[:2]
+    with (base / "known_hosts").open("a") as known:
+        known.write(f"{name},{address} {kind} {key}\n")
+    with (base / "ssh_config").open("a") as config:
+        config.write(f"Host {name}\n    HostName {address}\n")
 
 
 def _keygen(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", str(path)], check=True)
 
 
-def _write_sshd(base: Path, name: str, address: str, environment: Mapping[str, str]) -> Path:
+def write_sshd(
+    base: Path, name: str, address: str, environment: Mapping[str, str], shadow: Path = Path("/etc/shadow")
+) -> Path:
+    """The configuration of an sshd with the keys of `write_ssh`; ``environment`` is what root's sessions begin with."""
     # Without PAM sshd refuses an account whose password field begins with "!" (sshd auth.c, LOCKED_PASSWD_PREFIX).
-    shadow = Path("/etc/shadow").read_text()
-    locked = any(line.startswith("root:!") for line in shadow.splitlines())
+    locked = any(line.startswith("root:!") for line in shadow.read_text().splitlines())
     config = base / name / "sshd_config"
     config.write_text(
         f"ListenAddress {address}\nHostKey {base}/{name}/host_key\nAuthorizedKeysFile {base}/authorized_keys\n"
@@ -359,13 +386,15 @@ def write_users(host: Path) -> None:
 
 
 @contextmanager
-def _booted(host: Host, private_tmp: bool, interpreter: str, shift: int) -> Iterator[subprocess.Popen[str]]:
-    """The host's first processes, mounted but without a network yet; killed at the end."""
+def booted(
+    host: Host, private_tmp: bool = False, interpreter: str = sys.executable, shift: int = 0
+) -> Iterator[subprocess.Popen[str]]:
+    """The host's first processes, mounted but without a network yet, which `connected` is for; killed at the end."""
     sshd = shutil.which("sshd", path=SEARCH)
     if sshd is None:
         raise FileNotFoundError("sshd is not installed; `make setup` does that")
     write_users(host.directory)
-    config = _write_sshd(host.directory.parent, host.name, host.address, host.xdg)
+    config = write_sshd(host.directory.parent, host.name, host.address, host.xdg)
     init = [interpreter, "-S", "-E", str(Path(__file__).with_name("host_init.py"))]
     spaces = ["--pid", "--fork", "--mount", "--uts", "--ipc", "--net", "--mount-proc", "--kill-child"]
     if shift:
@@ -409,25 +438,31 @@ def two_hosts(
         config = write_ssh(base, names)
         hosts = [Host(name, address, base / name, config, 0) for name, address in names.items()]
         processes = [
-            stack.enter_context(_booted(host, private_tmp, interpreter, ahead))
+            stack.enter_context(booted(host, private_tmp, interpreter, ahead))
             for host, ahead in zip(hosts, (0, shift), strict=True)
         ]
         first, second = hosts
         ends = ["link", "add", "eth0", "netns", str(first.init), "type", "veth", "peer", "name", "eth0", "netns"]
         subprocess.run(["ip", *ends, str(second.init)], check=True)
         for host, process in zip(hosts, processes, strict=True):
-            host._ip("address", "add", f"{host.address}/24", "dev", "eth0")
-            host._ip("link", "set", "lo", "up")
-            host.link_up()
-            assert process.stdin
-            process.stdin.write("go\n")
-            process.stdin.flush()
+            connected(host, process)
         for host in hosts:
-            wait_until(f"sshd on {host.name}", lambda host=host: _listens(host))
+            wait_until(f"sshd on {host.name}", lambda host=host: listens(host))
         yield Pair(first, second, base)
 
 
-def _listens(host: Host) -> bool:
+def connected(host: Host, process: subprocess.Popen[str]) -> None:
+    """Let a host that is `booted`, and has its eth0, take its address and go on to its sshd."""
+    host._ip("address", "add", f"{host.address}/24", "dev", "eth0")
+    host._ip("link", "set", "lo", "up")
+    host.link_up()
+    assert process.stdin
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def listens(host: Host) -> bool:
+    """Whether its sshd takes connections."""
     # proc_pid_net(5): local address, remote address, state; 0A is TCP_LISTEN
     table = Path(f"/proc/{host.init}/net/tcp").read_text()
     return re.search(rf":{host.port:04X} [0-9A-F]+:0000 0A ", table) is not None

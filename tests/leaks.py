@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.tasks import children, status_field
+from tests.tasks import PATIENCE, children, status_field
 
 PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 TEMPORARY = Path("/tmp")
@@ -129,7 +129,7 @@ def compare(before: Snapshot, after: Snapshot) -> list[str]:
 
 def settle(before: Snapshot, hosts: Callable[[], list[int]] = list, seconds: float = 3.0) -> list[str]:
     """What stays behind after ``seconds`` in which ends may still be coming; nothing as soon as nothing does."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * PATIENCE
     while True:
         left = compare(before, take(hosts))
         if not left or time.monotonic() > end:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.hosts import Command, Host, Pair
-from tests.tasks import Task
+from tests.tasks import PATIENCE, Task
 
 PROGRAM = str(Path(sys.executable).with_name("migrate"))
 
@@ -37,7 +37,7 @@ def finish(command: Command, timeout: float = 60) -> Outcome:
     """Wait for what `start` started. An AssertionError when it did not end with its object on standard output."""
     with command:
         try:
-            out, err = command.communicate(timeout=timeout)
+            out, err = command.communicate(timeout=timeout * PATIENCE)
         except BaseException:
             command.kill()
             raise

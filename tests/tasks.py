@@ -9,6 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
+PATIENCE = float(os.environ.get("MIGRATE_TEST_PATIENCE", "1"))
+"""How many times longer than on a usual machine to wait for anything: an emulated one is ten to twenty times slower."""
+
 
 def children(pid: int) -> list[int]:
     """The children of every thread of ``pid``; none when it is gone (proc_pid_task_children(5))."""
@@ -36,7 +39,7 @@ def status_field(pid: int, name: str) -> list[str]:
 def wait_until(what: str, condition: object, seconds: float = 10.0) -> None:
     """Poll the callable ``condition`` until it is true; TimeoutError names ``what`` when it never is."""
     assert callable(condition)
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * PATIENCE
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {seconds} s")
@@ -77,14 +80,14 @@ class Task:
 
     def wait_gone(self, seconds: float = 10.0) -> None:
         """Wait for its end, whoever the parent is; TimeoutError when it lives on."""
-        if not select.select([self._pidfd], [], [], seconds)[0]:
+        if not select.select([self._pidfd], [], [], seconds * PATIENCE)[0]:
             raise TimeoutError(f"{self!r} still runs after {seconds} s")
 
     def wait(self, seconds: float = 10.0) -> int:
         """Wait for its end and return its exit status, negative for a signal. Only for a task that the test started."""
         assert self.starter is not None, "only the parent learns the exit status; this task was moved here"
         # nsenter ends as the command ended, by the same signal if it was one (nsenter.c: continue_as_child)
-        return self.starter.wait(seconds)
+        return self.starter.wait(seconds * PATIENCE)
 
     def close(self) -> None:
         """Kill it if it still runs, reap it, and let go of everything."""
@@ -92,7 +95,7 @@ class Task:
         if self.starter is not None:
             # nsenter stops itself when its child is stopped (nsenter.c: continue_as_child), and stays so
             self.starter.send_signal(signal.SIGCONT)
-            self.starter.wait(10)
+            self.starter.wait(10 * PATIENCE)
             for stream in (self.starter.stdin, self.starter.stdout, self.starter.stderr):
                 if stream is not None:
                     stream.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from migrate.engine.program import OpKind, Program, Results
 from migrate.errors import Problem
@@ -52,6 +53,10 @@ _FEATURES: dict[tuple[int, int, int], dict[int, str]] = {
     (0x80000001, 0, _EDX): {22: "mmxext", 27: "rdtscp", 29: "lm", 30: "3dnowext", 31: "3dnow"},
     (0x80000008, 0, _EBX): {0: "clzero", 4: "rdpru", 9: "wbnoinvd"},
 }  # fmt: skip
+Check = Literal["all", "xstate", "off"]
+"""What has to be there: everything, or the registers' state, or nothing."""
+_XSTATE_BV = 512  # offset in an XSAVE image of the components that are not in their initial state
+_LEGACY = 3  # x87 and SSE, which have fixed places
 XTILEDATA = 18  # state component of the AMX tiles
 _COMPONENTS = range(2, 20)  # state components with an area of their own
 
@@ -89,26 +94,36 @@ class Cpu:
                     continue
                 value = leaves[leaf, sub](results)[register]
                 names += [name for bit, name in bits.items() if value >> bit & 1]
-            enabled = results.of(xcr0)
+            enabled = results.of(xcr0)  # 0: no XSAVE, or a kernel that does not use it
             places = []
             for number, get in components.items():
                 size, offset = get(results)[:2]
                 if enabled >> number & 1:
                     places.append((number, offset, size))
-            return cls(tuple(names), enabled, area(results)[_EBX], tuple(places))
+            size = area(results)[_EBX] if enabled else 0
+            return cls(tuple(names), enabled, size, tuple(places))
 
         return decode
 
-    def missing(self, other: Cpu) -> list[Problem]:
-        """What ``other``, the destination's, lacks of this one."""
+    def missing(self, other: Cpu, check: Check = "all") -> tuple[list[Problem], list[str]]:
+        """What ``other``, the destination's, lacks of this one: problems, and what ``check`` makes warnings of."""
+        without = [where for where, cpu in (("this CPU", self), ("destination CPU", other)) if not cpu.xcr0]
+        blind = [Problem(where, "has no XSAVE, by which registers are carried over") for where in without]
+        state = [] if blind else self._missing_state(other)
+        features = []
+        if lacking := [name for name in self.features if name not in other.features]:
+            advice = "choose a host whose CPU has what this one has, or see --cpu-check"
+            features.append(Problem("destination CPU", "lacks " + " ".join(lacking), advice))
+        problems = [*blind, *(features if check == "all" else ()), *(state if check != "off" else ())]
+        warnings = []
+        if check != "all":
+            warnings += [f"{problem}: the process ends by SIGILL if it uses them" for problem in map(_fact, features)]
+        if check == "off":
+            warnings += [f"{problem}: what the process has in them is lost" for problem in map(_fact, state)]
+        return problems, warnings
+
+    def _missing_state(self, other: Cpu) -> list[Problem]:
         problems = []
-        lacking = [name for name in self.features if name not in other.features]
-        if lacking:
-            problems.append(
-                Problem(
-                    "destination CPU", "lacks " + " ".join(lacking), "choose a host whose CPU has what this one has"
-                )
-            )
         state = self.xcr0 & ~other.xcr0
         if state:
             names = ", ".join(str(bit) for bit in range(64) if state >> bit & 1)
@@ -121,7 +136,41 @@ class Cpu:
             )
         return problems
 
+    def carrier(self, other: Cpu) -> Carrier:
+        """How XSAVE images of this one are made to fit ``other``."""
+        theirs = {number: (offset, size) for number, offset, size in other.components}
+        both = [(n, offset, size) for n, offset, size in self.components if theirs.get(n, (0, 0))[1] == size]
+        alike = not self.xcr0 & ~other.xcr0 and all(theirs[n][0] == offset for n, offset, _ in both)
+        kept = sum(1 << n for n, _, _ in both) | _LEGACY
+        pieces = () if alike else tuple((offset, theirs[n][0], size) for n, offset, size in both)
+        return Carrier(other.xsave_size, kept & other.xcr0, pieces)
 
-def fit(xsave: bytes, size: int) -> bytes:
-    """The XSAVE image in an area of ``size`` bytes: components that only the destination has start out as reset."""
-    return xsave[:size].ljust(size, b"\0")
+
+def _fact(problem: Problem) -> str:
+    return f"{problem.where} {problem.what}"
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """Makes XSAVE images fit another CPU: ``size`` bytes, of the state components in ``kept``. ``pieces``: where each
+    is and where it goes, and how long it is; none where all of them stay in their places."""
+
+    size: int
+    kept: int
+    pieces: tuple[tuple[int, int, int], ...] = ()
+
+    def components(self, xsave: bytes) -> int:
+        """The state components (XSTATE_BV) that the image has and the destination can take."""
+        return int.from_bytes(xsave[_XSTATE_BV : _XSTATE_BV + 8], "little") & self.kept
+
+    def fit(self, xsave: bytes) -> bytes:
+        """The image there. Components that only the destination has start out as reset; those that it lacks are left
+        out, which `Cpu.missing` has told."""
+        if not self.pieces:
+            return xsave[: self.size].ljust(self.size, b"\0")
+        area = bytearray(self.size)
+        area[:_XSTATE_BV] = xsave[:_XSTATE_BV]
+        area[_XSTATE_BV : _XSTATE_BV + 8] = self.components(xsave).to_bytes(8, "little")
+        for here, there, size in self.pieces:
+            area[there : there + size] = xsave[here : here + size].ljust(size, b"\0")
+        return bytes(area)

@@ -38,6 +38,7 @@ from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.memory import RemoteAddress
+from migrate.engine.tracee.rseq import registered
 from migrate.engine.tracee.tree import ThreadState, Tracee
 from migrate.errors import OpFailed, Problem, Refused
 from migrate.pie import blob, local
@@ -131,6 +132,8 @@ class Dumper:
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
         problems = [*self.spaces.problems, *problems, *more]
         own = own_pid(statuses[self.proc.pid])
+        if self.tracee.registrations.guessed and not frozen:
+            problems += [refusal for state in states if (refusal := self._own_sequences(state)) is not None]
         states, process, mm, results = self._ask_at_rest(states, files, own)
         if self._main and self._main.has_children(results[self.proc.pid]):
             problems.append(children.refusal(f"pid {self.proc.pid}", children.seen(self.proc)))
@@ -146,6 +149,13 @@ class Dumper:
         last = max((vma.end for vma in self.vmas if not vma.special), default=0)
         guards = guard_pages(self._pagemap, 0, last)
         return ProcessImage(process, tuple(threads), tuple(self.vmas), guards, mm, table, fs)
+
+    def _own_sequences(self, state: ThreadState) -> Problem | None:
+        """A registration of rseq(2) that nobody can tell the place of."""
+        if state.rseq is None and registered(lambda *call: self.tracee.remote_syscall(state.tid, *call)):
+            what = "restartable sequences (rseq(2)) not of the C library, and this kernel cannot say where"
+            return Problem(f"thread {state.tid}", what, "it needs Linux 5.13 here")
+        return None
 
     def _thread(self, results: Results, outside: task.ThreadOutside, tid: int) -> task.Thread:
         """The very same object as the last time where nothing has changed: then nobody has to look at it again."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 
 from migrate.engine import overseer, vdso
-from migrate.engine.cpu import XTILEDATA, fit
+from migrate.engine.cpu import XTILEDATA, Carrier
 from migrate.engine.kinds import address_space, locks, task
 from migrate.engine.kinds.placing import Context
 from migrate.engine.kinds.signals import SignalActions
@@ -27,22 +27,21 @@ from migrate.engine.program import Linked, OpKind, Program
 # clone3(2): what pthread_create asks for, but for TLS and the child's TID, which its registers and `identity` set
 THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM, FS, FILES, SIGHAND, THREAD, SYSVSEM
 _ARCH_REQ_XCOMP_PERM = 0x1023  # arch_prctl(2); "x86/arch: Add arch_prctl for permission", Linux 5.16
-_XSTATE_BV = 512  # offset in an XSAVE image of the components that it holds
 
 
 @dataclass(frozen=True)
 class Ground:
     """What a restore stands on: where the restorer is, and what the destination is like.
 
-    ``parked``: where the vDSO waits; ``numbers``: a descriptor for each memfd that is mapped; ``xsave_size``: bytes;
-    ``stdio``: the file that takes the output of streams that led outside, or None; ``taken``: see `Context`.
+    ``parked``: where the vDSO waits; ``numbers``: a descriptor for each memfd that is mapped; ``carrier``: of XSAVE
+    images; ``stdio``: the file that takes the output of streams that led outside, or None; ``taken``: see `Context`.
     """
 
     hole: Hole
     channels: Channels
     parked: tuple[vdso.Area, ...]
     destination: task.Destination
-    xsave_size: int
+    carrier: Carrier
     numbers: Mapping[tuple[int, int], int]
     stdio: str | None
     taken: frozenset[str] = frozenset()
@@ -81,7 +80,7 @@ class Compiler:
         VMAs that `compile_fillable` made writable."""
         process, vmas = image.process, image.vmas
         states = [thread.state for thread in image.threads]
-        tiles = [_uses_tiles(thread) for thread in image.threads]
+        tiles = [_uses_tiles(thread, ground) for thread in image.threads]
         space = (vmas, image.guards, image.mm, frozenset(filled))
         early = (process.session, process.limits, process.controls, process.actions)
         # What is written into objects that the address space uses comes before it, and all else after it.
@@ -98,10 +97,10 @@ class Compiler:
     def arming(self, image: ProcessImage, ground: Ground) -> Linked:
         """What the overseer runs then: all threads stopped, in their registers."""
         tids = tuple(thread.tid for thread in image.threads)
-        inputs = image.process.pid, ground.hole, ground.channels.control, tids, ground.xsave_size
+        inputs = image.process.pid, ground.hole, ground.channels.control, tids, ground.carrier.size
         if self._arming is None or self._arming[0] != inputs:
             self._arming = inputs, Arming(*inputs)
-        return self._arming[1].dressed(dresses(image.threads, ground.xsave_size))
+        return self._arming[1].dressed(dresses(image.threads, ground.carrier))
 
     def _part(
         self, name: str, inputs: tuple[object, ...], make: Callable[..., Iterable[Program]], *args: object
@@ -144,7 +143,7 @@ def _other_threads(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     """All but the main one, until they are parked."""
     main, *others = image.threads
     program = Program(f"threads of pid {image.process.pid}")
-    if any(_uses_tiles(thread) for thread in image.threads):
+    if any(_uses_tiles(thread, ground) for thread in image.threads):
         program.syscall("arch_prctl", _ARCH_REQ_XCOMP_PERM, XTILEDATA, label="permission for AMX tiles")
     done = program.space(8)
     task.restore_inherited(program, main.state, image.process, ground.destination)
@@ -171,15 +170,15 @@ def _main_thread(image: ProcessImage, ground: Ground) -> Iterator[Program]:
 
 
 def _become(program: Program, thread: ThreadImage, image: ProcessImage, ground: Ground) -> None:
-    if _uses_tiles(thread):
+    if _uses_tiles(thread, ground):
         program.op(OpKind.AMX, label=f"room for the AMX tiles of thread {thread.tid}")
     task.restore_thread(program, thread.state, image.process, ground.destination, image.threads[0].state)
 
 
-def _uses_tiles(thread: ThreadImage) -> bool:
-    return bool(int.from_bytes(thread.xsave[_XSTATE_BV : _XSTATE_BV + 8], "little") >> XTILEDATA & 1)
+def _uses_tiles(thread: ThreadImage, ground: Ground) -> bool:
+    return bool(ground.carrier.components(thread.xsave) >> XTILEDATA & 1)
 
 
-def dresses(threads: Sequence[ThreadImage], xsave_size: int) -> list[Dress]:
+def dresses(threads: Sequence[ThreadImage], carrier: Carrier) -> list[Dress]:
     """What the overseer sets from outside."""
-    return [Dress(t.tid, t.registers, fit(t.xsave, xsave_size), t.state.mask) for t in threads]
+    return [Dress(t.tid, t.registers, carrier.fit(t.xsave), t.state.mask) for t in threads]

@@ -10,7 +10,8 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from select import POLLIN, poll
 from typing import Any
 
@@ -20,6 +21,7 @@ from migrate.engine.cpu import Cpu
 from migrate.engine.dump import Dumper, hide_stop, own_pid
 from migrate.engine.image.codec import decode, encode
 from migrate.engine.kernel.maps import maps
+from migrate.engine.kernel.probes import has_forced_reads
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
 from migrate.engine.kernel.timens import task_offsets
@@ -133,7 +135,7 @@ class Source:
         self._tracker = choice.tracker
         dumper.spaces.tracked = True
         compressor = None if compress == "none" else Compressor(Compress(compress), lambda: self._rate)
-        self._pump = PagePump(dumper.proc, self._planner, self._tracker, compressor)
+        self._pump = PagePump(dumper.proc, self._planner, self._tracker, compressor, self._stopped)
         return {"tracker": self._tracker.name, "rejected": choice.rejected}, b""
 
     def _remote_syscall(self, number: int, *args: int) -> int:
@@ -197,6 +199,19 @@ class Source:
             self._rate = sent / max(seconds, 1e-6)
         # Those that turned out to be zero are dealt with too: the rate must be of the pages that a plan counts.
         return {"pages": plan.pages, "bytes": sent, "seconds": seconds}, b""
+
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        """To read what the process itself cannot, where the kernel gives that to its tracer alone: for 1 MiB at a
+        time, so that it hardly notices."""
+        if self._frozen or has_forced_reads():
+            yield
+            return
+        self.dumper.stop()
+        try:
+            yield
+        finally:
+            self.dumper.resume()
 
     def _pace(self, begun: float, sent: int) -> None:
         """Not faster than the user allows."""
@@ -262,6 +277,12 @@ class Source:
             return {"again": True, "scan": 0.0}, encode(Layout(tuple(dumper.vmas), tuple(self._filled)))
         scanned = time.monotonic()
         answer, blob = self.do_send(remapped)
+        there = [(area.start, area.end) for area in self._areas if area.content is not Content.NOTHING]
+        if left := self._planner.owed.clip(there):
+            # nothing takes memory away from a process that stands still; a kernel may keep it from its tracer, too
+            address, _ = next(iter(left.runs()))
+            what = f"{len(left)} pages that cannot be read, the first of them at {address:#x}"
+            raise Failed(f"the process has {what}; was the kernel booted with proc_mem.force_override=never?")
         return {**answer, "again": False, "scan": scanned - begun}, blob
 
     def do_unlock(self) -> Answer:

@@ -149,6 +149,12 @@ static s64 step(struct program *p, struct op *op, const u64 *a)
         asm volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"((u32)a[0]), "c"((u32)a[1]));
         return 0;
     case XGETBV:
+        /* SDM vol. 1, 13.3: an invalid instruction where the kernel has not set CR4.OSXSAVE */
+        low = 1;
+        high = 0;
+        asm volatile("cpuid" : "+a"(low), "+c"(high) : : "ebx", "edx");
+        if (!(high >> 27 & 1))
+            return 0;
         asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"((u32)a[0]));
         return high << 32 | (u32)low;
     case AMX:

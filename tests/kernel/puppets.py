@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import lz4.block
 
 from migrate.engine.kernel.maps import Mapping, maps
+from migrate.engine.kernel.probes import has_forced_reads
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.memory.area import Area, Content, areas
@@ -18,6 +20,7 @@ from migrate.engine.memory.planner import Erase, Plan, RoundPlanner
 from migrate.engine.memory.pump import LZ4, PageFrame, PagePump
 from migrate.engine.memory.remote import ForeignMemory
 from migrate.engine.memory.tracker import Scan, Tracker
+from migrate.engine.tracee.tree import Tracee
 from tests.kernel.tracees import Victim
 
 PRIVATE, SHARED, FIXED, ANONYMOUS, NORESERVE = 2, 1, 0x10, 0x20, 0x4000
@@ -106,6 +109,16 @@ class Puppet(Victim):
     def areas(self) -> list[Area]:
         return areas(self.mappings())
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stopped and traced, where the kernel wants that of those who read what the task itself cannot."""
+        if has_forced_reads():
+            yield
+            return
+        with Tracee(self.pid) as tracee:
+            tracee.stop()
+            yield
+
     def descriptors(self) -> int:
         return len(self.proc.names("fd"))
 
@@ -117,7 +130,7 @@ class Mirror:
         self.puppet = puppet
         self.tracker = tracker
         self.planner = RoundPlanner()
-        self.pump = PagePump(puppet.proc, self.planner, tracker, Compressor(compress))
+        self.pump = PagePump(puppet.proc, self.planner, tracker, Compressor(compress), puppet.stopped)
         self.pages: dict[int, bytes] = {}
         self.before: list[Mapping] = []
         self.scan = Scan()
@@ -129,13 +142,17 @@ class Mirror:
         meanwhile: Callable[[], None] = lambda: None,
         before: Callable[[], None] = lambda: None,
     ) -> int:
-        """Pages with contents that were sent. ``before``: between reading maps and the scan; ``meanwhile``: between the
-        scan and reading the memory."""
+        """Pages with contents that were sent. ``before``: between reading maps and the scan, unless the tracker has the
+        task stopped by then; ``meanwhile``: between the scan and reading the memory."""
+        if self.tracker.stop_to_scan:
+            before()
         mappings = self.puppet.mappings()
         self._lay_out(mappings)
         here = areas(mappings)
-        before()
-        self.scan = self.tracker.scan(here, self.planner.held, protect)
+        if not self.tracker.stop_to_scan:
+            before()
+        with self.puppet.stopped() if self.tracker.stops(here) else nullcontext():
+            self.scan = self.tracker.scan(here, self.planner.held, protect)
         meanwhile()
         self.plan = self.planner.plan(self.scan, here)
         sent = self.pump.stats.sent
@@ -199,7 +216,8 @@ class Mirror:
                     doubles.add((area.object, area.offset, mapping.size))
                 base = self._base(mapping)
                 buffer = memoryview(bytearray(mapping.size))
-                missing = memory.read(buffer, [(mapping.start, mapping.pages)], area.readable)
+                with nullcontext() if area.readable else self.puppet.stopped():
+                    missing = memory.read(buffer, [(mapping.start, mapping.pages)], area.readable)
                 for index in range(mapping.pages):
                     page = mapping.start + index * PAGE
                     here = self.pages.get(page, base[index * PAGE : (index + 1) * PAGE])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from migrate.engine import overseer, restore, vdso
+from migrate.engine.cpu import Carrier
 from migrate.engine.kinds import task
 from migrate.engine.process import ProcessImage
 from migrate.engine.source import Source
@@ -48,7 +49,7 @@ def ground(image: ProcessImage) -> restore.Ground:
         channels=overseer.Channels(1000, 1001),
         parked=parked,
         destination=task.Destination.from_texts(limits, status, "0", "0-1", "0", False),
-        xsave_size=len(image.threads[0].xsave),
+        carrier=Carrier(len(image.threads[0].xsave), (1 << 64) - 1),
         numbers={},
         stdio=None,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate.engine.kernel.probes import has_guard_regions, has_pagemap_scan, has_soft_dirty, has_wp_async
+from migrate.engine.kernel.probes import has_forced_reads, has_pagemap_scan, has_soft_dirty, has_wp_async
 from migrate.engine.memory import writeprotect
 from migrate.engine.memory.codec import Compress
 from migrate.engine.memory.digests import DigestTracker
@@ -17,6 +17,7 @@ from migrate.engine.memory.pageset import PAGE, PageSet
 from migrate.engine.memory.softdirty import SoftDirtyTracker
 from migrate.engine.memory.tracker import Tracker
 from migrate.engine.memory.writeprotect import WriteProtectTracker
+from tests.kernel import features
 from tests.kernel.puppets import (
     ANONYMOUS,
     DONTNEED,
@@ -267,7 +268,11 @@ def test_closed_to_the_task_between_scan_and_reading(mirror: Mirror, puppet: Pup
     start = puppet.map(4)
     puppet.fill(start, 1, 4 * PAGE)
     mirror.round(meanwhile=lambda: (puppet.call("mprotect", start + PAGE, 2 * PAGE, NONE), None)[1])
-    assert mirror.pump.stats.vanished == 0
+    if not has_forced_reads():  # then they are read the next time, by its tracer
+        assert mirror.pump.stats.vanished == 2
+        mirror.round()
+        assert sent(mirror, start, 4) == {1, 2}
+    assert mirror.pump.stats.vanished == (0 if has_forced_reads() else 2)
     mirror.check()
 
 
@@ -359,12 +364,16 @@ def test_huge_pages_are_tracked_page_by_page(mirror: Mirror, puppet: Puppet) -> 
     assert sent(mirror, start, 512) == set(range(512))
     puppet.fill(start + 77 * PAGE, 2)
     mirror.round()
-    assert sent(mirror, start, 512) == {77}
+    if isinstance(mirror.tracker, SoftDirtyTracker):
+        # a huge page has one bit for all of it, and write faults do not split it (wp_huge_pmd, mm/memory.c)
+        assert sent(mirror, start, 512) in ({77}, set(range(512)))
+    else:
+        assert sent(mirror, start, 512) == {77}
     mirror.check()
 
 
+@features.guard_regions
 def test_guard_pages(mirror: Mirror, puppet: Puppet) -> None:
-    assert has_guard_regions()
     start = puppet.map(8)
     puppet.fill(start, 1, 8 * PAGE)
     mirror.round()

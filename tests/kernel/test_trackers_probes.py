@@ -24,6 +24,7 @@ from migrate.engine.memory.softdirty import SoftDirtyTracker
 from migrate.engine.memory.tracker import Scan
 from migrate.engine.memory.writeprotect import WriteProtectTracker
 from migrate.errors import Failed
+from tests.kernel import features
 from tests.kernel.puppets import Puppet
 from tests.victims import Victims
 
@@ -86,6 +87,7 @@ def test_the_best_tracker_is_chosen(puppet: Puppet, monkeypatch: pytest.MonkeyPa
         assert len(found.rejected) == 1 + (not soft_dirty)
 
 
+@features.pagemap_scan
 def test_a_task_that_may_not_have_a_userfaultfd(puppet: Puppet) -> None:
     """No descriptor left, or a seccomp filter that says no."""
     descriptors = puppet.descriptors()
@@ -103,6 +105,7 @@ def test_a_task_that_may_not_have_a_userfaultfd(puppet: Puppet) -> None:
     assert puppet.descriptors() == descriptors
 
 
+@features.pagemap_scan
 def test_a_scan_goes_on_where_its_buffer_was_full(puppet: Puppet) -> None:
     start = puppet.map(64)
     for index in range(0, 64, 2):

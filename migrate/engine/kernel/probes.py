@@ -31,7 +31,7 @@ def has_wp_async() -> bool:
     """userfaultfd with asynchronous write protection, also of unpopulated pages (6.7)."""
     fd = _call("userfaultfd", CREATE_FLAGS)
     if fd < 0:
-        if -fd in (errno.ENOSYS, errno.EPERM):
+        if -fd in (errno.ENOSYS, errno.EPERM, errno.EINVAL):  # the last: UFFD_USER_MODE_ONLY is of 5.11
             return False
         raise OSError(-fd, f"userfaultfd: {os.strerror(-fd)}")
     try:
@@ -101,6 +101,26 @@ def has_guard_regions() -> bool:
         if result == 0:
             _call("madvise", address_of(memoryview(page)), 4096, 103)
     return result == 0
+
+
+@cache
+def has_forced_reads() -> bool:
+    """/proc/PID/mem reads what the task itself cannot, whoever reads it. Since 6.12 a kernel can be built, or booted,
+    to do so for the task's tracer only ("proc: add config & param to block forcing mem writes"; reads are, too)."""
+    with Proc(os.getpid()) as process, mmap.mmap(-1, 4096) as page:
+        page[0] = 1
+        start = address_of(memoryview(page))
+        fd = process.open("mem")
+        _call("mprotect", start, 4096, 0)  # PROT_NONE
+        try:
+            return os.pread(fd, 1, start) == b"\1"
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return False
+            raise
+        finally:
+            _call("mprotect", start, 4096, mmap.PROT_READ | mmap.PROT_WRITE)
+            os.close(fd)
 
 
 @cache

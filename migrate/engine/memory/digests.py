@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from migrate.engine.kernel.pagemap import Pagemap, anonymous, populated
+from migrate.engine.kernel.probes import has_forced_reads
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.memory.area import Area, Content, Ranges, sort_out
 from migrate.engine.memory.pageset import CHUNK, PAGE, PageSet
@@ -38,6 +39,12 @@ class DigestTracker(Tracker):
         self._memory = ForeignMemory(process)
         self._compared: Ranges = []  # what the last scan looked at
         self._digests: dict[int, bytearray] = {}  # address // _SPAN -> _SIZE bytes for each page; all zero: not sent
+
+    def stops(self, areas: Sequence[Area]) -> bool:
+        """For what the task itself cannot read, where the kernel gives that to its tracer alone."""
+        if has_forced_reads():
+            return False
+        return any(not area.readable and area.content is not Content.NOTHING for area in areas)
 
     def scan(self, areas: Sequence[Area], held: PageSet, protect: bool = True) -> Scan:
         """``protect`` makes no difference: what counts is what was sent."""

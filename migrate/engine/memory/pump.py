@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from migrate.engine.kernel.proc import Proc
@@ -56,12 +57,19 @@ class PagePump:
     """Reads with one buffer of 1 MiB, whatever the size of the task. Close it after use."""
 
     def __init__(
-        self, process: Proc, planner: RoundPlanner, tracker: Tracker | None = None, compressor: Compressor | None = None
+        self,
+        process: Proc,
+        planner: RoundPlanner,
+        tracker: Tracker | None = None,
+        compressor: Compressor | None = None,
+        stopped: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """``tracker``: told what was sent, for those that compare. No ``compressor``: none."""
+        """``tracker``: told what was sent, for those that compare. No ``compressor``: none. ``stopped``: in which
+        memory is read that the task itself cannot read; for kernels that give it to the task's tracer alone."""
         self._planner = planner
         self._tracker = tracker
         self._compressor = compressor
+        self._stopped = stopped
         self._memory = ForeignMemory(process)
         self._buffer = bytearray(FRAME_PAGES * PAGE)
         self._view = memoryview(self._buffer)
@@ -94,7 +102,8 @@ class PagePump:
     ) -> PageFrame | None:
         pages = sum(count for _, count in batch)
         contents = self._view[: pages * PAGE]
-        missing = self._memory.read(contents, batch, readable)
+        with nullcontext() if readable else self._stopped():
+            missing = self._memory.read(contents, batch, readable)
         self.stats.vanished += len(missing)
         zero = self._zero_pages(pages)
         if not missing and not zero:

@@ -95,6 +95,10 @@ class WriteProtectTracker(Tracker):
             raise
 
     def stops(self, areas: Sequence[Area]) -> bool:
+        shared = [area for area in areas if area.content is Content.SHARED]  # may have to be compared
+        return self._unregistered(areas) or self._others.stops(shared)
+
+    def _unregistered(self, areas: Sequence[Area]) -> bool:
         return self._new or areas != self._registered
 
     def scan(self, areas: Sequence[Area], held: PageSet, protect: bool = True) -> Scan:
@@ -106,7 +110,7 @@ class WriteProtectTracker(Tracker):
         for span in spans:
             self._look_unregistered(span, held, found)
         if protect:
-            if self.stops(areas):
+            if self._unregistered(areas):
                 self._register_all(areas, spans, tracked)
                 self._new = False
             else:

@@ -24,6 +24,7 @@ from pathlib import Path
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.memory import Memory, RemoteAddress
 from migrate.engine.tracee.registers import EINTR, ERESTART_RESTARTBLOCK, NO_SYSCALL, Registers
+from migrate.engine.tracee.rseq import Registrations
 from migrate.engine.tracee.stub import Template, way_home
 from migrate.engine.tracee.together import Seen, dress, places, set_options, stops, survey
 from migrate.engine.tracee.waiting import attentive, wait_until
@@ -119,10 +120,10 @@ def travellers(seen: Sequence[Seen], memory: Memory, dispositions: Dispositions)
     return people
 
 
-def look(tids: Sequence[int]) -> list[Seen]:
+def look(tids: Sequence[int], registrations: Registrations) -> list[Seen]:
     """At stopped threads. Raises ProcessEnded."""
     try:
-        return survey(tids)
+        return survey(tids, registrations)
     except OSError as error:
         raise _ended(error) from error
 

@@ -122,7 +122,7 @@ class Parasite:
             return {}
         tracee, template = self._tracee, whole_program()
         linked = {tid: p.link() if isinstance(p, Program) else p for tid, p in programs.items()}
-        people = travellers(seen or look(list(linked)), tracee.memory, tracee.dispositions)
+        people = travellers(seen or look(list(linked), tracee.registrations), tracee.memory, tracee.dispositions)
         stub_size = _up(template.size, ALIGN)
         slots, total = [], 0
         for program in linked.values():

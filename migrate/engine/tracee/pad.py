@@ -16,6 +16,7 @@ from migrate.engine.kernel.maps import PAGE, Mapping, maps
 from migrate.engine.tracee.area import areas
 from migrate.engine.tracee.detour import Dispositions, ProcessEnded, Trip, look, travel, travellers
 from migrate.engine.tracee.memory import Memory, RemoteAddress
+from migrate.engine.tracee.rseq import Registrations
 from migrate.engine.tracee.stub import ALIGN, single_call
 from migrate.errors import Failed, Problem, Refused
 
@@ -31,10 +32,13 @@ class Pad:
     no thread can be in any more.
     """
 
-    def __init__(self, pid: int, memory: Memory, instruction_pointers: Callable[[], list[int]]) -> None:
+    def __init__(
+        self, pid: int, memory: Memory, registrations: Registrations, instruction_pointers: Callable[[], list[int]]
+    ) -> None:
         """``instruction_pointers``: gives those of all threads."""
         self.pid = pid
         self.memory = memory
+        self._registrations = registrations
         self._instruction_pointers = instruction_pointers
         self._place: RemoteAddress | None = None
 
@@ -42,7 +46,7 @@ class Pad:
         """What the system call returned, -errno included. Raises ProcessEnded, ParasiteFailed, Refused."""
         template = single_call()
         place = self._find(template.size)
-        (traveller,) = travellers(look([tid]), self.memory, dispositions)
+        (traveller,) = travellers(look([tid], self._registrations), self.memory, dispositions)
         names = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
         values = dict.fromkeys(names, 0) | dict(zip(names, (arg & (1 << 64) - 1 for arg in args), strict=False))
         self.memory.force_write(place, template.fill(traveller.literals() | values | {"number": number}))

@@ -12,6 +12,7 @@ from functools import lru_cache
 from migrate.engine.kernel.buffers import address_of
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.registers import Registers
+from migrate.engine.tracee.rseq import Registrations
 from migrate.pie.calls import Calls
 
 _WORDS = struct.Struct("<Q")
@@ -50,8 +51,9 @@ def seize(tids: Sequence[int]) -> dict[int, tuple[int, int]]:
     return dict(zip(tids, zip(results, results, strict=True), strict=True))
 
 
-def survey(tids: Sequence[int]) -> list[Seen]:
-    """Look at these threads. OSError: ESRCH when one was killed."""
+def survey(tids: Sequence[int], registrations: Registrations) -> list[Seen]:
+    """Look at these threads. ``registrations`` tells of rseq(2) where ptrace(2) cannot. OSError: ESRCH when one was
+    killed."""
     size = len(ptrace.get_xstate(tids[0])) if tids else 0  # that of the machine
     stride = -(-(_AT_XSTATE + size) // 64) * 64
     room = bytearray(stride * len(tids))
@@ -65,8 +67,12 @@ def survey(tids: Sequence[int]) -> list[Seen]:
         calls.add(ptrace.NUMBER, ptrace.GETSIGMASK, tid, 8, at + _AT_MASK)
         calls.add(ptrace.NUMBER, ptrace.GET_RSEQ_CONFIGURATION, tid, _RSEQ_SIZE, at + _AT_RSEQ)
         checks += [(tid, _never), (tid, _never), (tid, _never), (tid, _unknown_request)]
-    _make(calls, checks)
-    return [_seen(tid, room, index * stride) for index, tid in enumerate(tids)]
+    results = _make(calls, checks)
+    found = [_seen(tid, room, index * stride) for index, tid in enumerate(tids)]
+    if results and results[3] == -errno.EIO:
+        for each in found:
+            each.rseq = registrations.find(each.registers.fs_base)
+    return found
 
 
 def _seen(tid: int, room: bytearray, at: int) -> Seen:

@@ -18,6 +18,7 @@ from migrate.engine.tracee.detour import Dispositions, ProcessEnded, interrupted
 from migrate.engine.tracee.memory import Memory
 from migrate.engine.tracee.pad import Pad
 from migrate.engine.tracee.registers import Registers
+from migrate.engine.tracee.rseq import Registrations
 from migrate.engine.tracee.together import Seen, pending_signals, registers, seize, stops, survey
 from migrate.engine.tracee.waiting import attentive, wait_until
 from migrate.errors import Failed, Problem, Refused
@@ -62,7 +63,9 @@ class Tracee:
         self._stopped: dict[int, None] = {}  # in order of creation
         self._waiting: dict[int, None] = {}  # seized, not yet seen to stop
         self._dispositions: Dispositions | None = None
-        self._pad = Pad(pid, self.memory, lambda: [each.rip for each in self.all_registers().values()])
+        self.registrations = Registrations(self.memory)
+        places = lambda: [each.rip for each in self.all_registers().values()]  # noqa: E731
+        self._pad = Pad(pid, self.memory, self.registrations, places)
 
     @property
     def tids(self) -> tuple[int, ...]:
@@ -244,7 +247,7 @@ class Tracee:
         """Everything that ptrace tells about every thread. Raises ProcessEnded."""
         try:
             tids = list(self._stopped)
-            found = survey(tids)
+            found = survey(tids, self.registrations)
             sequences = interrupted_sequences(self.memory, [seen.rseq for seen in found])
             pending = pending_signals(tids)
         except ProcessLookupError as error:

@@ -1,0 +1,1 @@
+"""Moves between different kernels: this machine's and those of four Debian releases in emulated guests."""

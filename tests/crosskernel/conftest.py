@@ -1,0 +1,31 @@
+"""What the tests across kernels share: the endpoints, which stay up from the first test to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.crosskernel.guests import Topology, topology
+from tests.crosskernel.travels import Travels
+from tests.victims import Victims
+
+
+@pytest.fixture(scope="session")
+def endpoints() -> Iterator[Topology]:
+    """The host and its guests; take `world`, which cleans up between tests."""
+    with topology() as found:
+        yield found
+
+
+@pytest.fixture
+def world(endpoints: Topology) -> Iterator[Topology]:
+    """Endpoints; what the test started or adopted there is killed at its end."""
+    yield endpoints
+    endpoints.finish()
+
+
+@pytest.fixture
+def travels(world: Topology, victims: Victims) -> Travels:
+    """Starts victims on any endpoint, to be moved to others."""
+    return Travels(world, victims)

@@ -1,0 +1,225 @@
+"""One topology of several kernels: a host of this machine (tests/hosts.py) and emulated guests on the host's bridge.
+
+Guests have this machine's filesystem as their root, read-only, over virtiofs: the same programs and libraries under the
+same names, this checkout included. The test bed's directory is shared and writable; /tmp, /run and /dev are each
+guest's own. Nothing is installed, nothing is copied, and of a guest nothing remains.
+
+There is no KVM: a guest is ready in about ten seconds, and runs some ten to twenty times slower than this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests import hosts
+from tests.crosskernel import initrd, kernels
+from tests.crosskernel.nodes import Node
+from tests.hosts import Host
+from tests.tasks import wait_until
+from tests.victims import HERE as VICTIM_SOURCES
+from tests.victims import Victims, default_cache
+
+HOST = "host"
+"""The name of the endpoint that runs this machine's own kernel."""
+MEMORY = "768M"
+CPU = "Haswell-noTSX,-cx16"
+"""What guests show where nothing else is asked for: no more than machines have that run the tests, AVX2 included, so
+that a process may come back. Without cx16, which no guest has: qemu 7.2 leaves operands of cmpxchg16b in the flags, and
+when an interrupt comes next, they are saved and restored as flags; the kernel's allocator uses the instruction, and
+half the boots of 6.12 ended in a panic or hung."""
+BOOT_SECONDS = 120.0
+XDG = {"XDG_STATE_HOME": "/var/tmp/state", "XDG_CACHE_HOME": "/var/tmp/cache"}
+DAEMONS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")  # of qemu-system-common, and since Debian 13 its own
+VICTIMS = "victims"
+"""Below the test bed's directory: the cache of compiled victims, to which guests may add."""
+START = """\
+mkdir -p {made}
+# copies, because the names of files in a FUSE file system that is not cached are soon forgotten: nothing can be mounted
+# on them then, or made in them
+cp -pr {directory}/passwd {directory}/shadow {victims} /run/
+mount --bind /run/passwd /etc/passwd
+mount --bind /run/shadow /etc/shadow
+mount --bind /run/{name} {cache}
+# sshd goes to the background; this shell goes on as pid 1 and reaps what is orphaned
+{sshd}
+while :; do sleep 1000; done
+"""
+
+
+@dataclass
+class HostNode(Node):
+    """This machine's kernel: a host of namespaces, whose eth0 is the bridge that the guests are on."""
+
+    host: Host
+
+    def enter(self, argv: Sequence[str]) -> list[str]:
+        """See `Node`."""
+        return self.host.enter(["setpriv", "--pdeathsig", "KILL", *argv])
+
+
+@dataclass
+class Guest(Node):
+    """A virtual machine with a kernel of its own."""
+
+    bridge: Host
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def console(self) -> str:
+        """What its kernel has said."""
+        return (self.directory / "console.log").read_text(errors="replace")
+
+    @property
+    def control(self) -> Path:
+        """The socket of the SSH connection that all commands go over. Its name must be short, for unix(7)."""
+        return self.directory / "ssh"
+
+    def enter(self, argv: Sequence[str]) -> list[str]:
+        """See `Node`."""
+        return ["ssh", "-F", str(self.ssh_config), "-S", str(self.control), self.name, shlex.join(argv)]
+
+    def start(self, command: Sequence[str], log: str) -> None:
+        """Start one of the processes that make up the guest, in the bridge's network; it ends with us, or at `off`."""
+        # with the lowest claim to this machine's cores
+        wrapped = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "10"]
+        wrapped += ["nsenter", f"--target={self.bridge.init}", "--net", *command]
+        with (self.directory / log).open("wb") as output:
+            self.processes.append(subprocess.Popen(
+                wrapped, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            ))
+
+    def is_up(self) -> bool:
+        """Whether its sshd takes connections. AssertionError, with what was said, when the guest has ended."""
+        if any(process.poll() is not None for process in self.processes):  # a panic ends it
+            logs = [self.directory / name for name in ("qemu.log", "root.log", "bed.log", "ssh.log")]
+            said = "".join(path.read_text(errors="replace") for path in logs if path.exists())
+            raise AssertionError(f"{self.name} does not run\n{said}{self.console[-3000:]}")
+        log = self.directory / "sshd.log"
+        return log.exists() and "Server listening" in log.read_text()
+
+    def connect(self) -> None:
+        """Open the SSH connection."""
+        options = ["-o", "ControlMaster=yes", "-o", "ConnectTimeout=60"]
+        self.start(["ssh", "-F", str(self.ssh_config), "-S", str(self.control), *options, "-N", self.name], "ssh.log")
+        wait_until(f"a connection to {self.name}", lambda: self.is_up() and self.control.exists(), BOOT_SECONDS)
+
+    def off(self) -> None:
+        """Pull the plug."""
+        for process in reversed(self.processes):
+            process.kill()
+            process.wait()
+
+
+class Topology:
+    """A host, its bridge, and the guests that were asked for so far. A guest is named as `kernels.SUITES` names its
+    kernel; a name with a slash has qemu's name of a CPU after it (``6.1/qemu64``), and is another guest."""
+
+    def __init__(self, directory: Path, config: Path, net: str, bridge: Host, stack: ExitStack) -> None:
+        self.directory, self._net, self._config, self._bridge, self._stack = directory, net, config, bridge, stack
+        self.host = HostNode(HOST, bridge.address, bridge.directory, config, bridge.xdg, bridge)
+        self.guests: dict[str, Guest] = {}
+
+    def __getitem__(self, name: str) -> Node:
+        return self.host if name == HOST else self.guests[name]
+
+    def need(self, *names: str) -> None:
+        """Boot those of these guests that do not run yet, all at once."""
+        missing = [name for name in dict.fromkeys(names) if name not in self.guests and name != HOST]
+        ready = kernels.fetch() if missing else {}
+        for name in missing:
+            kernel, _, cpu = name.partition("/")
+            own, number = f"linux{name.replace('.', '-').replace('/', '-')}", len(self.guests) + 11
+            guest = Guest(own, f"{self._net}.{number}", self.directory / own, self._config, XDG, self._bridge)
+            hosts.add_host(self.directory, own, guest.address)
+            self.guests[name] = guest
+            self._stack.callback(guest.off)
+            _boot(guest, ready[kernel], number, f"{cpu},-cx16" if cpu else CPU)
+        for name in missing:
+            wait_until(f"{name} to boot", self.guests[name].is_up, BOOT_SECONDS)
+            self.guests[name].connect()
+
+    def finish(self) -> None:
+        """End of a test: what it started is killed, on every endpoint."""
+        for node in (self.host, *self.guests.values()):
+            node.finish()
+        self._bridge.finish()
+
+
+@contextmanager
+def topology() -> Iterator[Topology]:
+    """The host, and guests as they are asked for; all of it is gone afterwards."""
+    net = f"10.{200 + os.getpid() % 50}.255"
+    with hosts.directory() as base, ExitStack() as stack:
+        for source in VICTIM_SOURCES.glob("*.c"):  # now, because compilers are slow in a guest
+            Victims()(source.stem)
+        shutil.copytree(default_cache(), base / VICTIMS)  # with its times, as the files of a moved process must be
+        config = hosts.write_ssh(base, {HOST: f"{net}.1"})
+        host = Host(HOST, f"{net}.1", base / HOST, config, 0)
+        process = stack.enter_context(hosts.booted(host))
+        host.run(["ip", "link", "add", "eth0", "type", "bridge"])
+        hosts.connected(host, process)
+        yield Topology(base, config, net, host, stack)
+
+
+def write_accounts(directory: Path) -> None:
+    """This machine's accounts, but for root's, who has no password and the quickest shell: bash, which sshd starts,
+    would read root's .bashrc, and there may be anything in that."""
+    for table, column in (("passwd", 6), ("shadow", 1)):
+        lines = [line.split(":") for line in Path("/etc", table).read_text().splitlines()]
+        for words in lines:
+            if words[0] == "root":
+                words[column] = "/bin/sh" if table == "passwd" else "*"
+        (directory / table).write_text("".join(":".join(words) + "\n" for words in lines))
+
+
+def _boot(guest: Guest, kernel: kernels.Kernel, number: int, cpu: str) -> None:
+    """Start what makes up a guest, and return at once."""
+    base = guest.directory.parent
+    sshd = shutil.which("sshd", path=hosts.SEARCH)
+    daemon = next((path for path in DAEMONS if Path(path).exists()), None)
+    if sshd is None or daemon is None:
+        raise FileNotFoundError("sshd or virtiofsd is not installed; `make setup` does that")
+    write_accounts(guest.directory)
+    config = hosts.write_sshd(base, guest.name, guest.address, XDG, guest.directory / "shadow")
+    (guest.directory / "start").write_text(START.format(
+        directory=guest.directory, made=" ".join(XDG.values()), victims=base / VICTIMS, name=VICTIMS,
+        cache=default_cache(),
+        sshd=f"{sshd} -f {config} -E {guest.directory}/sshd.log",
+    ))
+    image = guest.directory / "initrd"
+    image.write_bytes(kernel.modules.read_bytes() + initrd.init())
+    tap = f"tap{number}"
+    guest.bridge.run(["ip", "tuntap", "add", tap, "mode", "tap"])
+    guest.bridge.run(["ip", "link", "set", tap, "master", "eth0", "up"])
+    devices: list[str] = []
+    # the root is looked up once and believed in; of the test bed nothing is believed, as two guests write there
+    for tag, source, cache in (("root", "/", "always"), ("bed", str(base), "none")):
+        socket = guest.directory / f"{tag}.socket"
+        guest.start([daemon, f"--socket-path={socket}", "-o", f"source={source}", "-o", f"cache={cache}",
+            "-o", "sandbox=chroot", "-o", "log_level=warn", "--rlimit-nofile=0"], f"{tag}.log")
+        wait_until(f"virtiofsd for {guest.name}", socket.exists)
+        devices += ["-chardev", f"socket,id={tag},path={socket}"]
+        devices += ["-device", f"vhost-user-fs-pci,chardev={tag},tag={tag},queue-size=1024"]
+    # no_timer_check: the kernel panics when it sees no tick for a while, which is but a busy machine
+    append = (
+        f"console=ttyS0 quiet panic=-1 net.ifnames=0 random.trust_cpu=on tsc=reliable no_timer_check "
+        f"name={guest.name} address={guest.address}/24 bed={base}"
+    )
+    guest.start([
+        "qemu-system-x86_64", "-nodefaults", "-no-reboot",
+        "-display", "none", "-machine", "q35,memory-backend=ram", "-m", MEMORY,
+        "-object", f"memory-backend-memfd,id=ram,size={MEMORY},share=on",  # which virtiofsd reads and writes
+        "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "1",
+        "-kernel", str(kernel.image), "-initrd", str(image), "-append", append,
+        "-serial", f"file:{guest.directory}/console.log",
+        "-netdev", f"tap,id=net,ifname={tap},script=no,downscript=no",
+        "-device", f"virtio-net-pci,netdev=net,romfile=,mac=52:54:00:00:00:{number:02x}",
+        "-device", "virtio-rng-pci", *devices,
+    ], "qemu.log")

@@ -1,0 +1,93 @@
+"""An endpoint of a move between kernels, be it this machine's or a guest: where commands run and victims live."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.hosts import NULL, SEARCH
+from tests.tasks import wait_until
+
+
+@dataclass
+class Node(ABC):
+    """One endpoint. Process numbers are those that it sees itself."""
+
+    name: str
+    address: str
+    directory: Path
+    """Its own, below the test bed's, which all endpoints have under the same name."""
+    ssh_config: Path
+    environment: Mapping[str, str]
+    """Of commands, besides `SEARCH` and the like."""
+    pids: list[int] = field(default_factory=list, init=False)
+    """What `finish` kills."""
+
+    @abstractmethod
+    def enter(self, argv: Sequence[str]) -> list[str]:
+        """The command line that runs ``argv`` there."""
+
+    @property
+    def destination(self) -> str:
+        """What to type after ``migrate PID`` to get here."""
+        return f"root@{self.address}"
+
+    def run(
+        self, argv: Sequence[str], *, timeout: float = 120, check: bool = True, input: str = "",
+        env: Mapping[str, str] | None = None, cwd: str = "/",
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command there to its end; the error carries what it said."""
+        variables = {
+            "PATH": SEARCH, "HOME": "/root", "LANG": "C.UTF-8", "TERM": "dumb", **self.environment, **(env or {})
+        }
+        settings = [f"{name}={value}" for name, value in variables.items()]
+        command = self.enter(["env", "-i", "-C", cwd, *settings, *argv])
+        done = subprocess.run(command, input=input, text=True, capture_output=True, timeout=timeout)
+        if check and done.returncode:
+            raise AssertionError(f"{self.name}: {' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def spawn(
+        self, argv: Sequence[str], *, stdin: Path = NULL, stdout: Path = NULL, stderr: Path = NULL,
+        env: Mapping[str, str] | None = None, cwd: str = "/",
+    ) -> int:
+        """Start a process of its own there, in its own session, as a daemon is started; returns its number."""
+        streams = f"<{shlex.quote(str(stdin))} >{shlex.quote(str(stdout))} 2>{shlex.quote(str(stderr))}"
+        # in the background the shell's child leads no group, so that setsid(1) need not fork: the number stays
+        script = f'setsid "$@" {streams} & echo $!'
+        pid = int(self.run(["sh", "-c", script, "sh", *argv], env=env, cwd=cwd).stdout)
+        self.pids.append(pid)
+        return pid
+
+    def adopt(self, pid: int) -> None:
+        """Take over a process that came here otherwise (it was moved): it is killed at the end of the test."""
+        self.pids.append(pid)
+
+    def alive(self, pid: int) -> bool:
+        """Whether the process has not ended; a zombie has."""
+        return self.run(["sh", "-c", f"grep -q '^State:.[^ZX]' /proc/{pid}/status"], check=False).returncode == 0
+
+    def read(self, path: str) -> str:
+        """A file there."""
+        return self.run(["cat", path]).stdout
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """Send it a signal; nothing happens when it is gone."""
+        self.run(["kill", f"-{int(number)}", str(pid)], check=False)
+
+    def wait_gone(self, pid: int, seconds: float = 30.0) -> None:
+        """Wait for its end; TimeoutError when it lives on."""
+        wait_until(f"{pid} on {self.name} to end", lambda: not self.alive(pid), seconds)
+
+    def finish(self) -> None:
+        """End of a test: what it started or adopted is killed."""
+        while self.pids:
+            pid = self.pids.pop()
+            if self.alive(pid):
+                self.kill(pid)
+                self.wait_gone(pid)

@@ -1,0 +1,50 @@
+"""Tests of this machine's kernel, run on the others: the trackers' conformance, and moves within one guest."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.crosskernel.guests import Topology
+from tests.crosskernel.kernels import SUITES
+from tests.kernel.features import ABSENT
+
+CHECKOUT = Path(__file__).parents[2]
+TRACKERS = {"5.10": {"soft-dirty"}, "6.1": {"soft-dirty"}}
+"""What each kernel has besides digests; newer ones have all."""
+ALL = {"soft-dirty", "write-protect", "write-protect, small areas walked alone"}
+MOVES = (
+    "test_moves_threads.py", "test_moves_memory.py", "test_moves_descriptors.py", "test_moves_state.py",
+    "test_shared_memory.py",
+)  # fmt: skip
+
+pytestmark = [pytest.mark.every_kernel, pytest.mark.timeout(1500)]
+
+
+def run_there(world: Topology, kernel: str, *arguments: str) -> str:
+    """Run pytest in a guest, and return what it said; AssertionError unless all has passed but for what the kernel
+    does not have."""
+    world.need(kernel)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-v", *arguments]
+    done = world[kernel].run(command, cwd=str(CHECKOUT), timeout=1400, check=False, env={"MIGRATE_TEST_PATIENCE": "15"})
+    said = done.stdout[-20000:] + done.stderr[-2000:]
+    assert done.returncode == 0, said
+    for reason in re.findall(r"^SKIPPED \[\d+\] \S+ (.*)$", done.stdout, re.MULTILINE):
+        assert reason.startswith(ABSENT), said
+    return done.stdout
+
+
+@pytest.mark.parametrize("kernel", SUITES)
+def test_trackers(world: Topology, kernel: str) -> None:
+    # what is left out has nothing to do with the kernel and takes minutes there
+    said = run_there(world, kernel, "tests/kernel/test_trackers_conformance.py", "-k", "not ten_thousand")
+    ran = set(re.findall(r"test_written_pages_and_no_others\[(.*?)\] PASSED", said))
+    assert ran == {"digests"} | TRACKERS.get(kernel, ALL)
+
+
+@pytest.mark.parametrize("kernel", SUITES)
+def test_moves(world: Topology, kernel: str) -> None:
+    run_there(world, kernel, *(f"tests/migration/{name}" for name in MOVES))
