@@ -16,7 +16,7 @@ import trio
 
 from migrate import faults, preflight
 from migrate.destination import Destination, Facts
-from migrate.engine import overseer, restore, vdso
+from migrate.engine import overseer, restore
 from migrate.engine.clocks import wanted_offsets
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.timens import NSEC, Offsets
@@ -127,7 +127,9 @@ class Migration:
         problems, verdict = preflight.kernel_problems(preview, inside)
         if problems:
             raise Refused(problems)
-        self._vdso = "none" if verdict.decision is vdso.Decision.NONE else "remap"
+        self._vdso = verdict.decision.value
+        for line in verdict.table():
+            self.display.detail(line)
         occupied = [*((vma.start, vma.end) for vma in preview.vmas), *ranges(inside.maps)]
         hole = choose_hole(occupied, overseer.hole_size(len(preview.tids) + _SPARE_THREADS))
         ground = restore.Ground(
@@ -139,6 +141,7 @@ class Migration:
             numbers={},
             stdio=await self._stdio(preview),
             taken=self._taken,
+            verdict=verdict,
         )
         replica = Replica(self.destination, ground, as_init=bool(used), pipe_max_size=facts.pipe_max_size)
         clocks = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)

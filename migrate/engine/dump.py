@@ -13,13 +13,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from migrate.engine import vdso
 from migrate.engine.kernel.accounting import timers
 from migrate.engine.kernel.held import HeldFiles
-from migrate.engine.kernel.maps import smaps
+from migrate.engine.kernel.maps import maps, smaps
 from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
-from migrate.engine.kinds import address_space, children, task
+from migrate.engine.kinds import address_space, children, own_vdso, task
 from migrate.engine.kinds.controls import refusals
 from migrate.engine.kinds.descriptor_reader import DescriptorReader
 from migrate.engine.kinds.descriptors import DescriptorTable
@@ -59,6 +60,7 @@ class Dumper:
         self._pagemap = Pagemap(proc)
         self._waits: dict[int, Wait] = {}
         self._threads: dict[int, tuple[tuple[object, ...], task.Thread]] = {}
+        self.own_vdso = own_vdso.OwnVDSO(vdso.VDSO(()))
         self._parasite: Parasite | None = None
         self._inside = ExitStack()  # undoes the injection
         self._host = _host()
@@ -74,7 +76,7 @@ class Dumper:
     ) -> tuple[list[VMA], DescriptorTable, FsState | None, list[Problem]]:
         """What can be seen without stopping it, and why it cannot be moved as far as that tells."""
         where = f"pid {self.proc.pid}"
-        self.vmas = self.spaces.read()
+        self.vmas = self._look_at_vdso()
         table, problems = self.files.dump(options or DumpOptions(mapped=mapped_objects(self.vmas)))
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
         seccomp = status(self.proc.text("status")).seccomp
@@ -83,6 +85,16 @@ class Dumper:
             problems.append(children.refusal(where, born))
         self._hold()
         return self.vmas, table, fs, problems
+
+    def _look_at_vdso(self) -> list[VMA]:
+        """All VMAs, and which of them are its vDSO; as they are read from now on, they go under the names of that."""
+
+        def read(address: int, size: int) -> bytes:
+            return self.tracee.memory.read(RemoteAddress(address), size)
+
+        self.spaces.rename(lambda vmas: vmas)
+        self.own_vdso = own_vdso.look(self.spaces.read(), read, _native_vdso(), f"pid {self.proc.pid}")
+        return self.spaces.rename(self.own_vdso.named)
 
     def _hold(self) -> None:
         """Open now what will be read in the frozen window."""
@@ -304,6 +316,13 @@ def _rseq(state: ThreadState) -> Rseq | None:
     if state.rseq is None:
         return None
     return Rseq(state.rseq.address, state.rseq.size, state.rseq.signature)
+
+
+def _native_vdso() -> vdso.VDSO:
+    """That of this process, and so of every other that this kernel has started."""
+    program = Program("our own vDSO")
+    decode = vdso.collect(program, vdso.areas(maps(Path("/proc/self/maps").read_text())))
+    return decode(local.run(program.link()))
 
 
 def _host() -> task.Host:

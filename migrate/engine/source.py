@@ -15,11 +15,9 @@ from select import POLLIN, poll
 from typing import Any
 
 from migrate import faults, pie
-from migrate.engine import vdso
 from migrate.engine.cpu import Cpu
 from migrate.engine.dump import Dumper, hide_stop, own_pid
 from migrate.engine.image.codec import decode, encode
-from migrate.engine.kernel.maps import maps
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
 from migrate.engine.kernel.timens import task_offsets
@@ -39,7 +37,6 @@ from migrate.engine.program import Program, Results
 from migrate.engine.tracee import leftovers
 from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.inspection import why_not_traceable
-from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.swallow import swallow
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.wire import Writer
@@ -88,6 +85,7 @@ class Source:
         proc = dumper.proc
         raw = proc.read("status")
         parsed = status(raw.decode("utf-8", "surrogateescape"))
+        own = dumper.own_vdso
         needs = [*dumper.spaces.needs(), *table.needs(pid), *(fs.needs(f"pid {pid}") if fs else ())]
         executable, trouble = look_at_exe(proc)
         trouble += shared_memory(vmas, proc)
@@ -96,7 +94,7 @@ class Source:
             pid=own_pid(raw),
             comm=proc.text("comm").removesuffix("\n"),
             tids=tuple(own_pid(proc.read(f"task/{tid}/status")) for tid in proc.tids()),
-            problems=(*problems, *trouble),
+            problems=(*problems, *trouble, *own.problems),
             vmas=tuple(vmas),
             needs=(*needs, executable),
             streams=table.streams,
@@ -105,18 +103,10 @@ class Source:
             status=raw,
             resident=parsed.vm.get("VmRSS", 0) << 10,
             cpu=_own_cpu(),
-            vdso=self._vdso(),
+            vdso=own.vdso,
             clock_offsets=(shifted.monotonic, shifted.boottime),
         )
         return {}, encode(preview)
-
-    def _vdso(self) -> vdso.VDSO:
-        areas = vdso.areas(maps(self.dumper.proc.text("maps")))
-        image = b""
-        for area in areas:
-            if area.name == vdso.VDSO_NAME:
-                image = self.dumper.tracee.memory.read(RemoteAddress(area.start), area.end - area.start)
-        return vdso.VDSO.read(areas, image)
 
     # Rounds
 

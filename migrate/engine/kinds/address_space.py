@@ -20,6 +20,7 @@ import errno
 from collections.abc import Iterable, Mapping, Sequence
 
 from migrate.engine import vdso
+from migrate.engine.kinds import own_vdso
 from migrate.engine.kinds.mapping import MADV_GUARD_INSTALL, Bridges, Mapper, bridgeable, rules, stage_size
 from migrate.engine.kinds.vma import FILE, PROT_WRITE, RW, SHMEM, VMA, displaced, memfds
 from migrate.engine.memory.layout import TASK_SIZE, Range, free_range, park
@@ -112,12 +113,13 @@ def compile_finish(
     guards: Iterable[Range] = (),
     numbers: Numbers = NO_MEMFDS,
     opened: frozenset[int] = frozenset(),
+    verdict: vdso.Verdict | None = None,
+    hole: Hole | None = None,
 ) -> None:
     """After the contents: what would have been in their way. ``parked``: from `compile_clear`. ``guards``: ranges of
-    guard pages. ``opened``: starts of what went through `compile_fillable`. mm_struct (`mm.MM`) and seals
-    (`compile_seal`) come after this."""
-    special = tuple(vdso.Area(vma.name, vma.start, vma.end) for vma in vmas if vma.special)
-    vdso.place_ops(program, parked, special)
+    guard pages. ``opened``: starts of what went through `compile_fillable`. ``verdict``: what becomes of the vDSO, the
+    same where not said. ``hole``: the restorer's. mm_struct (`mm.MM`) and seals (`compile_seal`) come after this."""
+    own_vdso.restore(program, vmas, parked, verdict, [_own(hole)] if hole else [])
     for start, end in guards:
         program.syscall("madvise", start, end - start, MADV_GUARD_INSTALL, label=f"guard pages {start:x}-{end:x}")
     _protect(program, vmas, opened)
