@@ -170,7 +170,11 @@ class Migration:
         display.phase("copying")
         self.rescue.touched = True
         reply = await self.source.request(
-            "track", tracker=options.tracker, compress=options.compress, bandwidth=options.bandwidth
+            "track",
+            tracker=options.tracker,
+            compress=options.compress,
+            bandwidth=options.bandwidth,
+            exact=bool(replica.ground.verdict and replica.ground.verdict.exact),
         )
         self._tracker = str(reply["tracker"])
         for reason in reply["rejected"]:
@@ -255,7 +259,7 @@ class Migration:
     async def _freeze(self, replica: Replica) -> tuple[ProcessImage, float]:
         reply = await self.source.request("freeze")
         begun = float(reply["begun"])
-        self.phases = {name: float(reply[name]) for name in ("stop", "collect")}
+        self.phases = {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
         sending = None
         if not reply["changed"]:  # mostly; then the source looks for the last pages while we compile
             sending = await self.source.submit("send_last", remapped=replica.take_remade())

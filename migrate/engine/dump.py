@@ -8,6 +8,7 @@ changed since the last look (smaps, who else has a pipe open) was read while the
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -38,12 +39,15 @@ from migrate.engine.program import Linked, Program, Results
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.injection import Injection, Parasite
+from migrate.engine.tracee.leaving import Code, Stacks, leave
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.tree import ThreadState, Tracee
 from migrate.errors import OpFailed, Problem, Refused
 from migrate.pie import blob, local
 
 _QUICK = 0.03  # seconds
+_LEAVING = 0.03  # seconds that all threads together get to come out of the vDSO
+_PAUSES = (0.001, 0.01, 0.05, 0.1, 0.2)  # seconds that it runs on for when they did not
 _UNREST = 1000  # looks at queues and timers; each but the last saw a signal arrive
 _ROOM = 256 << 10  # bytes of programs that the parasite's area has room for at once
 
@@ -61,6 +65,9 @@ class Dumper:
         self._waits: dict[int, Wait] = {}
         self._threads: dict[int, tuple[tuple[object, ...], task.Thread]] = {}
         self.own_vdso = own_vdso.OwnVDSO(vdso.VDSO(()))
+        self.exact = False  # the destination's vDSO is the very same
+        self._code: Code | None = None
+        self._nodefer = False  # it has handlers with SA_NODEFER, as far as is known
         self._parasite: Parasite | None = None
         self._inside = ExitStack()  # undoes the injection
         self._host = _host()
@@ -93,6 +100,7 @@ class Dumper:
             return self.tracee.memory.read(RemoteAddress(address), size)
 
         self.spaces.rename(lambda vmas: vmas)
+        self._code = None
         self.own_vdso = own_vdso.look(self.spaces.read(), read, _native_vdso(), f"pid {self.proc.pid}")
         return self.spaces.rename(self.own_vdso.named)
 
@@ -155,6 +163,7 @@ class Dumper:
             threads.append(ThreadImage(thread.identity.tid, self._registers(state), state.xstate, thread))
         if problems or fs is None:
             raise Refused(problems)
+        self._nodefer = process.actions.nodefer
         last = max((vma.end for vma in self.vmas if not vma.special), default=0)
         guards = guard_pages(self._pagemap, 0, last)
         return ProcessImage(process, tuple(threads), tuple(self.vmas), guards, mm, table, fs)
@@ -260,6 +269,33 @@ class Dumper:
         self.tracee.stop()
         hide_stop(self.tracee)
 
+    def stop_outside(self) -> tuple[float, float]:
+        """`stop`, with no thread in the middle of a function of its vDSO: on the destination that is another one. When
+        it began (of time.monotonic()), and the seconds that the latter took. Raises Refused when a thread stays inside
+        (a handler that has interrupted such a function and does not return, say); it runs on then."""
+        if self.exact and self.own_vdso.mark is None:
+            begun = time.monotonic()
+            self.stop()
+            return begun, 0.0
+        code = self._code = self._code or _code(self.own_vdso)
+        for pause in _PAUSES:
+            begun = time.monotonic()
+            self.stop()
+            stopped = time.monotonic()
+            try:
+                mappings = [(vma.start, vma.end) for vma in self.spaces.reread()]
+                problems, ran = leave(self.tracee, code, Stacks(mappings, self._nodefer), _LEAVING)
+                if ran:
+                    hide_stop(self.tracee)
+            except BaseException:
+                self.resume()
+                raise
+            if not problems:
+                return begun, time.monotonic() - stopped
+            self.resume()
+            time.sleep(pause)
+        raise Refused(problems)
+
     def resume(self) -> None:
         """Let it go on as it was: no parasite, and no sign in a system call that it was stopped."""
         try:
@@ -323,6 +359,21 @@ def _native_vdso() -> vdso.VDSO:
     program = Program("our own vDSO")
     decode = vdso.collect(program, vdso.areas(maps(Path("/proc/self/maps").read_text())))
     return decode(local.run(program.link()))
+
+
+def _code(own: own_vdso.OwnVDSO) -> Code:
+    """That of a vDSO in the process: the task's, and what its proxy leads to."""
+    parts = [(area, vdso.Unwinder(image)) for area, image in own.code(_native_vdso())]
+    ranges = tuple((area.start, area.end) for area, _ in parts)
+
+    def inside(address: int) -> bool:
+        return any(start <= address < end for start, end in ranges)
+
+    def slot(rip: int, rsp: int, rbp: int, word: Callable[[int], int]) -> int | None:
+        area, unwinder = next(part for part in parts if part[0].start <= rip < part[0].end)
+        return unwinder.slot(area.start, rip, rsp, rbp, inside, word)
+
+    return Code(ranges, own.entries, slot)
 
 
 def _host() -> task.Host:

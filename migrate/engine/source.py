@@ -110,10 +110,12 @@ class Source:
 
     # Rounds
 
-    def do_track(self, tracker: str, compress: str, bandwidth: float | None) -> Answer:
-        """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None."""
+    def do_track(self, tracker: str, compress: str, bandwidth: float | None, exact: bool = False) -> Answer:
+        """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None; ``exact``: the vDSO of the
+        destination is the very same, so that no thread has to be out of it."""
         self._bandwidth = bandwidth
         dumper = self.dumper
+        dumper.exact = exact
         leftovers.cure(dumper.tracee)  # of an earlier try whose agent and coordinator were killed both
         dumper.stop()
         try:
@@ -201,8 +203,7 @@ class Source:
     def do_rehearse(self) -> Answer:
         """The image of the process as it would be now. Finds what shows only from inside, and warms every path."""
         dumper = self.dumper
-        begun = time.monotonic()
-        dumper.stop()
+        begun, _ = dumper.stop_outside()
         try:
             image = dumper.image(frozen=False)
         finally:
@@ -216,8 +217,7 @@ class Source:
         ``changed``: the layout is not that of the last look. Times in seconds; ``begun`` is of CLOCK_MONOTONIC."""
         dumper = self.dumper
         gc.disable()
-        begun = time.monotonic()
-        dumper.stop()
+        begun, leaving = dumper.stop_outside()
         self._frozen = True
         stopped = time.monotonic()
         faults.hit("source-stopped")
@@ -231,7 +231,8 @@ class Source:
             raise
         return {
             "begun": begun,
-            "stop": stopped - begun,
+            "stop": stopped - begun - leaving,
+            "vdso": leaving,
             "collect": collected - stopped,
             "changed": dumper.vmas != self._looked,
             "locks": len(image.descriptors.locks),

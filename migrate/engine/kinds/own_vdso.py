@@ -33,6 +33,21 @@ class OwnVDSO:
     mark: Mark | None = None
     problems: tuple[Problem, ...] = ()
 
+    def code(self, native: VDSO) -> list[tuple[Area, VDSO]]:
+        """Where a thread is in a vDSO, and of which image the code is: the task's, and what its proxy leads to; our
+        stubs are of none. ``native``: that of this kernel."""
+        found = [(self.vdso.area, self.vdso)]
+        if self.mark:
+            mark = Area("", self.mark.address, self.mark.address + self.mark.size)
+            found += [(VDSO(self.mark.rt).area, native), (mark, VDSO(()))]
+        return [(area, image) for area, image in found if area is not None]
+
+    @property
+    def entries(self) -> frozenset[int]:
+        """The first instruction of each function that the task may call: it is one too after a move."""
+        area = self.vdso.area
+        return frozenset(area.start + function.offset for function in self.vdso.functions) if area else frozenset()
+
     def named(self, vmas: list[VMA]) -> list[VMA]:
         """The VMAs under the names that those of the vDSO had. What is ours is special then too: it is not the task's,
         and does not travel."""

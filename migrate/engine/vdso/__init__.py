@@ -9,6 +9,7 @@ on the destination the same functions must stand at the same addresses.
     proxy   making the old one lead into the new one
     stubs   the machine code of that
     mark    how a later dump knows
+    unwind  where its functions return to
 """
 
 from migrate.engine.vdso.decide import Decision, Entry, Verdict, decide
@@ -16,8 +17,10 @@ from migrate.engine.vdso.image import NAMES, VDSO, VDSO_NAME, Area, Function, No
 from migrate.engine.vdso.mark import Mark, StrangeMark
 from migrate.engine.vdso.place import park_ops, place_ops
 from migrate.engine.vdso.proxy import build, choose_base, proxy_ops, room_needed
+from migrate.engine.vdso.unwind import Unwinder
 
 __all__ = [
-    "NAMES", "VDSO", "VDSO_NAME", "Area", "Decision", "Entry", "Function", "Mark", "NoVDSO", "StrangeMark", "Verdict",
-    "areas", "build", "choose_base", "collect", "decide", "park_ops", "place_ops", "proxy_ops", "room_needed",
+    "NAMES", "VDSO", "VDSO_NAME", "Area", "Decision", "Entry", "Function", "Mark", "NoVDSO", "StrangeMark", "Unwinder",
+    "Verdict", "areas", "build", "choose_base", "collect", "decide", "park_ops", "place_ops", "proxy_ops",
+    "room_needed",
 ]  # fmt: skip
