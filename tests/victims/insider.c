@@ -74,6 +74,7 @@ int main(int argc, char **argv)
 	const struct itimerval often = { { 0, microseconds }, { 0, microseconds } };
 	struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
 	pthread_t ids[64];
+	sigset_t signals;
 	char line[100];
 
 	check(threads <= 64);
@@ -93,6 +94,11 @@ int main(int argc, char **argv)
 		}
 		check(!pthread_create(ids + i, NULL, work, state));
 	}
+	/* a signal of the whole process goes to its first thread if that takes it, and it is not the one that calls */
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGALRM);
+	sigaddset(&signals, SIGPROF);
+	check(!pthread_sigmask(SIG_BLOCK, &signals, NULL));
 	if (microseconds)
 		check(!setitimer(ITIMER_REAL, &often, NULL) && !setitimer(ITIMER_PROF, &often, NULL));
 	ready();
