@@ -135,7 +135,6 @@ class Migration:
         ground = restore.Ground(
             hole=hole,
             channels=_channels(preview, facts),
-            parked=(),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
             xsave_size=inside.cpu.xsave_size,
             numbers={},

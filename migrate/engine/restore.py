@@ -34,14 +34,13 @@ _XSTATE_BV = 512  # offset in an XSAVE image of the components that it holds
 class Ground:
     """What a restore stands on: where the restorer is, and what the destination is like.
 
-    ``parked``: where the vDSO waits; ``numbers``: a descriptor for each memfd that is mapped; ``xsave_size``: bytes;
+    ``numbers``: a descriptor for each memfd that is mapped; ``xsave_size``: bytes;
     ``stdio``: the file that takes the output of streams that led outside, or None; ``taken``: see `Context`;
     ``verdict``: what becomes of the vDSO.
     """
 
     hole: Hole
     channels: Channels
-    parked: tuple[vdso.Area, ...]
     destination: task.Destination
     xsave_size: int
     numbers: Mapping[tuple[int, int], int]
@@ -128,10 +127,7 @@ def _files(image: ProcessImage, ground: Ground) -> Iterator[Program]:
 def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int]) -> Iterator[Program]:
     program = Program(f"address space of pid {image.process.pid}")
     image.mm.restore_keys(program)
-    vmas, parked, verdict = image.vmas, ground.parked, ground.verdict
-    address_space.compile_finish(
-        program, vmas, parked, image.guards, ground.numbers, verdict=verdict, hole=ground.hole
-    )
+    address_space.compile_finish(program, image.vmas, image.guards, ground.numbers)
     for vma in image.vmas:
         if vma.start in filled and vma.fill_prot == vma.prot:
             program.syscall("mprotect", vma.start, vma.size, vma.prot, label=f"protection of {vma.label}")

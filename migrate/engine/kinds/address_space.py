@@ -3,7 +3,7 @@
     clear       nothing but the restorer is left, and the vDSO is put aside      once, first
     map         every VMA at its final address, writable, to be filled           once, while the source runs
     difference  what changed since                                               between rounds, and in the freeze
-    finish      final protections, locks, vDSO, seals                            once, after the last page
+    finish      final protections, locks, seals                                  once, after the last page
 
 Between map and finish the contents arrive: the restorer reads them from its data descriptor straight to where they
 belong. It cannot write to what is not writable, so the final protection comes last; see `VMA.fill_prot` for what gets
@@ -20,7 +20,6 @@ import errno
 from collections.abc import Iterable, Mapping, Sequence
 
 from migrate.engine import vdso
-from migrate.engine.kinds import own_vdso
 from migrate.engine.kinds.mapping import MADV_GUARD_INSTALL, Bridges, Mapper, bridgeable, rules, stage_size
 from migrate.engine.kinds.vma import FILE, PROT_WRITE, RW, SHMEM, VMA, displaced, memfds
 from migrate.engine.memory.layout import TASK_SIZE, Range, free_range, park
@@ -54,7 +53,7 @@ def compile_map(program: Program, vmas: Sequence[VMA], hole: Hole, numbers: Numb
     descriptors of the task are made from them."""
     apart = displaced(vmas)
     bridges = Bridges()
-    bridges.plan(((vma, True) for vma in vmas), apart, _own(hole))
+    bridges.plan(((vma, True) for vma in vmas), apart, restorers(hole))
     mapper = Mapper(program, _stage(vmas, (), hole, apart), numbers, bridges)
     for backing in memfds(vmas):
         mapper.create_memfd(backing)
@@ -84,7 +83,7 @@ def compile_difference(
     plan = _Plan(old, new)
     created = {backing.key for backing in memfds(old)}
     bridges = Bridges()
-    bridges.plan(plan.pieces(), plan.apart, _own(hole))
+    bridges.plan(plan.pieces(), plan.apart, restorers(hole))
     mapper = Mapper(program, _stage(new, old, hole, plan.apart), numbers, bridges)
     for start in plan.touched:
         program.op(OpKind.COPY, start, start, 1, label=f"touch {start:x}")
@@ -109,17 +108,12 @@ def compile_difference(
 def compile_finish(
     program: Program,
     vmas: Sequence[VMA],
-    parked: tuple[vdso.Area, ...] = (),
     guards: Iterable[Range] = (),
     numbers: Numbers = NO_MEMFDS,
     opened: frozenset[int] = frozenset(),
-    verdict: vdso.Verdict | None = None,
-    hole: Hole | None = None,
 ) -> None:
-    """After the contents: what would have been in their way. ``parked``: from `compile_clear`. ``guards``: ranges of
-    guard pages. ``opened``: starts of what went through `compile_fillable`. ``verdict``: what becomes of the vDSO, the
-    same where not said. ``hole``: the restorer's. mm_struct (`mm.MM`) and seals (`compile_seal`) come after this."""
-    own_vdso.restore(program, vmas, parked, verdict, [_own(hole)] if hole else [])
+    """After the contents: what would have been in their way. ``guards``: ranges of guard pages. ``opened``: starts of
+    what went through `compile_fillable`. mm_struct (`mm.MM`) and seals (`compile_seal`) come after this."""
     for start, end in guards:
         program.syscall("madvise", start, end - start, MADV_GUARD_INSTALL, label=f"guard pages {start:x}-{end:x}")
     _protect(program, vmas, opened)
@@ -162,10 +156,10 @@ def _stage(new: Sequence[VMA], old: Sequence[VMA], hole: Hole, apart: set[int]) 
     if not size:
         return 0
     used = [(vma.start, vma.end) for vmas in (new, old) for vma in vmas]
-    return free_range([*used, _own(hole)], size)
+    return free_range([*used, restorers(hole)], size)
 
 
-def _own(hole: Hole) -> Range:
+def restorers(hole: Hole) -> Range:
     """What is the restorer's."""
     return hole.start, park(hole)[1]
 

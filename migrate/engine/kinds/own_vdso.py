@@ -7,7 +7,7 @@ them is set apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from migrate.engine import vdso
@@ -22,6 +22,7 @@ _RX = PROT_READ | PROT_EXEC
 _STACK_GROWTH, _HEAP_GROWTH = 256 << 20, 1 << 30
 _RESTART = "start it anew; its vDSO was meddled with"
 
+Range = tuple[int, int]
 Read = Callable[[int, int], bytes]  # address, size; OSError where it is not mapped
 
 
@@ -169,24 +170,56 @@ def _cut(vma: VMA, parts: Sequence[tuple[int, int, str, int]]) -> list[VMA]:
     return found
 
 
-def restore(
-    program: Program,
-    vmas: Sequence[VMA],
-    parked: tuple[Area, ...],
-    verdict: vdso.Verdict | None,
-    taken: Iterable[tuple[int, int]],
-) -> None:
-    """Remap or proxy. ``parked``: where the destination's own vDSO waits; ``verdict``: None means that it is the same;
-    ``taken``: addresses that a proxy must keep off besides the task's."""
-    wanted = tuple(Area(vma.name, vma.start, vma.end) for vma in vmas if vma.special and vma.name in NAMES)
-    if verdict is None or verdict.decision is not vdso.Decision.PROXY or not wanted:
-        vdso.place_ops(program, parked, wanted)
-        return
-    area = verdict.task.area
-    if wanted != verdict.task.areas or area is None:
-        raise Failed("the process has moved its vDSO meanwhile; try again")
-    used = [*((vma.start, vma.end) for vma in vmas if vma.name != RT), *taken]
-    grows = [(vma.start - _STACK_GROWTH, vma.start) for vma in vmas if "gd" in vma.flags and "gd" in vma.flags.split()]
-    grows += [(vma.end, vma.end + _HEAP_GROWTH) for vma in vmas if vma.name == "[heap]"]
-    base = vdso.choose_base(used, grows, area, vdso.room_needed(verdict))
-    vdso.proxy_ops(program, parked, vdso.build(verdict, base))
+class RestoredVDSO:
+    """The destination's own vDSO in the restoree: waiting, or where the task is to find it, by remap or proxy.
+
+    It is in place long before the freeze. Whenever the task's layout changes it is taken away first and put back after,
+    so that it is in the way of nothing.
+    """
+
+    def __init__(self, parked: tuple[Area, ...], verdict: vdso.Verdict | None, taken: Sequence[Range]) -> None:
+        """``parked``: where it waits, as `vdso.park_ops` says; ``verdict``: None means that it is the same; ``taken``:
+        addresses that a proxy must keep off besides the task's."""
+        self._waiting = {area.name: area.start for area in parked}
+        self._verdict, self._taken = verdict, taken
+        self._at = parked
+        self._made: tuple[Area, ...] = ()  # ours, besides
+        self._wanted: tuple[Area, ...] | None = None
+
+    def place(self, program: Program, vmas: Sequence[VMA]) -> None:
+        """Where the task expects it. Raises Failed: it has moved its vDSO since the verdict."""
+        wanted = self._wanted = _wanted(vmas)
+        verdict = self._verdict
+        if verdict is None or verdict.decision is not vdso.Decision.PROXY or not wanted:
+            try:
+                vdso.place_ops(program, self._at, wanted)
+            except ValueError as error:
+                raise Failed(f"the vDSO of the process cannot be put in place: {error}; try again") from None
+            self._at = wanted
+            return
+        area = verdict.task.area
+        if wanted != verdict.task.areas or area is None:
+            raise Failed("the process has moved its vDSO meanwhile; try again")
+        used = [*((vma.start, vma.end) for vma in vmas if vma.name != RT), *self._taken]
+        stacks = [vma for vma in vmas if "gd" in vma.flags and "gd" in vma.flags.split()]
+        grows = [(vma.start - _STACK_GROWTH, vma.start) for vma in stacks]
+        grows += [(vma.end, vma.end + _HEAP_GROWTH) for vma in vmas if vma.name == "[heap]"]
+        build = vdso.build(verdict, vdso.choose_base(used, grows, area, vdso.room_needed(verdict)))
+        vdso.proxy_ops(program, self._at, build)
+        self._at, self._made = build.rt, build.mapped
+
+    def withdraw(self, program: Program) -> None:
+        """Back to where it waits."""
+        for area in self._made:
+            program.syscall("munmap", area.start, area.size, label="the proxy of the vDSO, for now")
+        if self._wanted is not None:
+            for area in self._at:
+                vdso.move_op(program, area, self._waiting[area.name], f"put {area.name} aside again")
+        waiting = self._waiting
+        self._at = tuple(Area(area.name, waiting[area.name], waiting[area.name] + area.size) for area in self._at)
+        self._made, self._wanted = (), None
+
+
+def _wanted(vmas: Sequence[VMA]) -> tuple[Area, ...]:
+    """The vDSO that the task has."""
+    return tuple(Area(vma.name, vma.start, vma.end) for vma in vmas if vma.special and vma.name in NAMES)

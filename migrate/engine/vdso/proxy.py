@@ -50,6 +50,13 @@ class Build:
     area: Area
     own: bytes
 
+    @property
+    def mapped(self) -> tuple[Area, ...]:
+        """What is mapped for it, besides the destination's own vDSO."""
+        assert self.task.area is not None
+        places = [Area("", start, end) for start, end in _joined(self.task.data)]
+        return (self.area, *places, self.task.area)
+
 
 def room_needed(verdict: Verdict) -> int:
     """Bytes, in one piece, for the rt pair and the mark's area."""
@@ -96,11 +103,11 @@ def proxy_ops(program: Program, parked: Sequence[Area], made: Build) -> None:
         else:
             program.syscall("munmap", area.start, area.size, label=f"{area.name}, which is not used")
     name = program.string(NAME)
-    _map(program, made.area, made.own, _READ | _EXEC, "the mark of the vDSO", name)
-    for start, end in _joined(made.task.data):
-        _map(program, Area("", start, end), b"", _READ, "the place of the task's vvar", name)
-    assert made.task.area is not None
-    _map(program, made.task.area, made.content, _READ | _EXEC, "the proxy of the vDSO", name)
+    mark, *places, proxy = made.mapped
+    _map(program, mark, made.own, _READ | _EXEC, "the mark of the vDSO", name)
+    for place in places:
+        _map(program, place, b"", _READ, "the place of the task's vvar", name)
+    _map(program, proxy, made.content, _READ | _EXEC, "the proxy of the vDSO", name)
 
 
 def _map(program: Program, area: Area, content: bytes, prot: int, label: str, name: object) -> None:
