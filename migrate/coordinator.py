@@ -141,6 +141,7 @@ class Migration:
             stdio=await self._stdio(preview),
             taken=self._taken,
             verdict=verdict,
+            droppable=inside.droppable,
         )
         replica = Replica(self.destination, ground, as_init=bool(used), pipe_max_size=facts.pipe_max_size)
         clocks = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)

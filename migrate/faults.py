@@ -9,8 +9,8 @@ Actions: ``fail`` (an error is raised; the op fails with ENOSYS), ``kill`` (SIGK
 restorer that comes to the op exits), ``sleep=SECONDS``, ``hold=PATH`` (the file is made, and the point is left when the
 file is gone), and for an op ``hang`` (it never returns).
 
-Two points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) and
-``vdso:missing`` (it has none).
+Two points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) or
+``vdso:missing`` (it has none), and ``droppable:missing`` (it has no MAP_DROPPABLE memory).
 
 Where the variable is not set, a point costs a comparison.
 """

@@ -36,7 +36,7 @@ class Ground:
 
     ``numbers``: a descriptor for each memfd that is mapped; ``xsave_size``: bytes;
     ``stdio``: the file that takes the output of streams that led outside, or None; ``taken``: see `Context`;
-    ``verdict``: what becomes of the vDSO.
+    ``verdict``: what becomes of the vDSO; ``droppable``: the destination has MAP_DROPPABLE.
     """
 
     hole: Hole
@@ -47,6 +47,7 @@ class Ground:
     stdio: str | None
     taken: frozenset[str] = frozenset()
     verdict: vdso.Verdict | None = None
+    droppable: bool = True
 
     @property
     def scratch(self) -> int:

@@ -71,6 +71,32 @@ def test_caught_inside(journeys: Journeys, state: tuple[str, ...]) -> None:
     assert " 0 nested" not in said and " 0 handled" not in said, said
 
 
+def test_droppable_memory_by_way_of_a_kernel_without(journeys: Journeys) -> None:
+    """It is plain memory there, and what it was when the process is back; the state of getrandom lies in it."""
+    journey = journeys.start("insider", "2", "0")
+    before = _droppable(journey)
+    assert before
+    for env in ({"MIGRATE_FAULT": "vdso:missing,droppable:missing"}, DIFFERS, None):
+        journey.env = env
+        journey.move("--no-converge", "continue", look=False)
+        assert _droppable(journey) == ({} if env and env != DIFFERS else before)
+        _turn(journey)
+    journey.tell()
+    journey.verdict()
+
+
+def _droppable(journey: Journey) -> dict[str, str]:
+    """Areas of that kind, and their VmFlags."""
+    found, area = {}, ""
+    for line in Path(f"/proc/{journey.task.outer}/smaps").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "VmFlags" and "dp" in value.split():
+            found[area] = value
+        elif "-" in name.split()[0]:
+            area = name.split()[0]
+    return found
+
+
 def test_the_decision_is_told(journeys: Journeys) -> None:
     journey = journeys.start("insider", "1", "0")
     journey.env = DIFFERS

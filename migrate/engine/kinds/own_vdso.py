@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from migrate.engine import vdso
+from migrate.engine.kinds.mapping import droppable
 from migrate.engine.kinds.vma import PROT_EXEC, PROT_READ, RT, VMA
 from migrate.engine.program import Program
 from migrate.engine.vdso import NAMES, VDSO, VDSO_NAME, Area, Mark, NoVDSO, StrangeMark
@@ -144,9 +145,12 @@ def named(vmas: list[VMA], mark: Mark) -> list[VMA]:
     parts = [(area.start, area.end, area.name, protections.get(area.name, PROT_READ)) for area in mark.task.areas]
     parts.append((mark.address, mark.address + mark.size, RT, _RX))
     rt = set(mark.rt)
+    plain = set(mark.droppable)
     found: list[VMA] = []
     for vma in vmas:
-        if vma.name in NAMES:
+        if (vma.start, vma.end) in plain and {"dd", "wf"} <= set(vma.flags.split()):
+            found.append(replace(vma, flags=" ".join(sorted({*vma.flags.split(), "dp"}))))
+        elif vma.name in NAMES:
             ours = Area(vma.name, vma.start, vma.end) in rt
             found.append(replace(vma, name=RT) if ours else vma)
         elif vma.anonymous and not vma.shared and any(a < vma.end and vma.start < b for a, b, _, _ in parts):
@@ -177,11 +181,13 @@ class RestoredVDSO:
     so that it is in the way of nothing.
     """
 
-    def __init__(self, parked: tuple[Area, ...], verdict: vdso.Verdict | None, taken: Sequence[Range]) -> None:
+    def __init__(
+        self, parked: tuple[Area, ...], verdict: vdso.Verdict | None, taken: Sequence[Range], can_drop: bool = True
+    ) -> None:
         """``parked``: where it waits, as `vdso.park_ops` says; ``verdict``: None means that it is the same; ``taken``:
-        addresses that a proxy must keep off besides the task's."""
+        addresses that a proxy must keep off besides the task's; ``can_drop``: this kernel has MAP_DROPPABLE."""
         self._waiting = {area.name: area.start for area in parked}
-        self._verdict, self._taken = verdict, taken
+        self._verdict, self._taken, self._can_drop = verdict, taken, can_drop
         self._at = parked
         self._made: tuple[Area, ...] = ()  # ours, besides
         self._wanted: tuple[Area, ...] | None = None
@@ -204,7 +210,9 @@ class RestoredVDSO:
         stacks = [vma for vma in vmas if "gd" in vma.flags and "gd" in vma.flags.split()]
         grows = [(vma.start - _STACK_GROWTH, vma.start) for vma in stacks]
         grows += [(vma.end, vma.end + _HEAP_GROWTH) for vma in vmas if vma.name == "[heap]"]
-        build = vdso.build(verdict, vdso.choose_base(used, grows, area, vdso.room_needed(verdict)))
+        plain = () if self._can_drop else tuple((vma.start, vma.end) for vma in vmas if droppable(vma))
+        base = vdso.choose_base(used, grows, area, vdso.room_needed(verdict, plain))
+        build = vdso.build(verdict, base, plain)
         vdso.proxy_ops(program, self._at, build)
         self._at, self._made = build.rt, build.mapped
 

@@ -35,6 +35,9 @@ _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 _ALIGN = 16
 
 
+Ranges = tuple[tuple[int, int], ...]
+
+
 class NoRoom(Failed):
     """There is no place for the rt-vdso within reach of the task's vDSO."""
 
@@ -58,22 +61,23 @@ class Build:
         return (self.area, *places, self.task.area)
 
 
-def room_needed(verdict: Verdict) -> int:
+def room_needed(verdict: Verdict, droppable: Ranges = ()) -> int:
     """Bytes, in one piece, for the rt pair and the mark's area."""
-    own = len(Mark(0, 0, verdict.task, verdict.there.areas, 0).encode())
+    own = len(Mark(0, 0, verdict.task, verdict.there.areas, 0, droppable).encode())
     own += sum(_up(len(entry.stub), _ALIGN) for entry in verdict.entries) + _ALIGN
     return _span(verdict.there) + _up(own, PAGE)
 
 
-def build(verdict: Verdict, base: int) -> Build:
-    """``base``: where there are `room_needed` bytes. Raises NoRoom: too far away for the jumps that fit."""
+def build(verdict: Verdict, base: int, droppable: Ranges = ()) -> Build:
+    """``base``: where there are `room_needed` bytes; ``droppable``: see `Mark`. Raises NoRoom: too far away for the
+    jumps that fit."""
     task, there = verdict.task, verdict.there
     assert task.area is not None
     low = min((area.start for area in there.areas), default=0)
     rt = tuple(Area(area.name, base + area.start - low, base + area.end - low) for area in there.areas)
     start = base + _span(there)
-    area = Area("", start, base + room_needed(verdict))
-    mark = Mark(area.start, area.size, task, rt, 0)
+    area = Area("", start, base + room_needed(verdict, droppable))
+    mark = Mark(area.start, area.size, task, rt, 0, droppable)
     stubs_at = _up(len(mark.encode()), _ALIGN)
     code = bytearray()
     content = bytearray(task.image)
