@@ -16,7 +16,7 @@ import trio
 
 from migrate import faults, preflight
 from migrate.destination import Destination, Facts
-from migrate.engine import overseer, restore, vdso
+from migrate.engine import overseer, restore
 from migrate.engine.clocks import wanted_offsets
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.timens import NSEC, Offsets
@@ -130,18 +130,21 @@ class Migration:
             raise Refused([*lacking, *problems])
         for warning in warnings:
             self.display.warn(warning)
-        self._vdso = "none" if verdict.decision is vdso.Decision.NONE else "remap"
+        self._vdso = verdict.decision.value
+        for line in verdict.table():
+            self.display.detail(line)
         occupied = [*((vma.start, vma.end) for vma in preview.vmas), *ranges(inside.maps)]
         hole = choose_hole(occupied, overseer.hole_size(len(preview.tids) + _SPARE_THREADS))
         ground = restore.Ground(
             hole=hole,
             channels=_channels(preview, facts),
-            parked=(),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
             carrier=preview.cpu.carrier(inside.cpu),
             numbers={},
             stdio=await self._stdio(preview),
             taken=self._taken,
+            verdict=verdict,
+            droppable=inside.droppable,
         )
         replica = Replica(self.destination, ground, as_init=bool(used), pipe_max_size=facts.pipe_max_size)
         await replica.create(preview.pid, inside.maps, inside.overseer, self._clocks(preview, facts))
@@ -179,7 +182,11 @@ class Migration:
         display.phase("copying")
         self.rescue.touched = True
         reply = await self.source.request(
-            "track", tracker=options.tracker, compress=options.compress, bandwidth=options.bandwidth
+            "track",
+            tracker=options.tracker,
+            compress=options.compress,
+            bandwidth=options.bandwidth,
+            exact=bool(replica.ground.verdict and replica.ground.verdict.exact),
         )
         self._tracker = str(reply["tracker"])
         for reason in reply["rejected"]:
@@ -264,7 +271,7 @@ class Migration:
     async def _freeze(self, replica: Replica) -> tuple[ProcessImage, float]:
         reply = await self.source.request("freeze")
         begun = float(reply["begun"])
-        self.phases = {name: float(reply[name]) for name in ("stop", "collect")}
+        self.phases = {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
         sending = None
         if not reply["changed"]:  # mostly; then the source looks for the last pages while we compile
             sending = await self.source.submit("send_last", remapped=replica.take_remade())

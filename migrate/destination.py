@@ -12,7 +12,7 @@ from migrate.engine.clocks import Clocks
 from migrate.engine.cpu import Cpu
 from migrate.engine.kernel.maps import Mapping, maps
 from migrate.engine.kernel.timens import Offsets, offsets
-from migrate.engine.kinds import task, timers
+from migrate.engine.kinds import mapping, task, timers
 from migrate.engine.program import MAX_PROGRAM, Linked, Program
 from migrate.engine.program.listing import describe_failure
 from migrate.errors import NotCommitted, OpFailed
@@ -55,6 +55,7 @@ class Inside:
     cpu: Cpu
     vdso: vdso.VDSO
     timers_by_id: bool
+    droppable: bool  # has memory of that kind
     overseer: int  # its PID as the agent sees it
 
 
@@ -129,9 +130,11 @@ class Destination:
         cpu = Cpu.collect(program)
         own = vdso.collect(program, vdso.areas(found))
         by_id = timers.probe_restore_ids(program)
+        droppable = mapping.probe_droppable(program)
         linked = program.link()
         results = linked.results(await (await self.run_all([(OVERSEER, linked)], return_image=True)).done())
-        return Inside(found, cpu(results), own(results), by_id(results), int(reply["pid"]))
+        can_drop = droppable(results) and not faults.pretended("droppable")
+        return Inside(found, cpu(results), own(results), by_id(results), can_drop, int(reply["pid"]))
 
     async def run(self, slot: int, program: Program, return_image: bool = False) -> Running:
         """Send a program; what is awaited is only that it is on its way."""

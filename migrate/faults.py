@@ -9,6 +9,9 @@ Actions: ``fail`` (an error is raised; the op fails with ENOSYS), ``kill`` (SIGK
 restorer that comes to the op exits), ``sleep=SECONDS``, ``hold=PATH`` (the file is made, and the point is left when the
 file is gone), and for an op ``hang`` (it never returns).
 
+Two points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) or
+``vdso:missing`` (it has none), and ``droppable:missing`` (it has no MAP_DROPPABLE memory).
+
 Where the variable is not set, a point costs a comparison.
 """
 
@@ -31,13 +34,15 @@ _POLL = 0.002  # seconds between two looks whether a hold is over
 _OPS_AT = struct.Struct("<8xI")  # struct program, program.h
 _PAUSE, _EXIT_GROUP, _NO_CALL = 34, 231, 0xFFFF  # numbers of system calls; the last one is none
 
+_ACTIONS = ("fail", "kill", "sleep", "hold", "hang", "differs", "missing")
+
 
 def _parse(text: str) -> dict[str, str]:
     """Point → action. ValueError: it makes no sense."""
     found = {}
     for part in filter(None, text.split(",")):
         point, separator, action = part.rpartition(":")
-        if not separator or action.partition("=")[0] not in ("fail", "kill", "sleep", "hold", "hang"):
+        if not separator or action.partition("=")[0] not in _ACTIONS:
             raise ValueError(f"{VARIABLE}: {part!r} is not point:action")
         found[point] = action
     return found
@@ -56,6 +61,11 @@ def arm(text: str) -> None:
 def ops_seen() -> int:
     """How many ops were sent since the last `arm`. Tests look when the migration is over: it uses up one number."""
     return next(_ops)
+
+
+def pretended(point: str) -> str:
+    """What is to be pretended at a point, or nothing."""
+    return _faults.get(point, "")
 
 
 async def reach(point: str) -> None:

@@ -12,6 +12,8 @@ from migrate.engine.image.codec import decode
 from migrate.engine.kernel.maps import Mapping
 from migrate.engine.kernel.timens import Offsets
 from migrate.engine.kinds import address_space
+from migrate.engine.kinds.mapping import droppable, kept
+from migrate.engine.kinds.own_vdso import RestoredVDSO
 from migrate.engine.kinds.pipe import Pipe, check_capacity
 from migrate.engine.kinds.vma import VMA, memfds
 from migrate.engine.preview import Layout
@@ -33,6 +35,7 @@ class Replica:
         self._remade: list[tuple[int, int]] = []
         self._running: list[Running] = []
         self._compiler = restore.Compiler()
+        self._vdso = RestoredVDSO((), ground.verdict, ())
         self._pid = 0
         self.outer_pid = 0  # by which the destination knows the process: another one in a PID namespace of its own
 
@@ -42,7 +45,8 @@ class Replica:
         self._pid = pid
         await self.destination.create(pid, self.ground.hole, self.ground.channels, clocks)
         program, parked = restore.clear_program(vdso.areas(maps), self.ground.hole)
-        self.ground = replace(self.ground, parked=parked)
+        own = [address_space.restorers(self.ground.hole)]
+        self._vdso = RestoredVDSO(parked, self.ground.verdict, own, self.ground.droppable)
         await (await self.destination.run(RESTOREE, program)).done()
         self.outer_pid = await self._numbered_outside(parent) if self.as_init else pid
 
@@ -62,12 +66,16 @@ class Replica:
         program = Program(f"the address space of pid {self._pid}")
         self._number(vmas)
         hole, numbers = self.ground.hole, self.ground.numbers
+        asked, vmas = vmas, self._possible(vmas)
         if not self._laid_out:
             address_space.compile_map(program, vmas, hole, numbers)
+            self._vdso.place(program, asked)
             self._laid_out = True
         elif vmas != self._vmas:
+            self._vdso.withdraw(program)
             made = address_space.compile_difference(program, self._vmas, vmas, hole, numbers)
             self._remade += made
+            self._vdso.place(program, asked)
             self._filled -= {start for start in self._filled if any(low <= start < high for low, high in made)}
         unexpected = set(fill) - self._filled
         address_space.compile_fillable(program, (vma for vma in vmas if vma.start in unexpected))
@@ -75,6 +83,12 @@ class Replica:
         self._vmas = vmas
         if len(program):
             self._running.append(await self.destination.run(RESTOREE, program))
+
+    def _possible(self, vmas: Sequence[VMA]) -> Sequence[VMA]:
+        """As the destination's kernel can have them."""
+        if self.ground.droppable or not any(map(droppable, vmas)):
+            return vmas
+        return tuple(kept(vma) if droppable(vma) else vma for vma in vmas)
 
     def _number(self, vmas: Sequence[VMA]) -> None:
         """A descriptor number for each memfd that is mapped, below those of the restorer."""

@@ -8,18 +8,20 @@ changed since the last look (smaps, who else has a pipe open) was read while the
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from migrate.engine import vdso
 from migrate.engine.kernel.accounting import timers
 from migrate.engine.kernel.held import HeldFiles
-from migrate.engine.kernel.maps import smaps
+from migrate.engine.kernel.maps import maps, smaps
 from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
-from migrate.engine.kinds import address_space, children, task
+from migrate.engine.kinds import address_space, children, own_vdso, task
 from migrate.engine.kinds.controls import refusals
 from migrate.engine.kinds.descriptor_reader import DescriptorReader
 from migrate.engine.kinds.descriptors import DescriptorTable
@@ -37,6 +39,7 @@ from migrate.engine.program import Linked, Program, Results
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.injection import Injection, Parasite
+from migrate.engine.tracee.leaving import Code, Stacks, leave
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.rseq import registered
 from migrate.engine.tracee.tree import ThreadState, Tracee
@@ -44,6 +47,8 @@ from migrate.errors import OpFailed, Problem, Refused
 from migrate.pie import blob, local
 
 _QUICK = 0.03  # seconds
+_LEAVING = 0.03  # seconds that all threads together get to come out of the vDSO
+_PAUSES = (0.001, 0.01, 0.05, 0.1, 0.2)  # seconds that it runs on for when they did not
 _UNREST = 1000  # looks at queues and timers; each but the last saw a signal arrive
 _ROOM = 256 << 10  # bytes of programs that the parasite's area has room for at once
 
@@ -60,6 +65,10 @@ class Dumper:
         self._pagemap = Pagemap(proc)
         self._waits: dict[int, Wait] = {}
         self._threads: dict[int, tuple[tuple[object, ...], task.Thread]] = {}
+        self.own_vdso = own_vdso.OwnVDSO(vdso.VDSO(()))
+        self.exact = False  # the destination's vDSO is the very same
+        self._code: Code | None = None
+        self._nodefer = False  # it has handlers with SA_NODEFER, as far as is known
         self._parasite: Parasite | None = None
         self._inside = ExitStack()  # undoes the injection
         self._host = _host()
@@ -75,7 +84,7 @@ class Dumper:
     ) -> tuple[list[VMA], DescriptorTable, FsState | None, list[Problem]]:
         """What can be seen without stopping it, and why it cannot be moved as far as that tells."""
         where = f"pid {self.proc.pid}"
-        self.vmas = self.spaces.read()
+        self.vmas = self._look_at_vdso()
         table, problems = self.files.dump(options or DumpOptions(mapped=mapped_objects(self.vmas)))
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
         seccomp = status(self.proc.text("status")).seccomp
@@ -84,6 +93,17 @@ class Dumper:
             problems.append(children.refusal(where, born))
         self._hold()
         return self.vmas, table, fs, problems
+
+    def _look_at_vdso(self) -> list[VMA]:
+        """All VMAs, and which of them are its vDSO; as they are read from now on, they go under the names of that."""
+
+        def read(address: int, size: int) -> bytes:
+            return self.tracee.memory.read(RemoteAddress(address), size)
+
+        self.spaces.rename(lambda vmas: vmas)
+        self._code = None
+        self.own_vdso = own_vdso.look(self.spaces.read(), read, _native_vdso(), f"pid {self.proc.pid}")
+        return self.spaces.rename(self.own_vdso.named)
 
     def _hold(self) -> None:
         """Open now what will be read in the frozen window."""
@@ -146,6 +166,7 @@ class Dumper:
             threads.append(ThreadImage(thread.identity.tid, self._registers(state), state.xstate, thread))
         if problems or fs is None:
             raise Refused(problems)
+        self._nodefer = process.actions.nodefer
         last = max((vma.end for vma in self.vmas if not vma.special), default=0)
         guards = guard_pages(self._pagemap, 0, last)
         return ProcessImage(process, tuple(threads), tuple(self.vmas), guards, mm, table, fs)
@@ -258,6 +279,33 @@ class Dumper:
         self.tracee.stop()
         hide_stop(self.tracee)
 
+    def stop_outside(self) -> tuple[float, float]:
+        """`stop`, with no thread in the middle of a function of its vDSO: on the destination that is another one. When
+        it began (of time.monotonic()), and the seconds that the latter took. Raises Refused when a thread stays inside
+        (a handler that has interrupted such a function and does not return, say); it runs on then."""
+        if self.exact and self.own_vdso.mark is None:
+            begun = time.monotonic()
+            self.stop()
+            return begun, 0.0
+        code = self._code = self._code or _code(self.own_vdso)
+        for pause in _PAUSES:
+            begun = time.monotonic()
+            self.stop()
+            stopped = time.monotonic()
+            try:
+                mappings = [(vma.start, vma.end) for vma in self.spaces.reread()]
+                problems, ran = leave(self.tracee, code, Stacks(mappings, self._nodefer), _LEAVING)
+                if ran:
+                    hide_stop(self.tracee)
+            except BaseException:
+                self.resume()
+                raise
+            if not problems:
+                return begun, time.monotonic() - stopped
+            self.resume()
+            time.sleep(pause)
+        raise Refused(problems)
+
     def resume(self) -> None:
         """Let it go on as it was: no parasite, and no sign in a system call that it was stopped."""
         try:
@@ -314,6 +362,28 @@ def _rseq(state: ThreadState) -> Rseq | None:
     if state.rseq is None:
         return None
     return Rseq(state.rseq.address, state.rseq.size, state.rseq.signature)
+
+
+def _native_vdso() -> vdso.VDSO:
+    """That of this process, and so of every other that this kernel has started."""
+    program = Program("our own vDSO")
+    decode = vdso.collect(program, vdso.areas(maps(Path("/proc/self/maps").read_text())))
+    return decode(local.run(program.link()))
+
+
+def _code(own: own_vdso.OwnVDSO) -> Code:
+    """That of a vDSO in the process: the task's, and what its proxy leads to."""
+    parts = [(area, vdso.Unwinder(image)) for area, image in own.code(_native_vdso())]
+    ranges = tuple((area.start, area.end) for area, _ in parts)
+
+    def inside(address: int) -> bool:
+        return any(start <= address < end for start, end in ranges)
+
+    def slot(rip: int, rsp: int, rbp: int, word: Callable[[int], int]) -> int | None:
+        area, unwinder = next(part for part in parts if part[0].start <= rip < part[0].end)
+        return unwinder.slot(area.start, rip, rsp, rbp, inside, word)
+
+    return Code(ranges, own.entries, slot)
 
 
 def _host() -> task.Host:

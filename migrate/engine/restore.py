@@ -33,18 +33,20 @@ _ARCH_REQ_XCOMP_PERM = 0x1023  # arch_prctl(2); "x86/arch: Add arch_prctl for pe
 class Ground:
     """What a restore stands on: where the restorer is, and what the destination is like.
 
-    ``parked``: where the vDSO waits; ``numbers``: a descriptor for each memfd that is mapped; ``carrier``: of XSAVE
-    images; ``stdio``: the file that takes the output of streams that led outside, or None; ``taken``: see `Context`.
+    ``numbers``: a descriptor for each memfd that is mapped; ``carrier``: of XSAVE images;
+    ``stdio``: the file that takes the output of streams that led outside, or None; ``taken``: see `Context`;
+    ``verdict``: what becomes of the vDSO; ``droppable``: the destination has MAP_DROPPABLE.
     """
 
     hole: Hole
     channels: Channels
-    parked: tuple[vdso.Area, ...]
     destination: task.Destination
     carrier: Carrier
     numbers: Mapping[tuple[int, int], int]
     stdio: str | None
     taken: frozenset[str] = frozenset()
+    verdict: vdso.Verdict | None = None
+    droppable: bool = True
 
     @property
     def scratch(self) -> int:
@@ -125,7 +127,7 @@ def _files(image: ProcessImage, ground: Ground) -> Iterator[Program]:
 def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int]) -> Iterator[Program]:
     program = Program(f"address space of pid {image.process.pid}")
     image.mm.restore_keys(program)
-    address_space.compile_finish(program, image.vmas, ground.parked, image.guards, ground.numbers)
+    address_space.compile_finish(program, image.vmas, image.guards, ground.numbers)
     for vma in image.vmas:
         if vma.start in filled and vma.fill_prot == vma.prot:
             program.syscall("mprotect", vma.start, vma.size, vma.prot, label=f"protection of {vma.label}")

@@ -16,11 +16,9 @@ from select import POLLIN, poll
 from typing import Any
 
 from migrate import faults, pie
-from migrate.engine import vdso
 from migrate.engine.cpu import Cpu
 from migrate.engine.dump import Dumper, hide_stop, own_pid
 from migrate.engine.image.codec import decode, encode
-from migrate.engine.kernel.maps import maps
 from migrate.engine.kernel.probes import has_forced_reads
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
@@ -41,7 +39,6 @@ from migrate.engine.program import Program, Results
 from migrate.engine.tracee import leftovers
 from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.inspection import why_not_traceable
-from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.swallow import swallow
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.wire import Writer
@@ -90,6 +87,7 @@ class Source:
         proc = dumper.proc
         raw = proc.read("status")
         parsed = status(raw.decode("utf-8", "surrogateescape"))
+        own = dumper.own_vdso
         needs = [*dumper.spaces.needs(), *table.needs(pid), *(fs.needs(f"pid {pid}") if fs else ())]
         executable, trouble = look_at_exe(proc)
         trouble += shared_memory(vmas, proc)
@@ -98,7 +96,7 @@ class Source:
             pid=own_pid(raw),
             comm=proc.text("comm").removesuffix("\n"),
             tids=tuple(own_pid(proc.read(f"task/{tid}/status")) for tid in proc.tids()),
-            problems=(*problems, *trouble),
+            problems=(*problems, *trouble, *own.problems),
             vmas=tuple(vmas),
             needs=(*needs, executable),
             streams=table.streams,
@@ -107,25 +105,19 @@ class Source:
             status=raw,
             resident=parsed.vm.get("VmRSS", 0) << 10,
             cpu=_own_cpu(),
-            vdso=self._vdso(),
+            vdso=own.vdso,
             clock_offsets=(shifted.monotonic, shifted.boottime),
         )
         return {}, encode(preview)
 
-    def _vdso(self) -> vdso.VDSO:
-        areas = vdso.areas(maps(self.dumper.proc.text("maps")))
-        image = b""
-        for area in areas:
-            if area.name == vdso.VDSO_NAME:
-                image = self.dumper.tracee.memory.read(RemoteAddress(area.start), area.end - area.start)
-        return vdso.VDSO.read(areas, image)
-
     # Rounds
 
-    def do_track(self, tracker: str, compress: str, bandwidth: float | None) -> Answer:
-        """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None."""
+    def do_track(self, tracker: str, compress: str, bandwidth: float | None, exact: bool = False) -> Answer:
+        """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None; ``exact``: the vDSO of the
+        destination is the very same, so that no thread has to be out of it."""
         self._bandwidth = bandwidth
         dumper = self.dumper
+        dumper.exact = exact
         leftovers.cure(dumper.tracee)  # of an earlier try whose agent and coordinator were killed both
         dumper.stop()
         try:
@@ -226,8 +218,7 @@ class Source:
     def do_rehearse(self) -> Answer:
         """The image of the process as it would be now. Finds what shows only from inside, and warms every path."""
         dumper = self.dumper
-        begun = time.monotonic()
-        dumper.stop()
+        begun, _ = dumper.stop_outside()
         try:
             image = dumper.image(frozen=False)
         finally:
@@ -241,8 +232,7 @@ class Source:
         ``changed``: the layout is not that of the last look. Times in seconds; ``begun`` is of CLOCK_MONOTONIC."""
         dumper = self.dumper
         gc.disable()
-        begun = time.monotonic()
-        dumper.stop()
+        begun, leaving = dumper.stop_outside()
         self._frozen = True
         stopped = time.monotonic()
         faults.hit("source-stopped")
@@ -256,7 +246,8 @@ class Source:
             raise
         return {
             "begun": begun,
-            "stop": stopped - begun,
+            "stop": stopped - begun - leaving,
+            "vdso": leaving,
             "collect": collected - stopped,
             "changed": dumper.vmas != self._looked,
             "locks": len(image.descriptors.locks),

@@ -18,10 +18,12 @@ from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.stat import stat
 from migrate.engine.kinds import address_space as space
 from migrate.engine.kinds.mm import MM
+from migrate.engine.kinds.own_vdso import RestoredVDSO
 from migrate.engine.kinds.vma import VMA, memfds
 from migrate.engine.kinds.vma_read import AddressSpaceReader
 from migrate.engine.memory.layout import Range
 from migrate.engine.program import Program
+from migrate.engine.vdso import Verdict
 from migrate.errors import Problem
 from tests.kernel.restoree import Restoree
 
@@ -145,6 +147,7 @@ class Move:
         self.lock_flags = ""
         self.opened: frozenset[int] = frozenset()
         self.numbers: dict[tuple[int, int], int] = {}
+        self.verdict: Verdict | None = None
         self._number()
 
     def _number(self) -> None:
@@ -153,8 +156,10 @@ class Move:
 
     def map(self) -> None:
         program = Program("clear and map")
-        self.parked = space.compile_clear(program, self.restoree.vdso, self.restoree.hole)
+        parked = space.compile_clear(program, self.restoree.vdso, self.restoree.hole)
         space.compile_map(program, self.vmas, self.restoree.hole, self.numbers)
+        self.vdso = RestoredVDSO(parked, self.verdict, [space.restorers(self.restoree.hole)])
+        self.vdso.place(program, self.vmas)
         self.restoree.run(program)
 
     def look(self) -> dict[int, bytes]:
@@ -184,14 +189,16 @@ class Move:
         assert self.reader.problems == []
         self._number()
         program = Program("difference")
+        self.vdso.withdraw(program)
         void = space.compile_difference(program, old, self.vmas, self.restoree.hole, self.numbers)
+        self.vdso.place(program, self.vmas)
         self.restoree.run(program)
         return void
 
     def finish(self) -> None:
         program = Program("finish")
         found = guards(self.victim.pid, self.vmas)
-        space.compile_finish(program, self.vmas, self.parked, found, self.numbers, self.opened)
+        space.compile_finish(program, self.vmas, found, self.numbers, self.opened)
         self.mm = self._mm()
         self.mm.restore(program, 600)
         space.compile_seal(program, self.vmas)

@@ -199,4 +199,5 @@ def test_vdso_is_where_it_was(victims: Victims, file: str) -> None:
             area = next(area for area in ours if area.name == vdso.VDSO_NAME)
             memory.seek(area.start)
             here = vdso.VDSO.read(ours, memory.read(area.end - area.start))
-        assert vdso.decide(here, there, "pid") == vdso.Verdict(vdso.Decision.SAME, exact=True)
+        verdict = vdso.decide(here, there, "pid")
+        assert verdict.decision is vdso.Decision.REMAP and verdict.exact

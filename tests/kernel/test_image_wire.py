@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate.engine import overseer, restore, vdso
+from migrate.engine import overseer, restore
 from migrate.engine.cpu import Carrier
 from migrate.engine.kinds import task
 from migrate.engine.process import ProcessImage
@@ -42,12 +42,9 @@ def images(tmp_path: Path) -> Iterator[tuple[bytes, bytes]]:
 def ground(image: ProcessImage) -> restore.Ground:
     status = Path("/proc/self/status").read_bytes()
     limits = Path("/proc/self/limits").read_text()
-    areas = [vma for vma in image.vmas if vma.special]
-    parked = tuple(vdso.Area(vma.name, vma.start + (1 << 30), vma.end + (1 << 30)) for vma in areas)
     return restore.Ground(
         hole=overseer.Hole(0x10000000, overseer.hole_size(4)),
         channels=overseer.Channels(1000, 1001),
-        parked=parked,
         destination=task.Destination.from_texts(limits, status, "0", "0-1", "0", False),
         carrier=Carrier(len(image.threads[0].xsave), (1 << 64) - 1),
         numbers={},

@@ -31,6 +31,7 @@ class Journey:
     directory: Path
     task: Task
     outcomes: list[Outcome] = field(default_factory=list)
+    env: Mapping[str, str] | None = None  # of the command that moves it
 
     @property
     def out(self) -> str:
@@ -46,7 +47,7 @@ class Journey:
         """To node2; an AssertionError lists what is different there, by `observe`, but for ``ignore``."""
         before = observe.snapshot(self.task.outer) if look else {}
         try:
-            self.task, outcome = moves.move(self.pair, self.task, *options)
+            self.task, outcome = moves.move(self.pair, self.task, *options, env=self.env)
         except ProcessLookupError as error:  # it has ended there by now
             raise AssertionError(f"{error}: {self.complaint}") from None
         self.outcomes.append(outcome)

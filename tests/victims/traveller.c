@@ -229,7 +229,7 @@ static void check_log(FILE *log, long lines)
 
 static void *required(const char *name)
 {
-	void *found = vdso_function(name);
+	void *found = vdso_symbol(name);
 
 	check(found, "%s", name);
 	return found;

@@ -1,41 +1,50 @@
-/* The functions of the vDSO by the addresses that its symbol table gives: looked up once, as a C library does. */
+/* The functions of the vDSO, found the way a C library does: once, by the symbols of the image at AT_SYSINFO_EHDR. */
 #include <elf.h>
-#include <link.h>
 #include <sys/auxv.h>
 
-/* The address of an exported function of the vDSO; NULL: this kernel's has none of that name, or there is no vDSO. */
-static inline void *vdso_function(const char *name)
+struct opaque_params { /* struct vgetrandom_opaque_params, linux/random.h */
+	uint32_t size, prot, flags, reserved[13];
+};
+
+static struct {
+	long (*clock_gettime)(clockid_t, struct timespec *);
+	long (*gettimeofday)(struct timeval *, void *);
+	long (*time)(time_t *);
+	long (*clock_getres)(clockid_t, struct timespec *);
+	long (*getcpu)(unsigned *, unsigned *, void *);
+	ssize_t (*getrandom)(void *, size_t, unsigned, void *, size_t);
+} vdso;
+
+static inline void *vdso_symbol(const char *name)
 {
-	const ElfW(Ehdr) *elf = (const void *)getauxval(AT_SYSINFO_EHDR);
+	const uint8_t *base = (const uint8_t *)getauxval(AT_SYSINFO_EHDR);
+	const Elf64_Ehdr *elf = (const Elf64_Ehdr *)base;
+	const Elf64_Shdr *sections;
 
-	if (!elf)
+	if (!base)
 		return NULL;
-	const char *base = (const char *)elf, *strings = NULL;
-	const ElfW(Phdr) *segment = (const void *)(base + elf->e_phoff);
-	const ElfW(Dyn) *dynamic = NULL;
-	const ElfW(Sym) *symbols = NULL;
-	const Elf32_Word *hash = NULL;
-	long slide = 0;
+	check(!memcmp(elf->e_ident, ELFMAG, SELFMAG), "no ELF header at %p", (void *)base);
+	sections = (const Elf64_Shdr *)(base + elf->e_shoff);
+	for (int i = 0; i < elf->e_shnum; i++) {
+		const Elf64_Sym *symbols = (const Elf64_Sym *)(base + sections[i].sh_offset);
+		const char *names;
 
-	for (int i = 0; i < elf->e_phnum; i++) {
-		if (segment[i].p_type == PT_LOAD)
-			slide = (long)base + segment[i].p_offset - segment[i].p_vaddr;
-		if (segment[i].p_type == PT_DYNAMIC)
-			dynamic = (const void *)(base + segment[i].p_offset);
+		if (sections[i].sh_type != SHT_DYNSYM)
+			continue;
+		names = (const char *)base + sections[sections[i].sh_link].sh_offset;
+		for (uint64_t j = 0; j < sections[i].sh_size / sizeof(*symbols); j++)
+			if (symbols[j].st_value && !strcmp(names + symbols[j].st_name, name))
+				return (void *)(base + symbols[j].st_value);
 	}
-	for (; dynamic->d_tag != DT_NULL; dynamic++) {
-		const void *there = (const void *)(slide + dynamic->d_un.d_ptr);
-
-		if (dynamic->d_tag == DT_STRTAB)
-			strings = there;
-		if (dynamic->d_tag == DT_SYMTAB)
-			symbols = there;
-		if (dynamic->d_tag == DT_HASH)
-			hash = there;
-	}
-	check(strings && symbols && hash);
-	for (Elf32_Word i = 0; i < hash[1]; i++)
-		if (symbols[i].st_shndx != SHN_UNDEF && !strcmp(strings + symbols[i].st_name, name))
-			return (void *)(slide + symbols[i].st_value);
 	return NULL;
+}
+
+static inline void vdso_look_up(void)
+{
+	*(void **)&vdso.clock_gettime = vdso_symbol("__vdso_clock_gettime");
+	*(void **)&vdso.gettimeofday = vdso_symbol("__vdso_gettimeofday");
+	*(void **)&vdso.time = vdso_symbol("__vdso_time");
+	*(void **)&vdso.clock_getres = vdso_symbol("__vdso_clock_getres");
+	*(void **)&vdso.getcpu = vdso_symbol("__vdso_getcpu");
+	*(void **)&vdso.getrandom = vdso_symbol("__vdso_getrandom");
 }

@@ -3,7 +3,7 @@
     clear       nothing but the restorer is left, and the vDSO is put aside      once, first
     map         every VMA at its final address, writable, to be filled           once, while the source runs
     difference  what changed since                                               between rounds, and in the freeze
-    finish      final protections, locks, vDSO, seals                            once, after the last page
+    finish      final protections, locks, seals                                  once, after the last page
 
 Between map and finish the contents arrive: the restorer reads them from its data descriptor straight to where they
 belong. It cannot write to what is not writable, so the final protection comes last; see `VMA.fill_prot` for what gets
@@ -53,7 +53,7 @@ def compile_map(program: Program, vmas: Sequence[VMA], hole: Hole, numbers: Numb
     descriptors of the task are made from them."""
     apart = displaced(vmas)
     bridges = Bridges()
-    bridges.plan(((vma, True) for vma in vmas), apart, _own(hole))
+    bridges.plan(((vma, True) for vma in vmas), apart, restorers(hole))
     mapper = Mapper(program, _stage(vmas, (), hole, apart), numbers, bridges)
     for backing in memfds(vmas):
         mapper.create_memfd(backing)
@@ -83,7 +83,7 @@ def compile_difference(
     plan = _Plan(old, new)
     created = {backing.key for backing in memfds(old)}
     bridges = Bridges()
-    bridges.plan(plan.pieces(), plan.apart, _own(hole))
+    bridges.plan(plan.pieces(), plan.apart, restorers(hole))
     mapper = Mapper(program, _stage(new, old, hole, plan.apart), numbers, bridges)
     for start in plan.touched:
         program.op(OpKind.COPY, start, start, 1, label=f"touch {start:x}")
@@ -108,16 +108,12 @@ def compile_difference(
 def compile_finish(
     program: Program,
     vmas: Sequence[VMA],
-    parked: tuple[vdso.Area, ...] = (),
     guards: Iterable[Range] = (),
     numbers: Numbers = NO_MEMFDS,
     opened: frozenset[int] = frozenset(),
 ) -> None:
-    """After the contents: what would have been in their way. ``parked``: from `compile_clear`. ``guards``: ranges of
-    guard pages. ``opened``: starts of what went through `compile_fillable`. mm_struct (`mm.MM`) and seals
-    (`compile_seal`) come after this."""
-    special = tuple(vdso.Area(vma.name, vma.start, vma.end) for vma in vmas if vma.special)
-    vdso.place_ops(program, parked, special)
+    """After the contents: what would have been in their way. ``guards``: ranges of guard pages. ``opened``: starts of
+    what went through `compile_fillable`. mm_struct (`mm.MM`) and seals (`compile_seal`) come after this."""
     for start, end in guards:
         program.syscall("madvise", start, end - start, MADV_GUARD_INSTALL, label=f"guard pages {start:x}-{end:x}")
     _protect(program, vmas, opened)
@@ -160,10 +156,10 @@ def _stage(new: Sequence[VMA], old: Sequence[VMA], hole: Hole, apart: set[int]) 
     if not size:
         return 0
     used = [(vma.start, vma.end) for vmas in (new, old) for vma in vmas]
-    return free_range([*used, _own(hole)], size)
+    return free_range([*used, restorers(hole)], size)
 
 
-def _own(hole: Hole) -> Range:
+def restorers(hole: Hole) -> Range:
     """What is the restorer's."""
     return hole.start, park(hole)[1]
 

@@ -7,12 +7,12 @@ not a hole in the restorer. What decides whether the kernel merges two neighbour
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from migrate.engine.kinds import mempolicy
 from migrate.engine.kinds.vma import MEMFD, PROT_WRITE, RW, SHMEM, VMA, Backing
-from migrate.engine.program import Arg, OpKind, Program
+from migrate.engine.program import Arg, OpKind, Program, Results
 
 MAP_SHARED, MAP_PRIVATE, MAP_DROPPABLE, MAP_ANONYMOUS = 1, 2, 8, 0x20  # mmap(2); droppable: Linux 6.11
 MAP_GROWSDOWN, MAP_NORESERVE, MAP_FIXED_NOREPLACE = 0x100, 0x4000, 0x100000
@@ -263,6 +263,26 @@ def mapping_flags(vma: VMA) -> int:
 
 
 _PLAIN = frozenset({"ac me mr mw rd wr", "me mr mw rd", "ex me mr mw rd", "ac me mr mw rd", "me mr mw", "ac me mr mw"})
+
+
+def droppable(vma: VMA) -> bool:
+    """Memory that the kernel may empty at any time (MAP_DROPPABLE): that of getrandom(2) in the vDSO, mostly."""
+    return "dp" in vma.flags and "dp" in vma.flags.split()
+
+
+def kept(vma: VMA) -> VMA:
+    """The same on a kernel without such memory. It is still not inherited and not in a core dump; and it is as empty as
+    if it had been dropped."""
+    return replace(vma, flags=" ".join(flag for flag in vma.flags.split() if flag != "dp"))
+
+
+def probe_droppable(program: Program) -> Callable[[Results], bool]:
+    """Two ops: whether the kernel has such memory ("mm: add MAP_DROPPABLE for designating always lazily freeable
+    mappings", Linux 6.11; EINVAL before)."""
+    label = "droppable memory"
+    slot = program.syscall("mmap", 0, 4096, RW, MAP_DROPPABLE | MAP_ANONYMOUS, -1, 0, label=label, ignore=True)
+    program.syscall("munmap", slot, 4096, label=label, ignore=True)
+    return lambda results: results.of(slot) >= 0
 
 
 def _open_mode(vma: VMA) -> int:

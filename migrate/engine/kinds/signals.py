@@ -22,6 +22,7 @@ SIGINFO_SIZE = 128  # sizeof(siginfo_t)
 _ACTION = struct.Struct("<QQQQ")  # the kernel's struct sigaction: handler, flags, restorer, mask; not libc's order
 _STACK = struct.Struct("<QiIQ")  # stack_t: sp, flags, padding, size
 _SIGINFO_HEAD = struct.Struct("<iii")  # si_signo, si_errno, si_code
+SA_NODEFER = 0x40000000  # asm-generic/signal-defs.h
 SS_ONSTACK, SS_AUTODISARM = 1, 1 << 31
 
 
@@ -44,6 +45,11 @@ class SignalActions:
     """The actions of signals 1 to 64, in order."""
 
     actions: tuple[Action, ...]
+
+    @property
+    def nodefer(self) -> bool:
+        """Whether there are signals that are not blocked while their handlers run."""
+        return any(action.flags & SA_NODEFER for action in self.actions)
 
     @classmethod
     def collect(cls, program: Program) -> Callable[[Results], SignalActions]:

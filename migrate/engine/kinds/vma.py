@@ -17,7 +17,8 @@ RW = PROT_READ | PROT_WRITE
 
 FILE, SHMEM, MEMFD, ZERO = "file", "shmem", "memfd", "zero"
 
-SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]")  # the kernel's own pages that can be moved with mremap(2)
+RT = "[rt-vdso]"  # not in maps: what belongs to the proxy of a vDSO (see `own_vdso`), and is not the task's
+SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", RT)  # the kernel's own pages that can be moved with mremap(2)
 VSYSCALL = "[vsyscall]"  # not in any mm: the same address in every process of a kernel
 
 # Codes that say nothing about what is to be restored: written-since-cleared, and write-tracking by userfaultfd (that
@@ -72,7 +73,7 @@ class VMA:
 
     @property
     def special(self) -> bool:
-        """vDSO and vvar: moved, never mapped."""
+        """vDSO and vvar: moved, or made by `migrate.engine.vdso`; never mapped as other areas are."""
         return self.name != "" and self.name in SPECIAL
 
     @property

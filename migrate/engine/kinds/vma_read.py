@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from migrate.engine.kernel.maps import Mapping, SmapsEntry, maps, smaps
 from migrate.engine.kernel.proc import Proc
@@ -63,6 +63,7 @@ class AddressSpaceReader:
         self.problems: list[Problem] = []
         self.took = 0.0
         self.vanished = False
+        self._named: Callable[[list[VMA]], list[VMA]] = lambda vmas: vmas
         self._raw = ""
         self._result: list[VMA] = []
         self._by_line: dict[str, VMA] = {}  # of the last reading
@@ -95,8 +96,14 @@ class AddressSpaceReader:
                 self.vanished = True
         self._by_line = found
         self._raw = ""  # what maps shows may be newer than smaps already
-        self._result = coalesce(found.values(), self._registered)
+        self._result = self._named(coalesce(found.values(), self._registered))
         self.took = time.monotonic() - began
+        return self._result
+
+    def rename(self, named: Callable[[list[VMA]], list[VMA]]) -> list[VMA]:
+        """Give areas other names than maps does, from now on and in the last reading."""
+        self._named = named
+        self._result = named(self._result)
         return self._result
 
     def reread(self) -> list[VMA]:
@@ -135,7 +142,7 @@ class AddressSpaceReader:
             elif not line.endswith(VSYSCALL):
                 return self.read()  # it runs, and changed between the two readings
         self._by_line, self._raw = by_line, raw
-        self._result = coalesce(by_line.values(), self._registered)
+        self._result = self._named(coalesce(by_line.values(), self._registered))
         return self._result
 
     def needs(self) -> list[FileNeed]:

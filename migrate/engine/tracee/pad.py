@@ -60,6 +60,15 @@ class Pad:
         self._clean(place, template.size)
         return result - (1 << 64) if result >> 63 else result
 
+    def take(self) -> tuple[RemoteAddress, int]:
+        """Where they are and how many, for other code that gets home by itself; until `give_back`. Raises Refused."""
+        size = single_call().size
+        return self._find(size), size
+
+    def give_back(self, place: RemoteAddress, size: int) -> None:
+        """No thread is in that code, nor will come to it."""
+        self._clean(place, size)
+
     def on_the_way_home(self) -> bool:
         """Whether a thread is in code that an earlier tracer put in. From there it may come to any other such code: it
         may have been stopped on its way home, sent on a second detour, and lost its tracer again."""

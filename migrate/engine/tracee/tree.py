@@ -65,7 +65,7 @@ class Tracee:
         self._dispositions: Dispositions | None = None
         self.registrations = Registrations(self.memory)
         places = lambda: [each.rip for each in self.all_registers().values()]  # noqa: E731
-        self._pad = Pad(pid, self.memory, self.registrations, places)
+        self.pad = Pad(pid, self.memory, self.registrations, places)
 
     @property
     def tids(self) -> tuple[int, ...]:
@@ -168,9 +168,13 @@ class Tracee:
             del self._waiting[tid]
             if stop.stopped:
                 self._stopped[tid] = None
-                if stop.signal in _GROUP_STOPS:
-                    self.stopped_by = stop.signal
+                self.note_stop(stop)
             return
+
+    def note_stop(self, stop: ptrace.Stop) -> None:
+        """A thread has come to an event stop: perhaps one of the whole process."""
+        if stop.signal in _GROUP_STOPS:
+            self.stopped_by = stop.signal
 
     # Letting go
 
@@ -270,11 +274,11 @@ class Tracee:
     def remote_syscall(self, tid: int, number: int, *args: int) -> int:
         """One system call made by a stopped thread; what it returned, -errno included. The thread is as before then,
         and gets home without us too. Raises ProcessEnded, ParasiteFailed, Refused (seccomp)."""
-        return self._pad.call(tid, self.dispositions, number, *args)
+        return self.pad.call(tid, self.dispositions, number, *args)
 
     def on_the_way_home(self) -> bool:
         """Whether a thread is still in code put in by a tracer that was killed, and needs a moment to get out of it."""
-        return self._pad.on_the_way_home()
+        return self.pad.on_the_way_home()
 
 
 def _tracer(tid: int) -> int:

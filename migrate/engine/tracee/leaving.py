@@ -1,0 +1,287 @@
+"""Getting threads out of code that will not be there when they go on: out of a vDSO.
+
+A thread may be in the middle of a function of it, or in a signal handler that has interrupted one, or both, several
+times over. Each such call is going to return somewhere outside. That return address is on the stack; it is exchanged
+for that of a stub, the thread is let go on, and stopped when it comes to the stub: there it is as if it had returned.
+The others stand still meanwhile. One step after the other (PTRACE_SINGLESTEP) would do without the stub, but two
+switches for each instruction take so long on a busy machine that timers go off in between, and their handlers are
+interrupted by timers.
+
+Nothing is lost when we are killed: the stub raises a signal that is ignored, and goes on where the function would have
+returned to. All other signals are delivered as ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from migrate.engine.kernel.syscalls import NUMBERS
+from migrate.engine.tracee import ptrace
+from migrate.engine.tracee.detour import ProcessEnded
+from migrate.engine.tracee.memory import RemoteAddress
+from migrate.engine.tracee.registers import NO_SYSCALL, Registers
+from migrate.engine.tracee.sigframe import R10, RAX, RIP, Frame, Ranges, frames
+from migrate.engine.tracee.tree import Tracee
+from migrate.engine.tracee.waiting import attentive, wait_until
+from migrate.errors import Problem
+
+_WORD = struct.Struct("<Q")
+_SYSCALL_STOP = 5 | ptrace.SYSCALL_STOP  # SIGTRAP
+_RECALL = 2.0  # seconds that a thread gets to stop when its time is up
+
+
+
+def _call(name: str) -> bytes:
+    return b"\xb8" + struct.pack("<I", NUMBERS[name]) + b"\x0f\x05"  # mov $number,%eax; syscall
+
+
+# A function may change rcx, rdx, rsi, rdi and r8 to r11 (System V ABI): the stub changes no others but rax, and that
+# it puts back.
+_RAISE = (
+    b"\x49\x89\xc2" + _call("getpid") + b"\x89\xc7" + _call("gettid") + b"\x89\xc6"  # mov %rax,%r10; %edi, %esi
+    b"\xba%b" + _call("tgkill")  # mov $signal,%edx
+)
+_GO_HOME = b"\x4c\x89\xd0\xff\x25\0\0\0\0"  # mov %r10,%rax; jmp *0(%rip), with the address behind it
+_MARKED = len(_RAISE) + 2  # offset of the instruction behind the last system call
+STUB_SIZE = 64
+
+# rip, rsp, rbp, what reads a word of the stack -> the address of the return address that leads out, or None
+Slot = Callable[[int, int, int, Callable[[int], int]], int | None]
+
+
+@dataclass(frozen=True)
+class Code:
+    """``ranges``: addresses that no thread may be at, but for the very first instruction of a function: ``entries``.
+    ``slot``: where the return address is (see `Slot`)."""
+
+    ranges: tuple[tuple[int, int], ...]
+    entries: frozenset[int]
+    slot: Slot
+
+    def __contains__(self, rip: int) -> bool:
+        return any(start <= rip < end for start, end in self.ranges) and rip not in self.entries
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """``mappings``: all of the process, lowest first; ``nodefer``: it has handlers with SA_NODEFER."""
+
+    mappings: Ranges
+    nodefer: bool
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of the code that has not returned yet. ``slot``: where its return address is; ``home``: that address;
+    ``stub``: what stands there meanwhile; ``marker``: the signal that this raises."""
+
+    slot: int
+    home: int
+    stub: RemoteAddress
+    marker: int
+
+    @property
+    def code(self) -> bytes:
+        """The stub."""
+        code = _RAISE % struct.pack("<I", self.marker) + _GO_HOME + _WORD.pack(self.home)
+        return code.ljust(STUB_SIZE, b"\xcc")
+
+
+def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[list[Problem], bool]:
+    """Have every thread of the stopped process out of the code, and none about to return to it.
+
+    Which threads do not come out in ``seconds``, in words; and whether any thread has run. All are stopped again in any
+    case. Raises ProcessEnded, and Refused when there is no room for stubs.
+    """
+    deadline = time.monotonic() + seconds
+    ran = False
+    try:
+        while True:
+            found = {}
+            for tid, registers in tracee.all_registers().items():
+                calls = _Reader(tracee, tid, code, stacks).calls(registers)
+                if calls is None:
+                    return [_problem(tracee, tid, "it is in its vDSO, and nobody can tell where that returns to")], ran
+                if calls:
+                    found[tid] = calls
+            if not found:
+                return [], ran
+            if time.monotonic() > deadline:
+                why = "it is in a function of its vDSO, or in a signal handler that has interrupted one"
+                return [_problem(tracee, tid, why) for tid in found], ran
+            ran = True
+            _Outing(tracee, stacks, found).run(deadline)
+            tracee.stop()  # what ran may have made threads, or ended
+    except ProcessLookupError as error:
+        raise ProcessEnded(f"process {tracee.pid} was killed while it was being looked at") from error
+
+
+def _problem(tracee: Tracee, tid: int, what: str) -> Problem:
+    return Problem(f"thread {tid} of process {tracee.pid}", what)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What is on the stacks of one thread."""
+
+    tracee: Tracee
+    tid: int
+    code: Code
+    stacks: Stacks
+
+    def calls(self, registers: Registers) -> list[tuple[int, int]] | None:
+        """Slot and content of each call that has not returned. None: of one it cannot be told."""
+        places = [(registers.rip, registers.rsp, registers.rbp)] if registers.rip in self.code else []
+        places += [(frame.rip, frame.rsp, frame.rbp) for frame in self._returns(registers.rsp)]
+        found = []
+        try:
+            for rip, rsp, rbp in places:
+                slot = self.code.slot(rip, rsp, rbp, self._word)
+                if slot is None or not _is_call(self._read((home := self._word(slot)) - 7, 7)):
+                    return None
+                found.append((slot, home))
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                raise
+            return None  # not mapped: then it is no stack
+        return found
+
+    def _returns(self, rsp: int) -> list[Frame]:
+        """The frames that lead back into the code."""
+        found = [frame for frame in frames(rsp, self.stacks.mappings, self._read) if frame.rip in self.code]
+        if not found:
+            return []
+        blocked = ptrace.get_signal_mask(self.tid)
+        return [frame for frame in found if frame.alive(blocked, self.stacks.nodefer)]
+
+    def _word(self, address: int) -> int:
+        return int(_WORD.unpack(self._read(address, 8))[0])
+
+    def _read(self, address: int, size: int) -> bytes:
+        return self.tracee.memory.read(RemoteAddress(address), size)
+
+
+def _is_call(before: bytes) -> bool:
+    """Whether the bytes ahead of a return address can be a call: with a distance, or through a register or memory."""
+    return before[-5] == 0xE8 or any(before[-n] == 0xFF and before[1 - n] >> 3 & 7 == 2 for n in (2, 3, 4, 6, 7))
+
+
+class _Outing:
+    """Some of the threads on their way out: as many as there are stubs for."""
+
+    def __init__(self, tracee: Tracee, stacks: Stacks, found: dict[int, list[tuple[int, int]]]) -> None:
+        self._tracee, self._stacks = tracee, stacks
+        self._place, self._room = tracee.pad.take()
+        free = iter(range(self._place, self._place + self._room - STUB_SIZE + 1, STUB_SIZE))
+        self._away: dict[int, list[_Call]] = {}
+        self._markers: dict[int, int] = {}  # where none is possible, 0: system calls are watched instead
+        for tid, calls in found.items():
+            marker = tracee.dispositions.marker(ptrace.get_signal_mask(tid))
+            pairs = zip(calls, free, strict=False)
+            taken = [_Call(slot, home, RemoteAddress(stub), marker) for (slot, home), stub in pairs]
+            if len(taken) < len(calls):
+                break
+            self._away[tid], self._markers[tid] = taken, marker
+
+    def run(self, deadline: float) -> None:
+        """Whoever is not out by then is stopped where it is, with its own return addresses."""
+        memory = self._tracee.memory
+        calls = [call for each in self._away.values() for call in each]
+        if not calls:
+            return  # more handlers on one stack than anybody has
+        memory.force_write(self._place, b"".join(call.code for call in calls))
+        memory.write_many([(RemoteAddress(call.slot), _WORD.pack(call.stub)) for call in calls])
+        with attentive():
+            try:
+                for tid in self._away:
+                    self._go_on(tid)
+                for tid in list(self._away):
+                    while tid in self._away and (stop := wait_until(tid, deadline)) is not None:
+                        self._see(tid, stop)
+            finally:
+                left = list(self._away)
+                for tid in left:
+                    self._recall(tid)
+                for tid in left:
+                    self._put_back(tid)
+        self._tracee.pad.give_back(self._place, self._room)
+
+    def _see(self, tid: int, stop: ptrace.Stop) -> None:
+        if not stop.stopped:
+            del self._away[tid]  # it has ended
+            return
+        number = 0 if stop.event or stop.signal == _SYSCALL_STOP else stop.signal
+        if stop.event:
+            self._tracee.note_stop(stop)
+        elif number in (0, self._markers[tid]):
+            registers = self._tracee.registers(tid)
+            arrived = next((call for call in self._away[tid] if registers.rip == call.stub + _MARKED), None)
+            if arrived is not None:
+                number = 0
+                home = registers.replace(rip=arrived.home, rax=registers.r10, orig_rax=NO_SYSCALL)
+                self._tracee.set_registers(tid, home)
+                self._away[tid].remove(arrived)
+                if not self._away[tid]:
+                    del self._away[tid]
+                    self._settle(tid)
+                    return
+        self._go_on(tid, number)
+
+    def _go_on(self, tid: int, number: int = 0) -> None:
+        resume = ptrace.cont if self._markers[tid] else ptrace.cont_to_syscall
+        resume(tid, number)
+
+    def _settle(self, tid: int) -> None:
+        """From any stop to one that `ptrace.interrupt` brings: the kernel looks for that before it looks for signals,
+        and before any instruction is run (get_signal(), kernel/signal.c)."""
+        ptrace.interrupt(tid)
+        ptrace.cont(tid)
+        self._await_stop(tid)
+
+    def _recall(self, tid: int) -> None:
+        ptrace.interrupt(tid)
+        self._await_stop(tid)
+
+    def _await_stop(self, tid: int) -> None:
+        deadline = time.monotonic() + _RECALL
+        while True:
+            stop = wait_until(tid, deadline)
+            if stop is None:
+                raise ProcessEnded(f"thread {tid} does not stop any more")
+            if not stop.stopped:
+                self._away.pop(tid, None)
+                return
+            if stop.event:
+                self._tracee.note_stop(stop)
+                return
+            ptrace.interrupt(tid)  # any other stop makes the kernel forget the one before (ptrace_stop())
+            ptrace.cont(tid, 0 if stop.signal == _SYSCALL_STOP else stop.signal)
+
+    def _put_back(self, tid: int) -> None:
+        """No stub is where this thread will come to any more."""
+        memory = self._tracee.memory
+        for call in self._away.pop(tid, []):
+            if memory.read(RemoteAddress(call.slot), 8) == _WORD.pack(call.stub):
+                memory.write(RemoteAddress(call.slot), _WORD.pack(call.home))
+            registers = self._tracee.registers(tid)
+            if 0 <= registers.rip - call.stub < STUB_SIZE:
+                rax = registers.rax if registers.rip == call.stub else registers.r10
+                self._tracee.set_registers(tid, registers.replace(rip=call.home, rax=rax, orig_rax=NO_SYSCALL))
+            self._put_back_frames(registers.rsp, call)
+
+    def _put_back_frames(self, rsp: int, call: _Call) -> None:
+        """A handler may have interrupted the stub."""
+        memory = self._tracee.memory
+
+        def read(address: int, size: int) -> bytes:
+            return memory.read(RemoteAddress(address), size)
+
+        for frame in frames(rsp, self._stacks.mappings, read):
+            if 0 <= frame.rip - call.stub < STUB_SIZE:
+                if frame.rip != call.stub:
+                    memory.write(RemoteAddress(frame.address + RAX), read(frame.address + R10, 8))
+                memory.write(RemoteAddress(frame.address + RIP), _WORD.pack(call.home))

@@ -1,0 +1,43 @@
+"""Moving the destination's own vDSO to where it is wanted. mremap(2) always can: the kernel notes where its vDSO goes
+(vdso_mremap(), arch/x86/entry/vdso/vma.c). arch_prctl(ARCH_MAP_VDSO_64) cannot as long as there is one."""
+
+from __future__ import annotations
+
+from migrate.engine.program import Program
+from migrate.engine.vdso.image import Area
+
+_MREMAP_MOVE = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
+
+
+def park_ops(program: Program, found: tuple[Area, ...], start: int, end: int) -> tuple[Area, ...]:
+    """Move what the process has to free room at ``start``; where everything is then.
+
+    In two steps to its final place, this being the first, because source and target may overlap, and mremap(2)
+    refuses that.
+    """
+    parked = []
+    for area in found:
+        if start + area.size > end:
+            raise ValueError(f"no room to park {area.name}, {area.size} bytes")
+        move_op(program, area, start, f"put {area.name} aside")
+        parked.append(Area(area.name, start, start + area.size))
+        start += area.size
+    return tuple(parked)
+
+
+def place_ops(program: Program, parked: tuple[Area, ...], wanted: tuple[Area, ...]) -> None:
+    """Move each to where the task had it, and remove what the task did not have."""
+    targets = {area.name: area for area in wanted}
+    if missing := targets.keys() - {area.name for area in parked}:
+        raise ValueError(f"this kernel has no {', '.join(sorted(missing))}")
+    for area in parked:
+        target = targets.get(area.name)
+        if target is None:
+            program.syscall("munmap", area.start, area.size, label=f"{area.name}, which the task does not have")
+        else:
+            move_op(program, area, target.start, f"{area.name} to {target.start:x}")
+
+
+def move_op(program: Program, area: Area, target: int, label: str) -> None:
+    """One of them."""
+    program.syscall(*("mremap", area.start, area.size, area.size, _MREMAP_MOVE, target), label=label, expect=target)
