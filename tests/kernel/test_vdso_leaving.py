@@ -1,0 +1,157 @@
+"""Threads that do nothing but call the vDSO are stopped outside of it, and notice nothing."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from migrate.engine.kernel.maps import Mapping, maps
+from migrate.engine.tracee.leaving import Code, Stacks, leave
+from migrate.engine.tracee.memory import RemoteAddress
+from migrate.engine.tracee.tree import Tracee
+from migrate.engine.vdso import VDSO, Unwinder, areas
+from tests.victims import Victims
+
+TIMES = 60
+PATIENCE = 5.0  # seconds; what a product may take is not the matter here
+
+
+@dataclass
+class Insider:
+    """The victim, traced."""
+
+    process: subprocess.Popen[str]
+    tracee: Tracee
+    mappings: list[Mapping]
+    code: Code
+
+    @property
+    def stacks(self) -> Stacks:
+        return Stacks([(m.start, m.end) for m in self.mappings], nodefer=False)
+
+    def looking_back(self) -> list[str]:
+        """What of the code is still on the stacks, above the stack pointers: frames, found the plain way."""
+        found = []
+        for tid, registers in self.tracee.all_registers().items():
+            if registers.rip in self.code:
+                found.append(f"{tid} is at {registers.rip:x}")
+            end = next(m.end for m in self.mappings if m.start <= registers.rsp < m.end)
+            size = (end - registers.rsp) // 8 * 8
+            words = struct.unpack(f"<{size // 8}Q", self.tracee.memory.read(RemoteAddress(registers.rsp), size))
+            # rip, eflags, and the selectors, in struct sigcontext; rsp is ahead of them, and all of it is to be valid
+            for at in range(1, len(words) - 2):
+                selected = words[at + 2] == 0x2B_0000_0000_0033 and registers.rsp < words[at - 1] < end
+                if selected and words[at] in self.code and words[at - 1] > registers.rsp + at * 8 + 600:
+                    if self._alive(tid, registers.rsp + at * 8):
+                        found.append(f"{tid} has a frame for {words[at]:x}")
+        return found
+
+    def _alive(self, tid: int, rip_at: int) -> bool:
+        """By its mask: the handlers of this victim block their own signal."""
+        blocked = int(
+            next(
+                line
+                for line in Path(f"/proc/{tid}/status").read_text().splitlines()
+                if line.startswith("SigBlk:")
+            ).split()[1],
+            16,
+        )
+        (saved,) = struct.unpack("<Q", self.tracee.memory.read(RemoteAddress(rip_at + 0x80), 8))
+        return saved != blocked and not saved & ~blocked
+
+
+@contextmanager
+def insider(victims: Victims, go: Path, *args: str) -> Iterator[Insider]:
+    process = subprocess.Popen(
+        [victims("insider"), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={"VICTIM_GO": str(go)},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        mapped = maps(Path(f"/proc/{process.pid}/maps").read_text())
+        with Tracee(process.pid) as tracee:
+            (area,) = [area for area in areas(mapped) if area.name == "[vdso]"]
+            vdso = VDSO.read((area,), tracee.memory.read(RemoteAddress(area.start), area.size))
+            unwinder = Unwinder(vdso)
+
+            def slot(rip: int, rsp: int, rbp: int, word: object) -> int | None:
+                return unwinder.slot(area.start, rip, rsp, rbp, lambda at: area.start <= at < area.end, word)  # type: ignore[arg-type]
+
+            entries = frozenset(area.start + function.offset for function in vdso.functions)
+            yield Insider(process, tracee, mapped, Code(((area.start, area.end),), entries, slot))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("microseconds", ["0", "2000", "300"])
+def test_out_of_it_and_no_way_back(microseconds: str, victims: Victims, tmp_path: Path) -> None:
+    moved = 0
+    with insider(victims, tmp_path / "go", "8", microseconds) as victim:
+        for _ in range(TIMES):
+            victim.tracee.stop()
+            problems, ran = leave(victim.tracee, victim.code, victim.stacks, PATIENCE)
+            assert not problems and not victim.looking_back()
+            moved += ran
+            victim.tracee.resume()
+            time.sleep(0.002)
+        assert moved > TIMES // 2
+        maps_now = Path(f"/proc/{victim.process.pid}/maps").read_text()
+        assert maps(maps_now) == victim.mappings
+        (tmp_path / "go").touch()
+        out, errors = victim.process.communicate(timeout=60)
+        assert out.endswith("pass\n") and not errors, (out, errors)
+
+
+def test_when_there_is_no_time_nothing_is_changed(victims: Victims, tmp_path: Path) -> None:
+    """All are where they were, and go on from there."""
+    with insider(victims, tmp_path / "go", "4", "1000") as victim:
+        refused = 0
+        for _ in range(TIMES):
+            victim.tracee.stop()
+            problems, _ = leave(victim.tracee, victim.code, victim.stacks, 0.0)
+            refused += bool(problems)
+            assert all("vDSO" in problem.what for problem in problems)
+            victim.tracee.resume()
+            time.sleep(0.002)
+        assert refused > TIMES // 2
+        (tmp_path / "go").touch()
+        out, errors = victim.process.communicate(timeout=60)
+        assert out.endswith("pass\n") and not errors, (out, errors)
+
+
+def test_killed_in_the_middle(victims: Victims, tmp_path: Path) -> None:
+    """What is left in the process when its tracer ends between two requests brings it home: the stubs are in place, the
+    threads are let go, and nobody comes back for them."""
+    with insider(victims, tmp_path / "go", "8", "1000") as victim:
+        tracee = victim.tracee
+        for _ in range(TIMES):
+            tracee.stop()
+            try:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr("migrate.engine.tracee.leaving._Outing._see", _die)
+                    patch.setattr("migrate.engine.tracee.leaving._Outing._recall", lambda *args: None)
+                    patch.setattr("migrate.engine.tracee.leaving._Outing._put_back", lambda *args: None)
+                    leave(tracee, victim.code, victim.stacks, PATIENCE)
+            except _Died:
+                pass
+            tracee.resume()
+            time.sleep(0.002)
+        (tmp_path / "go").touch()
+        out, errors = victim.process.communicate(timeout=60)
+        assert out.endswith("pass\n") and not errors, (out, errors)
+
+
+class _Died(Exception):
+    pass
+
+
+def _die(*args: object) -> None:
+    raise _Died
