@@ -186,7 +186,6 @@ class Migration:
             tracker=options.tracker,
             compress=options.compress,
             bandwidth=options.bandwidth,
-            exact=bool(replica.ground.verdict and replica.ground.verdict.exact),
         )
         self._tracker = str(reply["tracker"])
         for reason in reply["rejected"]:

@@ -66,7 +66,6 @@ class Dumper:
         self._waits: dict[int, Wait] = {}
         self._threads: dict[int, tuple[tuple[object, ...], task.Thread]] = {}
         self.own_vdso = own_vdso.OwnVDSO(vdso.VDSO(()))
-        self.exact = False  # the destination's vDSO is the very same
         self._code: Code | None = None
         self._nodefer = False  # it has handlers with SA_NODEFER, as far as is known
         self._parasite: Parasite | None = None
@@ -166,6 +165,9 @@ class Dumper:
             threads.append(ThreadImage(thread.identity.tid, self._registers(state), state.xstate, thread))
         if problems or fs is None:
             raise Refused(problems)
+        if frozen and process.actions.nodefer and not self._nodefer:
+            # What was taken for a frame that is left over may be alive (see `stop_outside`).
+            raise OpFailed(f"pid {self.proc.pid} has installed a handler with SA_NODEFER meanwhile; try again")
         self._nodefer = process.actions.nodefer
         last = max((vma.end for vma in self.vmas if not vma.special), default=0)
         guards = guard_pages(self._pagemap, 0, last)
@@ -280,13 +282,13 @@ class Dumper:
         hide_stop(self.tracee)
 
     def stop_outside(self) -> tuple[float, float]:
-        """`stop`, with no thread in the middle of a function of its vDSO: on the destination that is another one. When
-        it began (of time.monotonic()), and the seconds that the latter took. Raises Refused when a thread stays inside
-        (a handler that has interrupted such a function and does not return, say); it runs on then."""
-        if self.exact and self.own_vdso.mark is None:
-            begun = time.monotonic()
-            self.stop()
-            return begun, 0.0
+        """`stop`, with no thread in the middle of a function of its vDSO: on the destination that is another one, and
+        where it is the same its data is not. (What a function has read of one clock, and the offset of the time
+        namespace that it then adds, must be of one machine; and a process that leaves its time namespace has no page
+        of such offsets any more.)
+
+        When it began (of time.monotonic()), and the seconds that the latter took. Raises Refused when a thread stays
+        inside (a handler that has interrupted such a function and does not return, say); it runs on then."""
         code = self._code = self._code or _code(self.own_vdso)
         for pause in _PAUSES:
             begun = time.monotonic()
@@ -373,7 +375,8 @@ def _native_vdso() -> vdso.VDSO:
 
 def _code(own: own_vdso.OwnVDSO) -> Code:
     """That of a vDSO in the process: the task's, and what its proxy leads to."""
-    parts = [(area, vdso.Unwinder(image)) for area, image in own.code(_native_vdso())]
+    native = _native_vdso()
+    parts = [(area, vdso.Unwinder(image)) for area, image in own.code(native)]
     ranges = tuple((area.start, area.end) for area, _ in parts)
 
     def inside(address: int) -> bool:
@@ -383,7 +386,8 @@ def _code(own: own_vdso.OwnVDSO) -> Code:
         area, unwinder = next(part for part in parts if part[0].start <= rip < part[0].end)
         return unwinder.slot(area.start, rip, rsp, rbp, inside, word)
 
-    return Code(ranges, own.entries, slot)
+    tails = tuple((a.start + len(image.image), a.end) for a, image in own.code(native) if image.image)
+    return Code(ranges, own.entries, slot, tails)
 
 
 def _host() -> task.Host:

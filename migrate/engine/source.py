@@ -112,12 +112,10 @@ class Source:
 
     # Rounds
 
-    def do_track(self, tracker: str, compress: str, bandwidth: float | None, exact: bool = False) -> Answer:
-        """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None; ``exact``: the vDSO of the
-        destination is the very same, so that no thread has to be out of it."""
+    def do_track(self, tracker: str, compress: str, bandwidth: float | None) -> Answer:
+        """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None."""
         self._bandwidth = bandwidth
         dumper = self.dumper
-        dumper.exact = exact
         leftovers.cure(dumper.tracee)  # of an earlier try whose agent and coordinator were killed both
         dumper.stop()
         try:

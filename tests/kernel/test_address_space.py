@@ -200,4 +200,4 @@ def test_vdso_is_where_it_was(victims: Victims, file: str) -> None:
             memory.seek(area.start)
             here = vdso.VDSO.read(ours, memory.read(area.end - area.start))
         verdict = vdso.decide(here, there, "pid")
-        assert verdict.decision is vdso.Decision.REMAP and verdict.exact
+        assert verdict.decision is vdso.Decision.REMAP

@@ -58,7 +58,7 @@ def _kill_a_tracer(victim: Victim, after: float) -> None:
     assert victim.process.poll() is None, victim.process.communicate()
 
 
-def _die_after(requests: int) -> None:
+def die_after(requests: int) -> None:
     """Have this process killed right behind its n-th request about the task."""
     left = requests
 
@@ -85,7 +85,7 @@ def test_killed_after_every_single_request(victims: Victims, name: str) -> None:
         for requests in range(1, 1000):
             child = os.fork()
             if not child:
-                _die_after(requests)
+                die_after(requests)
                 try:
                     with Tracee(victim.pid) as tracee:
                         tracee.stop()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import struct
 import subprocess
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from migrate.engine.tracee.leaving import Code, Stacks, leave
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.vdso import VDSO, Unwinder, areas
+from tests.kernel.test_tracee_killed import die_after
 from tests.victims import Victims
 
 TIMES = 60
@@ -85,7 +89,8 @@ def insider(victims: Victims, go: Path, *args: str) -> Iterator[Insider]:
                 return unwinder.slot(area.start, rip, rsp, rbp, lambda at: area.start <= at < area.end, word)  # type: ignore[arg-type]
 
             entries = frozenset(area.start + function.offset for function in vdso.functions)
-            yield Insider(process, tracee, mapped, Code(((area.start, area.end),), entries, slot))
+            tails = ((area.start + len(vdso.image), area.end),)
+            yield Insider(process, tracee, mapped, Code(((area.start, area.end),), entries, slot, tails))
     finally:
         process.kill()
         process.communicate()
@@ -127,31 +132,44 @@ def test_when_there_is_no_time_nothing_is_changed(victims: Victims, tmp_path: Pa
         assert out.endswith("pass\n") and not errors, (out, errors)
 
 
-def test_killed_in_the_middle(victims: Victims, tmp_path: Path) -> None:
-    """What is left in the process when its tracer ends between two requests brings it home: the stubs are in place, the
-    threads are let go, and nobody comes back for them."""
+def test_its_tracer_is_killed_after_any_request(victims: Victims, tmp_path: Path) -> None:
+    """What is left in the process brings it home. And it is in nobody's way: when all threads are home, it is taken
+    out."""
+    killed = 0
     with insider(victims, tmp_path / "go", "8", "1000") as victim:
-        tracee = victim.tracee
-        for _ in range(TIMES):
-            tracee.stop()
-            try:
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr("migrate.engine.tracee.leaving._Outing._see", _die)
-                    patch.setattr("migrate.engine.tracee.leaving._Outing._recall", lambda *args: None)
-                    patch.setattr("migrate.engine.tracee.leaving._Outing._put_back", lambda *args: None)
-                    leave(tracee, victim.code, victim.stacks, PATIENCE)
-            except _Died:
-                pass
-            tracee.resume()
-            time.sleep(0.002)
+        for requests in range(1, 2 * TIMES):
+            child = os.fork()
+            if not child:
+                die_after(requests)
+                os._exit(_come_and_leave(victim))
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert victim.process.poll() is None, (requests, victim.process.communicate())
+            assert status in (-signal.SIGKILL, 0, 2), "the tracer has failed"
+            killed += status == -signal.SIGKILL
+        assert killed > TIMES // 2
+        with Tracee(victim.process.pid) as tracee:
+            for _ in range(TIMES):
+                tracee.stop()
+                problems, _ = leave(tracee, victim.code, victim.stacks, PATIENCE)
+                if not problems:
+                    break
+                tracee.resume()  # somebody is on his way home
+                time.sleep(0.002)
+            assert not problems
+            ((start, end),) = victim.code.tails
+            assert not any(tracee.memory.read(RemoteAddress(start), end - start))
         (tmp_path / "go").touch()
         out, errors = victim.process.communicate(timeout=60)
         assert out.endswith("pass\n") and not errors, (out, errors)
 
 
-class _Died(Exception):
-    pass
-
-
-def _die(*args: object) -> None:
-    raise _Died
+def _come_and_leave(victim: Insider) -> int:
+    """2: some thread is still on its way home from the last time."""
+    try:
+        with Tracee(victim.process.pid) as tracee:
+            tracee.stop()
+            problems, _ = leave(tracee, victim.code, victim.stacks, PATIENCE)
+            return 2 if problems else 0
+    except BaseException:
+        traceback.print_exc()
+        return 1

@@ -32,7 +32,7 @@ from migrate.errors import Problem
 _WORD = struct.Struct("<Q")
 _SYSCALL_STOP = 5 | ptrace.SYSCALL_STOP  # SIGTRAP
 _RECALL = 2.0  # seconds that a thread gets to stop when its time is up
-
+_LOWEST, _HIGHEST = 1 << 12, 1 << 47  # addresses of code
 
 
 def _call(name: str) -> bytes:
@@ -56,11 +56,12 @@ Slot = Callable[[int, int, int, Callable[[int], int]], int | None]
 @dataclass(frozen=True)
 class Code:
     """``ranges``: addresses that no thread may be at, but for the very first instruction of a function: ``entries``.
-    ``slot``: where the return address is (see `Slot`)."""
+    ``slot``: where the return address is (see `Slot`). ``tails``: those of them that only tracers use, for a while."""
 
     ranges: tuple[tuple[int, int], ...]
     entries: frozenset[int]
     slot: Slot
+    tails: tuple[tuple[int, int], ...] = ()
 
     def __contains__(self, rip: int) -> bool:
         return any(start <= rip < end for start, end in self.ranges) and rip not in self.entries
@@ -108,6 +109,7 @@ def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[l
                     return [_problem(tracee, tid, "it is in its vDSO, and nobody can tell where that returns to")], ran
                 if calls:
                     found[tid] = calls
+            _tidy(tracee, code)
             if not found:
                 return [], ran
             if time.monotonic() > deadline:
@@ -118,6 +120,14 @@ def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[l
             tracee.stop()  # what ran may have made threads, or ended
     except ProcessLookupError as error:
         raise ProcessEnded(f"process {tracee.pid} was killed while it was being looked at") from error
+
+
+def _tidy(tracee: Tracee, code: Code) -> None:
+    """Take out what tracers that were killed have left in the tails. All calls are known, and none of them leads there;
+    so nobody is there, nor will come there."""
+    for start, end in code.tails:
+        if any(tracee.memory.read(RemoteAddress(start), end - start)):
+            tracee.memory.force_write(RemoteAddress(start), bytes(end - start))
 
 
 def _problem(tracee: Tracee, tid: int, what: str) -> Problem:
@@ -141,7 +151,8 @@ class _Reader:
         try:
             for rip, rsp, rbp in places:
                 slot = self.code.slot(rip, rsp, rbp, self._word)
-                if slot is None or not _is_call(self._read((home := self._word(slot)) - 7, 7)):
+                home = 0 if slot is None else self._word(slot)
+                if slot is None or not _LOWEST <= home < _HIGHEST or not _is_call(self._read(home - 7, 7)):
                     return None
                 found.append((slot, home))
         except OSError as error:

@@ -44,13 +44,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``exact``: it is the same build patched in the same way, so that even a thread in the middle of one of its
-    functions can go on. ``entries``: lowest first."""
+    """``entries``: lowest first."""
 
     decision: Decision
     task: VDSO
     there: VDSO
-    exact: bool = False
     entries: tuple[Entry, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -59,8 +57,6 @@ class Verdict:
         if self.decision is Decision.NONE:
             return ["vDSO: none; the process has none, and gets none"]
         head = f"vDSO: {self.decision.value}; source {self.task.shown}; destination {self.there.shown}"
-        if self.exact:
-            head += "; the same build"
         width = max((len(_named(entry)) for entry in self.entries), default=0)
         rows = [("function".ljust(width), "source", "dest.", "what is done")]
         for entry in self.entries:
@@ -78,11 +74,11 @@ def decide(task: VDSO, there: VDSO, where: str, differ: bool = False) -> Verdict
     """``task``: pristine, as its own kernel made it; ``there``: that of a fresh process of the destination. ``where``:
     whose it is, for problems; ``differ``: do as if the two were not the same (for tests)."""
     if task.area is None:
-        return Verdict(Decision.NONE, task, there, exact=True, problems=tuple(_stray(task, there, where)))
+        return Verdict(Decision.NONE, task, there, problems=tuple(_stray(task, there, where)))
     same = there.area is not None and task.shape == there.shape and task.functions == there.functions
     if same and not differ:
         entries = tuple(_entry(aliases, 0, offset) for offset, aliases in task.entries().items())
-        return Verdict(Decision.REMAP, task, there, exact=task.image == there.image, entries=entries)
+        return Verdict(Decision.REMAP, task, there, entries=entries)
     theirs = {(function.name, function.version): function.offset for function in there.functions}
     found, problems = [], []
     entries_here = task.entries()

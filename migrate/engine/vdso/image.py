@@ -133,11 +133,11 @@ def _functions(image: bytes) -> tuple[Function, ...]:
     with ELFFile(io.BytesIO(image)) as elf:
         versions = _versions(elf)
         for section in elf.iter_sections():
-            if not isinstance(section, SymbolTableSection):
+            if not isinstance(section, SymbolTableSection) or section["sh_type"] != "SHT_DYNSYM":
                 continue
             for index, symbol in enumerate(section.iter_symbols()):
-                place, kind = symbol["st_shndx"], symbol["st_info"]["type"]
-                if isinstance(place, int) and kind in _CODE and symbol.name:
+                place, kind, bind = symbol["st_shndx"], symbol["st_info"]["type"], symbol["st_info"]["bind"]
+                if isinstance(place, int) and kind in _CODE and bind != "STB_LOCAL" and symbol.name:
                     offset, size = int(symbol["st_value"]), int(symbol["st_size"])
                     if offset + size > len(image):
                         raise ValueError(f"{symbol.name} at {offset:#x} is outside of it")

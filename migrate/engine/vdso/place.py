@@ -26,10 +26,13 @@ def park_ops(program: Program, found: tuple[Area, ...], start: int, end: int) ->
 
 
 def place_ops(program: Program, parked: tuple[Area, ...], wanted: tuple[Area, ...]) -> None:
-    """Move each to where the task had it, and remove what the task did not have."""
+    """Move each to where the task had it, and remove what the task did not have. ValueError: the task's are others."""
     targets = {area.name: area for area in wanted}
     if missing := targets.keys() - {area.name for area in parked}:
         raise ValueError(f"this kernel has no {', '.join(sorted(missing))}")
+    for area in parked:
+        if area.name in targets and targets[area.name].size != area.size:
+            raise ValueError(f"{area.name} has {targets[area.name].size:#x} bytes, and {area.size:#x} on this kernel")
     for area in parked:
         target = targets.get(area.name)
         if target is None:

@@ -8,8 +8,9 @@
 
 Whoever parses the task's vDSO (a later dlopen, a debugger) finds the header, the symbols and the notes that were there.
 
-The rest of the old code stays too, and would still do its work if a thread came to be in it (see `inside` of tracee):
-data that reads as zeros has VDSO_CLOCKMODE_NONE, and with that the old code makes system calls.
+The rest of the old code stays too. Nobody comes to be in it (see `migrate.engine.tracee.leaving`); somebody who did,
+by a context that he has kept, would find data that reads as zeros. That is VDSO_CLOCKMODE_NONE, and with that the old
+code makes system calls for all clocks but the coarse ones.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ class Unwinder:
     """Of one image, wherever it is mapped."""
 
     def __init__(self, vdso: VDSO) -> None:
+        """Of an empty one: of code that pushes nothing, all of it."""
+        self._size = len(vdso.image)
         self._rows: list[_Row] = []
         self._functions: list[tuple[int, int]] = []  # start, end
         if vdso.image:
@@ -60,6 +62,8 @@ class Unwinder:
         of the stack. None: it cannot be told.
         """
         for _ in range(_DEPTH):
+            if self._size and rip - base >= self._size:
+                return None  # behind the image: in what a tracer that was killed has left there
             row = self._row_of(rip - base)
             frame = (rsp if row.register == _RSP else rbp) + row.offset
             if row.register not in (_RSP, _RBP) or not rsp < frame <= rsp + _FAR_ABOVE:
