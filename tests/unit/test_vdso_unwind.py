@@ -52,6 +52,10 @@ def test_at_the_entry_and_behind_the_prologue(kernel: str) -> None:
     assert slot(base + moved, TOP - 0x40, TOP - 8) == TOP
     # A frame pointer that makes no sense: nothing is guessed.
     assert slot(base + moved, TOP - 0x40, 0x33) is None
+    # Behind the image there is nothing of its own: neither to be in, nor to return to.
+    assert slot(base + len(vdso.image), TOP, 0x1111) is None
+    memory.words[TOP] = base + len(vdso.image) + 64
+    assert slot(base + offset, TOP, 0x1111) is None
 
 
 def test_a_call_inside_is_followed_out() -> None:
