@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,7 @@ class Facts:
     here: Clocks  # read after `there`
     there: Clocks
     offsets: Offsets | None  # of the agent's own time namespace; None: that kernel has no such namespaces
+    round_trip: int  # nanoseconds from before `there` was asked for until `here`
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,12 @@ class Destination:
 
     async def facts(self) -> Facts:
         """Two round trips' worth of questions in one."""
+        asked = time.monotonic_ns()
         hello = await self.agent.submit("hello")
         read = await self.agent.submit("read", paths=list(_FILES))
         tids = await self.agent.submit("tids")
         told = (await hello.reply()).meta
-        here = Clocks.here()
+        here, answered = Clocks.here(), time.monotonic_ns()
         reply = await read.reply()
         texts, at = {}, 0
         for path, length in zip(_FILES, reply["lengths"], strict=True):
@@ -115,6 +118,7 @@ class Destination:
             here,
             Clocks(told["boot_id"], told["monotonic_ns"] - own.monotonic, told["boottime_ns"] - own.boottime),
             own if shown else None,
+            answered - asked,
         )
 
     async def stat(self, paths: Sequence[str]) -> dict[str, dict[str, int]]:

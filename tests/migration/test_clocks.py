@@ -2,51 +2,97 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests import hosts, moves
-from tests.tasks import wait_until
+from tests import hosts
+from tests.migration.journey import Journey, Journeys
+from tests.victims import Victims
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
+BRACKET = 100_000
+"""Nanoseconds; two clocks cannot be read at the very same moment."""
 
 
-@pytest.mark.parametrize("shift", [5000, 0, -100])
-@pytest.mark.parametrize("other_boot", [False, True])
-def test_clocks_go_on(shift: int, other_boot: bool, victims: Callable[..., str], tmp_path: Path) -> None:
+@contextmanager
+def shifted(shift: int, other_boot: bool, directory: Path) -> Iterator[hosts.Pair]:
+    """Two hosts, the clocks of the second one ahead by ``shift`` seconds. ``other_boot``: that is to be measured, as
+    between two machines; otherwise it is known, as between two containers of one."""
     with hosts.two_hosts(shift=shift) as pair:
-        if other_boot:  # then the difference is measured, not known
-            (tmp_path / "boot_id").write_text("00000000-0000-4000-8000-000000000000\n")
-            pair.b.run(["mount", "--bind", str(tmp_path / "boot_id"), BOOT_ID])
-        out = tmp_path / "out"
-        task = pair.a.spawn([victims("clockwise")], stdout=out)
-        wait_until("it runs", lambda: out.read_text().count("\n") > 20)
-        moved, outcome = moves.move(pair, task)
-        count = out.read_text().count("\n")
-        wait_until("it runs on", lambda: out.read_text().count("\n") > count + 50)
-        moved.kill()
+        if other_boot:
+            (directory / "boot_id").write_text("00000000-0000-4000-8000-000000000000\n")
+            pair.b.run(["mount", "--bind", str(directory / "boot_id"), BOOT_ID])
+        yield pair
         pair.finish()
-        last = out.read_text().splitlines()[-2].split()
-        longest = int(last[1])
-        assert last[0].isdecimal(), f"a clock {last}"
-        assert longest < outcome.report["downtime_ms"] + 2000, "a clock jumped"
 
 
-def test_a_moved_clock_moves_back(victims: Callable[..., str], tmp_path: Path) -> None:
-    """What was moved to a time namespace is moved on by the clocks that it has, not by those of the machine."""
-    with hosts.two_hosts(shift=5000) as pair:
-        out = tmp_path / "out"
-        task = pair.a.spawn([victims("clockwise")], stdout=out)
-        wait_until("it runs", lambda: out.read_text().count("\n") > 20)
-        there, _ = moves.move(pair, task)
-        time.sleep(0.1)
-        back = hosts.Pair(pair.b, pair.a, pair.directory)
-        home, outcome = moves.move(back, there)
-        count = out.read_text().count("\n")
-        wait_until("it runs on", lambda: out.read_text().count("\n") > count + 50)
-        home.kill()
-        pair.finish()
-        assert int(out.read_text().splitlines()[-2].split()[1]) < outcome.report["downtime_ms"] + 2000
+def turn(journey: Journey) -> None:
+    """The next move is to the other host."""
+    journey.pair = hosts.Pair(journey.pair.b, journey.pair.a, journey.pair.directory)
+
+
+def most(journey: Journey) -> float:
+    """Milliseconds that the clocks may have gained by the last move, by what was said."""
+    found = re.search(r"they gain ([0-9.]+) ms at most", journey.outcomes[-1].err)
+    return float(found[1]) if found else 0.0
+
+
+@pytest.mark.parametrize("moves", [1, 4])
+@pytest.mark.parametrize(("shift", "other_boot"), [(5000, True), (-100, True), (0, True), (5000, False), (0, False)])
+def test_clocks_go_on(
+    shift: int, other_boot: bool, moves: int, victims: Victims, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For every thread, and however often: what is read after the resume is no less than what was read before the
+    freeze, and more by the downtime and one round trip at most."""
+    with shifted(shift, other_boot, tmp_path) as pair:
+        journey = Journeys(pair, victims).start("clocks", "3")
+        round_trips = []
+        for _ in range(moves):
+            journey.move("-v", look=False)
+            round_trips.append(most(journey))
+            turn(journey)
+        journey.tell()
+        said = [line.split() for line in journey.verdict().splitlines()]
+    allowed = sum(round_trips) * 1e6
+    assert all(bool(each) == other_boot for each in round_trips)
+    gained = [(int(low), int(high)) for word, low, high in (line for line in said if line[0] == "gained")]
+    steps = [(int(step), int(real)) for word, step, real in (line for line in said if line[0] == "step")]
+    longest, real = max(steps)
+    downtime = max(float(outcome.report["downtime_ms"]) for outcome in journey.outcomes)
+    with capsys.disabled():
+        print(
+            f" gained {gained[0][1] / 1e6:.3f} of at most {allowed / 1e6:.3f} ms; longest step {longest / 1e6:.1f} ms "
+            f"in {real / 1e6:.1f} real ones; longest downtime {downtime:.1f} ms ",
+            end="",
+        )
+    assert len(gained) == 2 and len(steps) == 3
+    for low, high in gained:  # never lost; and what it has gained, it has gained by the round trips
+        assert high >= 0 and low <= allowed + BRACKET
+    # A step is as long as it really was, and what was gained: of the downtime nothing is lost or counted twice.
+    for step, real in steps:
+        assert abs(step - real) <= allowed + 10 * BRACKET or step < downtime * 1e6
+
+
+@pytest.mark.parametrize("shift", [5000, -100])
+def test_deadlines_stay_where_they_are(shift: int, victims: Victims, tmp_path: Path) -> None:
+    """Timers, timerfds, futexes and sleeps, relative and absolute, by three clocks; there, back and there again."""
+    with shifted(shift, True, tmp_path) as pair:
+        journey = Journeys(pair, victims).start("deadlines", "9000")
+        for _ in range(3):
+            journey.move(look=False)
+            turn(journey)
+        journey.verdict(30)
+
+
+def test_periodic_timers_keep_their_beat(victims: Victims, tmp_path: Path) -> None:
+    with shifted(5000, True, tmp_path) as pair:
+        journey = Journeys(pair, victims).start("timers")
+        for _ in range(2):
+            journey.move(look=False)
+            turn(journey)
+        journey.tell()
+        journey.verdict()

@@ -4,8 +4,20 @@
      drop NAME                       or away
      map ADDRESS SIZE PROT FILE      memory with the contents of a file, or with none: -
      call NAME ADDRESS               a function of the foreign vDSO
+     forbid                          no system call that such a function stands for succeeds from here on
+     quiet LABEL NAME ADDRESS        which of its uses make none: a line "LABEL NAME bits"
      time NAME ADDRESS               only how long it takes: a line "NAME nanoseconds" */
 #include "victim.h"
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+
+enum { FORBIDDEN = ENOTNAM }; /* an error that none of the calls has */
+static uint64_t *random_state;
+static uint32_t random_size = 144;
+static const clockid_t clocks[] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI, CLOCK_MONOTONIC_RAW,
+	CLOCK_REALTIME_COARSE, CLOCK_MONOTONIC_COARSE, CLOCK_THREAD_CPUTIME_ID };
+enum { CLOCKS = sizeof(clocks) / sizeof(*clocks) };
 
 static long area_of(const char *name, long *size)
 {
@@ -50,21 +62,15 @@ static int64_t now(clockid_t clock)
 
 static void try_clock(long (*call)(clockid_t, struct timespec *))
 {
-	static const struct { clockid_t clock; int64_t coarse; } clocks[] = {
-		{ CLOCK_REALTIME, 0 }, { CLOCK_MONOTONIC, 0 }, { CLOCK_BOOTTIME, 0 }, { CLOCK_TAI, 0 },
-		{ CLOCK_MONOTONIC_RAW, 0 }, { CLOCK_REALTIME_COARSE, 20000000 }, { CLOCK_MONOTONIC_COARSE, 20000000 },
-		{ CLOCK_THREAD_CPUTIME_ID, 0 },
-	};
-
-	for (unsigned i = 0; i < sizeof(clocks) / sizeof(*clocks); i++) {
-		int64_t before = now(clocks[i].clock), seen, after;
+	for (int i = 0; i < CLOCKS; i++) {
+		int64_t coarse = clocks[i] == CLOCK_REALTIME_COARSE || clocks[i] == CLOCK_MONOTONIC_COARSE ? 20000000 : 0;
+		int64_t before = now(clocks[i]), seen, after;
 		struct timespec t;
 
-		check(!call(clocks[i].clock, &t));
-		after = now(clocks[i].clock);
+		check(!call(clocks[i], &t));
+		after = now(clocks[i]);
 		seen = t.tv_sec * 1000000000L + t.tv_nsec;
-		check(before - clocks[i].coarse <= seen && seen <= after, "clock %d: %ld <= %ld <= %ld", clocks[i].clock,
-		      before, seen, after);
+		check(before - coarse <= seen && seen <= after, "clock %d: %ld <= %ld <= %ld", clocks[i], before, seen, after);
 	}
 	check(call(4711, &(struct timespec){ 0, 0 }) == -EINVAL);
 }
@@ -72,7 +78,7 @@ static void try_clock(long (*call)(clockid_t, struct timespec *))
 static void try_getrandom(ssize_t (*call)(void *, size_t, unsigned, void *, size_t))
 {
 	struct { uint32_t size, prot, flags, reserved[13]; } params = { 144, PROT_READ | PROT_WRITE, 0x28, { 0 } };
-	uint64_t drawn[2] = { 0, 0 }, *state;
+	uint64_t drawn[2] = { 0, 0 }, *state = NULL;
 	ssize_t answer = call(NULL, 0, 0, &params, ~0UL);
 
 	check(!answer || answer == -ENOSYS, "%zd", answer);
@@ -83,6 +89,48 @@ static void try_getrandom(ssize_t (*call)(void *, size_t, unsigned, void *, size
 	check(drawn[0] && drawn[1] && drawn[0] != drawn[1]);
 	for (int i = 0; i < 18; i++)
 		check(!answer || !state[i], "the stub has used a state");
+	random_state = state;
+	random_size = params.size;
+}
+
+static void forbid(void)
+{
+	static const int calls[] = { SYS_clock_gettime, SYS_gettimeofday, SYS_time, SYS_clock_getres, SYS_getcpu,
+		SYS_getrandom };
+	enum { COUNT = sizeof(calls) / sizeof(*calls) };
+	struct sock_filter code[COUNT + 3] = { BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)) };
+	struct sock_fprog program = { COUNT + 3, code };
+
+	for (int i = 0; i < COUNT; i++)
+		code[1 + i] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, calls[i], COUNT - i, 0);
+	code[COUNT + 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+	code[COUNT + 2] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | FORBIDDEN);
+	check(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+	check(syscall(SYS_getcpu, NULL, NULL, NULL) == -1 && errno == FORBIDDEN);
+}
+
+static unsigned quiet(const char *name, void *function)
+{
+	unsigned bits = 0, cpu, node;
+	struct timespec t;
+	struct timeval tv;
+	uint64_t drawn;
+
+	if (!strcmp(name, "clock_gettime") || !strcmp(name, "clock_getres"))
+		for (int i = 0; i < CLOCKS; i++)
+			bits |= (((long (*)(clockid_t, struct timespec *))function)(clocks[i], &t) != -FORBIDDEN) << i;
+	else if (!strcmp(name, "gettimeofday"))
+		bits = ((long (*)(struct timeval *, void *))function)(&tv, NULL) != -FORBIDDEN;
+	else if (!strcmp(name, "time"))
+		bits = ((time_t (*)(time_t *))function)(NULL) != -FORBIDDEN;
+	else if (!strcmp(name, "getcpu"))
+		bits = ((long (*)(unsigned *, unsigned *, void *))function)(&cpu, &node, NULL) != -FORBIDDEN;
+	else if (!strcmp(name, "getrandom"))
+		bits = ((ssize_t (*)(void *, size_t, unsigned, void *, size_t))function)(&drawn, 8, 0, random_state,
+											 random_size) == 8;
+	else
+		check(0, "nobody knows %s", name);
+	return bits;
 }
 
 static void try_function(const char *name, void *function)
@@ -139,7 +187,7 @@ static void measure(const char *name, long (*call)(clockid_t, struct timespec *)
 
 int main(int argc, char **argv)
 {
-	char line[512], name[64], path[256];
+	char line[512], name[64], label[64], path[256];
 	long address, size;
 	int prot;
 	FILE *plan = fopen(argv[argc - 1], "r");
@@ -157,6 +205,10 @@ int main(int argc, char **argv)
 			put(address, size, prot, path);
 		else if (sscanf(line, "call %63s %lx", name, &address) == 2)
 			try_function(name, (void *)address);
+		else if (!strcmp(line, "forbid\n"))
+			forbid();
+		else if (sscanf(line, "quiet %63s %63s %lx", label, name, &address) == 3)
+			printf("%s %s %x\n", label, name, quiet(name, (void *)address));
 		else if (sscanf(line, "time %63s %lx", name, &address) == 2)
 			measure(name, (long (*)(clockid_t, struct timespec *))address);
 		else
