@@ -63,6 +63,7 @@ class Agent:
         self._page_failure: PagesFailed | None = None
         self._committed = False
         self._done = False
+        self._staged = b""
         self._logs: list[str] = []
         self._verbs = {
             name[len("verb_") :]: getattr(self, name) for name in dir(self) if name.startswith("verb_")
@@ -231,12 +232,19 @@ class Agent:
                 os.close(program)
         return {"pid": self._overseer.pid, "maps": self._overseer.maps()}, b""
 
+    def verb_stage(self, blob: bytes) -> Reply:
+        """Programs for the next ``run`` that brings none: they travel while something else has to be waited for."""
+        self._staged = blob
+        return {}, b""
+
     def verb_run(self, blob: bytes, parts: list[list[int]], return_image: bool = False) -> Reply:
         """Programs, one after the other until one fails. A part is of so many bytes and for a slot, and may be several
         programs. ``part`` and ``program``: which was the last that was run; ``return_image``: of the last part."""
         self._check_pages()
         if self._overseer is None:
             raise ValueError("there is no overseer")
+        if not blob:
+            blob, self._staged = self._staged, b""
         if not parts or sum(size for _, size in parts) != len(blob):
             raise ValueError(f"{len(blob)} bytes of programs for the parts {parts!r:.200}")
         rest, answer, image = memoryview(blob), {"failed": -1}, b""

@@ -286,7 +286,7 @@ class Migration:
         if sending is None:
             await replica.follow(image.vmas, ())
             sending = await self.source.submit("send_last", remapped=replica.take_remade())
-        programs = replica.compile(image)
+        programs = await replica.stage(image)
         if reply["locks"]:
             self.rescue.locks = Held(image.descriptors.locks)
             await self.source.request("unlock")
@@ -296,7 +296,7 @@ class Migration:
             image = replace(image, vmas=layout.vmas)
             await replica.follow(layout.vmas, layout.fill)
             sending = await self.source.submit("send_last", remapped=replica.take_remade())
-            programs = replica.compile(image)
+            programs = await replica.stage(image)
             last = await sending.reply()
         sent = time.monotonic()
         await faults.reach("sent")

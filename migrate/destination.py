@@ -77,6 +77,40 @@ class Running:
         return reply.blob
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Programs for slots, joined where several in a row are for the same one. ``described``: slot and bytes of each
+    part of the ``blob``."""
+
+    parts: list[list[Linked]]
+    described: list[tuple[int, int]]
+    blob: bytes
+
+    @classmethod
+    def of(cls, programs: Sequence[tuple[int, Linked]]) -> _Batch:
+        slots: list[int] = []
+        parts: list[list[Linked]] = []
+        sizes: list[int] = []
+        for slot, linked in programs:
+            size = len(linked.image)
+            if not slots or slots[-1] != slot or sizes[-1] + size > MAX_PROGRAM:
+                slots.append(slot)
+                parts.append([])
+                sizes.append(0)
+            parts[-1].append(faults.spoil(linked))
+            sizes[-1] += size
+        blob = b"".join(linked.image for part in parts for linked in part)
+        return cls(parts, list(zip(slots, sizes, strict=True)), blob)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Programs that are there, or on their way, and have not been run."""
+
+    batch: _Batch
+    pending: Pending
+
+
 class Destination:
     """Verbs of the destination agent, with types."""
 
@@ -146,21 +180,20 @@ class Destination:
 
     async def run_all(self, programs: Sequence[tuple[int, Linked]], return_image: bool = False) -> Running:
         """Send programs for these slots, to be run one after the other until one fails."""
-        slots: list[int] = []
-        parts: list[list[Linked]] = []
-        sizes: list[int] = []
-        for slot, linked in programs:
-            size = len(linked.image)
-            if not slots or slots[-1] != slot or sizes[-1] + size > MAX_PROGRAM:
-                slots.append(slot)
-                parts.append([])
-                sizes.append(0)
-            parts[-1].append(faults.spoil(linked))
-            sizes[-1] += size
-        blob = b"".join(linked.image for part in parts for linked in part)
-        described = list(zip(slots, sizes, strict=True))
-        pending = await self.agent.submit("run", blob, parts=described, return_image=return_image)
-        return Running(pending, parts, self._where)
+        batch = _Batch.of(programs)
+        pending = await self.agent.submit("run", batch.blob, parts=batch.described, return_image=return_image)
+        return Running(pending, batch.parts, self._where)
+
+    async def stage(self, programs: Sequence[tuple[int, Linked]]) -> Staged:
+        """Send programs, to be run at a word. Of several stagings the last one counts."""
+        batch = _Batch.of(programs)
+        return Staged(batch, await self.agent.submit("stage", batch.blob))
+
+    async def run_staged(self, staged: Staged) -> Running:
+        """Give the word."""
+        await staged.pending.reply()
+        pending = await self.agent.submit("run", parts=staged.batch.described)
+        return Running(pending, staged.batch.parts, self._where)
 
     async def commit(self, program: Program, revocable: int) -> None:
         """Let the process go. Raises NotCommitted when the agent says that it did not, or when one of the first

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from migrate.destination import OVERSEER, RESTOREE, Destination, Running
+from migrate.destination import OVERSEER, RESTOREE, Destination, Running, Staged
 from migrate.engine import overseer, restore, vdso
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.maps import Mapping
@@ -129,9 +129,13 @@ class Replica:
         programs = self._compiler.programs(image, self.ground, self._filled)
         return [*((RESTOREE, program) for program in programs), (OVERSEER, self._compiler.arming(image, self.ground))]
 
-    async def finish(self, programs: Sequence[tuple[int, Linked]]) -> None:
+    async def stage(self, image: ProcessImage) -> Staged:
+        """Send them, while the source looks for the last pages."""
+        return await self.destination.stage(self.compile(image))
+
+    async def finish(self, programs: Staged) -> None:
         """All is restored, and stands still in the overseer's hands."""
-        self._running.append(await self.destination.run_all(programs))
+        self._running.append(await self.destination.run_staged(programs))
         await self._settle()
 
     async def release(self, image: ProcessImage) -> None:

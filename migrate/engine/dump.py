@@ -147,13 +147,15 @@ class Dumper:
         files = {name: self._text(self.proc.pid, name) for name in task.PROCESS_FILES}
         statuses = {tid: self._text(tid, "status") for tid in self.tracee.tids}
         states = self.tracee.threads()
-        table, problems = self.files.dump(DumpOptions(frozen=frozen, mapped=mapped_objects(self.vmas)))
-        fs, more = FsState.dump(self.proc, self.tracee.pidfd)
-        problems = [*self.spaces.problems, *problems, *more]
+        found: list[tuple[DescriptorTable, FsState | None, list[Problem]]] = []
         own = own_pid(statuses[self.proc.pid])
-        if self.tracee.registrations.guessed and not frozen:
-            problems += [refusal for state in states if (refusal := self._own_sequences(state)) is not None]
-        states, process, mm, results = self._ask_at_rest(states, files, own)
+        guessed = self.tracee.registrations.guessed and not frozen
+        sequences = [self._own_sequences(state) for state in states] if guessed else []
+        states, process, mm, results = self._ask_at_rest(
+            states, files, own, lambda: found.append(self._open_files(frozen))
+        )
+        ((table, fs, problems),) = found
+        problems += [*self.spaces.problems, *(problem for problem in sequences if problem is not None)]
         if self._main and self._main.has_children(results[self.proc.pid]):
             problems.append(children.refusal(f"pid {self.proc.pid}", children.seen(self.proc)))
         threads = []
@@ -180,6 +182,11 @@ class Dumper:
             return Problem(f"thread {state.tid}", what, "it needs Linux 5.13 here")
         return None
 
+    def _open_files(self, frozen: bool) -> tuple[DescriptorTable, FsState | None, list[Problem]]:
+        table, problems = self.files.dump(DumpOptions(frozen=frozen, mapped=mapped_objects(self.vmas)))
+        fs, more = FsState.dump(self.proc, self.tracee.pidfd)
+        return table, fs, [*problems, *more]
+
     def _thread(self, results: Results, outside: task.ThreadOutside, tid: int) -> task.Thread:
         """The very same object as the last time where nothing has changed: then nobody has to look at it again."""
         answers = results.image, outside.mask, outside.queue, outside.rseq, task.lasting(outside.status)
@@ -189,14 +196,14 @@ class Dumper:
         return known[1]
 
     def _ask_at_rest(
-        self, states: list[ThreadState], files: Mapping[str, bytes], own: int
+        self, states: list[ThreadState], files: Mapping[str, bytes], own: int, meanwhile: Callable[[], None]
     ) -> tuple[list[ThreadState], task.Process, MM, dict[int, Results]]:
         """`_ask`, so that queues and timers fit together. Timers go off while the process is stopped: between a look at
         the queues and one at the timers a signal would be lost, the other way round it would come twice. None of them
-        queues a second one while its first one waits, so this comes to an end."""
+        queues a second one while its first one waits, so this comes to an end. ``meanwhile`` is done once."""
         shared = self.tracee.shared_pending()
-        for _ in range(_UNREST):
-            process, mm, results = self._ask(states, files, shared, own)
+        for attempt in range(_UNREST):
+            process, mm, results = self._ask(states, files, shared, own, None if attempt else meanwhile)
             before, shared = shared, self.tracee.shared_pending()
             same = before == shared
             if files["timers"]:  # which may be for a thread
@@ -208,12 +215,17 @@ class Dumper:
         raise OpFailed(f"pid {own} is sent signals faster than they can be read; try again")
 
     def _ask(
-        self, states: Sequence[ThreadState], files: Mapping[str, bytes], shared: Sequence[bytes], own: int
+        self,
+        states: Sequence[ThreadState],
+        files: Mapping[str, bytes],
+        shared: Sequence[bytes],
+        own: int,
+        meanwhile: Callable[[], None] | None,
     ) -> tuple[task.Process, MM, dict[int, Results]]:
         """What only the task knows: every thread runs a program, the main thread a longer one."""
         main = self._main_program(files["timers"], own, states)
         programs = {state.tid: main.linked if state.tid == self.proc.pid else self._others for state in states}
-        results = self.parasite().run(programs, states)
+        results = self.parasite().run(programs, states, meanwhile)
         for tid, result in results.items():
             if result.failed is not None:
                 op, error = result.failed

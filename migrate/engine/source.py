@@ -65,6 +65,7 @@ class Source:
         self._filled: set[int] = set()  # what it found in it that is not expected to be written to
         self._gone = PageSet()  # here, and held by the destination; to be told with the next pages
         self._areas: list[Area] = []
+        self._areas_of: Sequence[VMA] = ()
         self._released: tuple[locks.Lock, ...] = ()
         self._rate: float | None = None  # bytes per second that the link took in the last round
         self._killed = False
@@ -152,7 +153,8 @@ class Source:
 
     def _scan_memory(self, vmas: Sequence[VMA], protect: bool) -> dict[str, Any]:
         assert self._tracker is not None
-        self._areas = [area_of(vma) for vma in vmas]
+        if vmas != self._areas_of:
+            self._areas_of, self._areas = vmas, [area_of(vma) for vma in vmas]
         plan = self._planner.plan(self._tracker.scan(self._areas, self._planner.known, protect), self._areas)
         for address, pages in [*plan.drop, *plan.punch]:
             self._gone.add(address, address + pages * PAGE)
@@ -160,11 +162,9 @@ class Source:
 
     def _fill(self) -> tuple[int, ...]:
         """Areas with pages of their own that nobody expected there: a debugger writes to what the task cannot."""
-        found = []
-        for vma in self.dumper.vmas:
-            if vma.travels and not vma.fill_prot & PROT_WRITE and self._planner.owed.clip([(vma.start, vma.end)]):
-                found.append(vma.start)
-        return tuple(found)
+        places = [(v.start, v.end) for v in self.dumper.vmas if v.travels and not v.fill_prot & PROT_WRITE]
+        owed = self._planner.owed.clip(places)
+        return tuple(start for start, end in places if owed.clip([(start, end)])) if owed else ()
 
     def do_send(self, remapped: list[list[int]]) -> Answer:
         """The pages that the last look found. ``remapped``: ranges that the destination has mapped anew."""

@@ -111,6 +111,32 @@ def test_a_failing_program_comes_home(victims: Victims) -> None:
         victim.finish()
 
 
+def test_what_is_done_meanwhile_may_fail(victims: Victims) -> None:
+    """The threads are home again all the same."""
+    done: list[int] = []
+
+    def meanwhile() -> None:
+        raise KeyError("meanwhile")
+
+    with running(victims("watchful")) as victim:
+        before = victim.maps()
+        with Tracee(victim.pid) as tracee:
+            for _ in range(ROUNDS):
+                tracee.stop()
+                states = tracee.threads()
+                program = Program("number")
+                program.syscall("gettid", label="number")
+                done.clear()
+                with Injection(tracee, blob()) as parasite:
+                    parasite.run(dict.fromkeys(tracee.tids, program), meanwhile=lambda: done.append(1))
+                    with pytest.raises(KeyError):
+                        parasite.run(dict.fromkeys(tracee.tids, program), meanwhile=meanwhile)
+                assert done == [1] and tracee.threads() == states
+                tracee.resume()
+        assert victim.maps() == before
+        victim.finish()
+
+
 def test_a_crashing_program_comes_home(victims: Victims) -> None:
     with running(victims("watchful")) as victim:
         before = victim.maps()

@@ -183,6 +183,13 @@ def test_programs_are_routed(pages: Path) -> None:
         assert (reply["part"], reply["failed"], reply.blob) == (1, -1, b"TWO!")
         reply = await ask("run", b"onefail 7never", parts=[[0, 3], [0, 6], [0, 5]])
         assert (reply["part"], reply["failed"]) == (1, 7)
+        for staged in (b"forgotten", b"onetwo!"):
+            await ask("stage", staged)
+        assert (await ask("run", b"x", parts=[[0, 1]], return_image=True)).blob == b"X"
+        reply = await ask("run", parts=[[0, 3], [0, 4]], return_image=True)
+        assert (reply["part"], reply["failed"], reply.blob) == (1, -1, b"TWO!")
+        with pytest.raises(AgentError, match="0 bytes of programs"):
+            await ask("run", parts=[[0, 3], [0, 4]])
         with pytest.raises(AgentError, match="there is an overseer already"):
             await ask("overseer", restorees=1)
         big = os.urandom(3_000_000).hex().encode()

@@ -10,7 +10,7 @@ VMA is slower with thousands of small VMAs and impossible with a reservation of 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 PAGE = 4096
@@ -127,17 +127,18 @@ class PageSet:
         found = PageSet()
         if not ranges:
             return found
-        starts = [start >> PAGE_SHIFT for start, _ in ranges]
         for key, chunk in self.chunks.items():
             base = key << _SHIFT
-            index = max(0, bisect_right(starts, base) - 1)
             mask = bytearray(CHUNK)
-            while index < len(ranges) and starts[index] < base + CHUNK:
-                low = max(0, starts[index] - base)
-                high = min(CHUNK, (ranges[index][1] >> PAGE_SHIFT) - base)
+            # The one before may reach into the chunk.
+            for index in range(max(0, bisect_left(ranges, (base << PAGE_SHIFT,)) - 1), len(ranges)):
+                start, end = ranges[index]
+                low = (start >> PAGE_SHIFT) - base
+                if low >= CHUNK:
+                    break
+                low, high = max(0, low), min(CHUNK, (end >> PAGE_SHIFT) - base)
                 if low < high:
                     mask[low:high] = chunk[low:high]
-                index += 1
             if 1 in mask:
                 found.chunks[key] = mask
         return found

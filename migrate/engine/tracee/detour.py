@@ -15,7 +15,7 @@ import re
 import signal
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -186,10 +186,10 @@ class Trip:
         return stop.stopped and not stop.event and 0 < stop.signal == self.traveller.marker
 
 
-def travel(trips: Sequence[Trip], timeout: float) -> dict[int, int]:
+def travel(trips: Sequence[Trip], timeout: float, meanwhile: Callable[[], None] | None = None) -> dict[int, int]:
     """Run every stub, all at once; what each left in r12. All threads are stopped and as before when this returns or
-    raises, but for those that the kernel killed."""
-    return _Journey(trips).run(timeout)
+    raises, but for those that the kernel killed. ``meanwhile``: what to do ourselves while they run."""
+    return _Journey(trips).run(timeout, meanwhile)
 
 
 class _Journey:
@@ -199,12 +199,14 @@ class _Journey:
         self.results: dict[int, int] = {}
         self.suspended: list[int] = []
 
-    def run(self, timeout: float) -> dict[int, int]:
-        deadline = time.monotonic() + timeout
+    def run(self, timeout: float, meanwhile: Callable[[], None] | None) -> dict[int, int]:
         with attentive():
             try:
                 self._suspend_seccomp()
                 self._leave()
+                if meanwhile is not None:
+                    meanwhile()
+                deadline = time.monotonic() + timeout
                 self._arrive_together(deadline)
                 for tid, trip in self.trips.items():
                     while tid in self.away:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import TracebackType
 
@@ -110,10 +110,15 @@ class Parasite:
         return self._injection.code
 
     def run(
-        self, programs: Mapping[int, Linked | Program], seen: Sequence[Seen] = (), timeout: float = 10.0
+        self,
+        programs: Mapping[int, Linked | Program],
+        seen: Sequence[Seen] = (),
+        meanwhile: Callable[[], None] | None = None,
+        timeout: float = 10.0,
     ) -> dict[int, Results]:
         """Run one program in each of these threads, all at once. A program that failed says so in its results.
-        ``seen``: the same threads in the same order, where they have been looked at since they stopped.
+        ``seen``: the same threads in the same order, where they have been looked at since they stopped;
+        ``meanwhile``: what to do ourselves while they run, which takes none of the ``timeout``.
 
         Raises ParasiteFailed when one crashes or takes longer than ``timeout`` seconds, ProcessEnded, Refused (a thread
         under seccomp that we may not suspend).
@@ -139,7 +144,7 @@ class Parasite:
             reads.append((image, len(program.image)))
         try:
             tracee.memory.write_many(writes)
-            travel(trips, timeout)
+            travel(trips, timeout, meanwhile)
             images = tracee.memory.read_many(reads)
         except ProcessLookupError as error:
             raise ProcessEnded(f"process {tracee.pid} was killed while it was being looked at") from error
