@@ -11,6 +11,7 @@ import pytest
 
 from tests import hosts
 from tests.migration.journey import Journey, Journeys
+from tests.migration.test_vdso import turn
 from tests.victims import Victims
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -28,11 +29,6 @@ def shifted(shift: int, other_boot: bool, directory: Path) -> Iterator[hosts.Pai
             pair.b.run(["mount", "--bind", str(directory / "boot_id"), BOOT_ID])
         yield pair
         pair.finish()
-
-
-def turn(journey: Journey) -> None:
-    """The next move is to the other host."""
-    journey.pair = hosts.Pair(journey.pair.b, journey.pair.a, journey.pair.directory)
 
 
 def most(journey: Journey) -> float:

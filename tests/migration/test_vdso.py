@@ -18,30 +18,32 @@ sched_autogroup_enabled.)"""
 DIFFERS, MISSING = {"MIGRATE_FAULT": "vdso:differs"}, {"MIGRATE_FAULT": "vdso:missing"}
 
 
-def _maps(journey: Journey) -> list[str]:
+def maps(journey: Journey) -> list[str]:
+    """The lines of /proc/PID/maps."""
     return [" ".join(line.split()) for line in Path(f"/proc/{journey.task.outer}/maps").read_text().splitlines()]
 
 
-def _turn(journey: Journey) -> None:
+def turn(journey: Journey) -> None:
     """The next move is to the other host."""
     journey.pair = Pair(journey.pair.b, journey.pair.a, journey.pair.directory)
 
 
-def _must_be(journey: Journey, decision: str) -> None:
+def must_be(journey: Journey, decision: str) -> None:
+    """What has become of the vDSO in the last move."""
     assert journey.outcomes[-1].report["vdso"] == decision
 
 
 def test_there_and_back_is_as_if_nothing_had_been(journeys: Journeys) -> None:
     """By way of another kernel, of one without a vDSO, and home."""
     journey = journeys.start("insider", "2", "0")
-    before = _maps(journey)
+    before = maps(journey)
     for env in (DIFFERS, MISSING, DIFFERS, None, None):
         journey.env = env
         journey.move("--no-converge", "continue", look=False)
         decision = "proxy" if env else "remap"
-        _must_be(journey, decision)
-        assert (_maps(journey) == before) == (decision == "remap")
-        _turn(journey)
+        must_be(journey, decision)
+        assert (maps(journey) == before) == (decision == "remap")
+        turn(journey)
     journey.tell()
     journey.verdict()
 
@@ -51,14 +53,14 @@ def test_back_and_forth_with_everybody_inside(journeys: Journeys) -> None:
     """Eight threads that do nothing but call the vDSO, and handlers that interrupt them and do so too, between two
     kernels: nobody crashes, no time goes backwards, and nothing piles up."""
     journey = journeys.start("insider", "8", "1000", wrap=POLITE)
-    maps = [_maps(journey)]
+    seen = [maps(journey)]
     for number in range(MOVES):
         journey.env = (DIFFERS, None)[number % 2]
         journey.move("--no-converge", "continue", look=False)
-        _must_be(journey, ("proxy", "remap")[number % 2])
-        maps.append(_maps(journey))
-        assert maps[-1] == maps[(number + 1) % 2], f"move {number}"
-        _turn(journey)
+        must_be(journey, ("proxy", "remap")[number % 2])
+        seen.append(maps(journey))
+        assert seen[-1] == seen[(number + 1) % 2], f"move {number}"
+        turn(journey)
     journey.tell()
     _all_were_busy(journey)
 
@@ -66,13 +68,13 @@ def test_back_and_forth_with_everybody_inside(journeys: Journeys) -> None:
 def test_from_proxy_to_proxy(journeys: Journeys) -> None:
     """The same where it is never home; and the state of getrandom lies in memory that travels."""
     journey = journeys.start("insider", "8", "1000", "-p")
-    maps = []
+    seen = []
     for number in range(6):
         journey.env = (DIFFERS, MISSING, DIFFERS)[number % 3]
         journey.move("--no-converge", "continue", look=False)
-        maps.append(_maps(journey))
-        assert maps[-1] == maps[number % 3]
-        _turn(journey)
+        seen.append(maps(journey))
+        assert seen[-1] == seen[number % 3]
+        turn(journey)
     journey.tell()
     _all_were_busy(journey)
 
@@ -91,7 +93,7 @@ def test_droppable_memory_by_way_of_a_kernel_without(journeys: Journeys) -> None
         journey.env = env
         journey.move("--no-converge", "continue", look=False)
         assert _droppable(journey) == ({} if env and env != DIFFERS else before)
-        _turn(journey)
+        turn(journey)
     journey.tell()
     journey.verdict()
 
