@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from agents import hostfacts, libc
+from agents import hostfacts, libc, pages
 from agents.elf import elf
 from agents.overseer import LEASE, ConnectionEnded, OutOfStep, Overseer, RestorerDied
 from migrate.transport import frames
@@ -260,6 +260,10 @@ class Agent:
         """Every page frame before it has been placed, as they are placed one after the other."""
         self._check_pages()
         return {}, b""
+
+    def verb_pages(self, blob: bytes, pid: int, areas: list[list[int]], masks: list[list[int]]) -> Reply:
+        """Digests of the pages of a process; see `agents.pages`."""
+        return pages.digests(pid, areas, masks)
 
     def verb_stdio_log(self, blob: bytes, name: str) -> Reply:
         """A new, empty file for the standard streams of the moved process."""

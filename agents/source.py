@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from agents import hostfacts
+from agents import hostfacts, pages
 from migrate.engine.source import Source
 from migrate.errors import MigrateError, Refused
 from migrate.transport import frames
@@ -23,10 +23,11 @@ from migrate.transport.ring import Ring
 Answer = tuple[dict[str, Any], bytes]
 _SLOT = struct.Struct("<II")  # slot, length: before the meta of a RING frame
 
-# Questions about files, which both agents answer in the same words
+# Questions about files and pages, which both agents answer in the same words
 _FACTS: dict[str, Callable[..., Answer]] = {
     "stat": lambda paths, nofollow=False: ({"stats": hostfacts.stat(paths, nofollow)}, b""),
     "digest": lambda paths: ({"digests": hostfacts.digest(paths)}, b""),
+    "pages": pages.digests,
 }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from migrate import faults, preflight
+from migrate import faults, preflight, verify
 from migrate.destination import Destination, Facts
 from migrate.engine import overseer, restore
 from migrate.engine.clocks import wanted_offsets
@@ -37,6 +37,7 @@ from migrate.transport.agent import Agent, AgentError
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
 _ABORT = 10.0  # seconds for the destination to end what there is of the process: large memory takes its time
+_VERIFIED = 500e6  # bytes per second that are verified, or more
 _WARM = 8  # runs after which the Python interpreter has specialised its code (PEP 659)
 
 
@@ -115,6 +116,7 @@ class Migration:
         if problems or files:
             raise Refused([*problems, *files])
         await faults.reach("preflight")
+        self._resident = preview.resident
         return preview, facts
 
     async def _prepare(self, preview: Preview, facts: Facts) -> Replica:
@@ -305,7 +307,21 @@ class Migration:
         self.phases["scan"] = float(last["scan"])
         self.phases["send"] = sent - begun - sum(self.phases.values())
         self.phases["restore"] = time.monotonic() - sent
+        if self.options.verify:
+            await self._verify(replica, image)
         return image, begun
+
+    async def _verify(self, replica: Replica, image: ProcessImage) -> None:
+        """Page by page, while both stand still."""
+        begun = time.monotonic()
+        name = self.destination.name
+        here = verify.Side(self.source, self.options.pid)
+        there = verify.Side(self.destination.agent, replica.outer_pid)
+        same, hidden = await verify.compare(here, there, image, f"on {name}")
+        self.phases["verify"] = time.monotonic() - begun
+        self.display.detail(f"verified {same:,} pages")
+        if hidden:
+            self.display.warn(f"{hidden:,} pages that the kernel of {name} shows to nobody were not verified")
 
     async def _commit(self, replica: Replica, image: ProcessImage) -> float:
         """The point of no return. The time at which the process is known to run there."""
@@ -350,12 +366,14 @@ class Migration:
 
     _silent = False
     _expected = 0.0
+    _resident = 0
 
     @property
     def _patience(self) -> float:
         """Seconds that the process is kept stopped at most before it is called off: ten times what was allowed, or
         expected where more is; and what TCP needs to get over a few lost packets, its timeouts doubling from 0.2 s."""
-        return 5 + 10 * max(self.options.max_downtime, self._expected)
+        verifying = self._resident / _VERIFIED if self.options.verify else 0
+        return 5 + 10 * (max(self.options.max_downtime, self._expected) + verifying)
 
 
 def _channels(preview: Preview, facts: Facts) -> overseer.Channels:

@@ -12,6 +12,8 @@ file is gone), and for an op ``hang`` (it never returns).
 Two points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) or
 ``vdso:missing`` (it has none), and ``droppable:missing`` (it has no MAP_DROPPABLE memory).
 
+``page:flip=ADDRESS`` (hexadecimal) flips a bit of that page whenever it is on its way; it must not be compressed.
+
 Where the variable is not set, a point costs a comparison.
 """
 
@@ -22,19 +24,21 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from migrate.engine.program import Linked
 from migrate.engine.program.ops import OP, Check, OpKind
 from migrate.errors import Failed
 
+Buffer = bytes | bytearray | memoryview
 VARIABLE = "MIGRATE_FAULT"
 _POLL = 0.002  # seconds between two looks whether a hold is over
 _OPS_AT = struct.Struct("<8xI")  # struct program, program.h
+_PAGE = 4096
 _PAUSE, _EXIT_GROUP, _NO_CALL = 34, 231, 0xFFFF  # numbers of system calls; the last one is none
 
-_ACTIONS = ("fail", "kill", "sleep", "hold", "hang", "differs", "missing")
+_ACTIONS = ("fail", "kill", "sleep", "hold", "hang", "differs", "missing", "flip")
 
 
 def _parse(text: str) -> dict[str, str]:
@@ -99,6 +103,21 @@ def _act(point: str) -> Iterator[float]:
             yield _POLL
     else:
         raise ValueError(f"{VARIABLE}: only an op can {action}")
+
+
+def damage(runs: Iterable[tuple[int, int, int]], contents: Buffer) -> Buffer:
+    """The contents of page runs (address, pages, what: 0 where they have contents), damaged if that is asked for."""
+    action, _, address = _faults.get("page", "").partition("=")
+    if action != "flip":
+        return contents
+    page, at = int(address, 16), 0
+    for start, pages, what in runs:
+        if what == 0 and start <= page < start + pages * _PAGE:
+            changed = bytearray(contents)
+            changed[at + page - start + _PAGE // 2] ^= 1
+            return changed
+        at += pages * _PAGE if what == 0 else 0
+    return contents
 
 
 def spoil(linked: Linked) -> Linked:

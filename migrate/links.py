@@ -67,6 +67,8 @@ class Relay:
         assert self.destination is not None
         if self._off:
             return
+        if faults.pretended("page"):
+            contents = faults.damage(frames.parse_pages(meta)[1], contents)
         try:
             async with self._busy:
                 with trio.CancelScope() as self._in_flight:

@@ -25,6 +25,7 @@ class Options:
     tracker: Literal["auto", "pagemap-scan", "soft-dirty", "digest"] = "auto"
     cpu_check: Literal["all", "xstate", "off"] = "all"
     no_clock: bool = False
+    verify: bool = False
     stdio: str | None = None  # None: a log file; "null": /dev/null; else a file on the destination
     json: bool = False
     verbose: int = 0

@@ -50,10 +50,17 @@ def finish(command: Command, timeout: float = 60) -> Outcome:
 
 
 def move(
-    pair: Pair, task: Task, *options: str, timeout: float = 60, env: Mapping[str, str] | None = None
+    pair: Pair,
+    task: Task,
+    *options: str,
+    timeout: float = 60,
+    env: Mapping[str, str] | None = None,
+    verify: bool = True,
 ) -> tuple[Task, Outcome]:
-    """Move ``task`` from node1 to node2. Returns it as it is there; AssertionError unless it is there and not here."""
-    outcome = finish(start(pair.a, task.pid, pair.b.destination, *options, env=env), timeout)
+    """Move ``task`` from node1 to node2. Returns it as it is there; AssertionError unless it is there and not here.
+    ``verify``: have every page compared."""
+    wanted = [*options, *(["--verify"] if verify else [])]
+    outcome = finish(start(pair.a, task.pid, pair.b.destination, *wanted, env=env), timeout)
     if outcome.code != 0 or not outcome.report["ok"]:
         raise AssertionError(f"not moved, exit {outcome.code}\n{outcome.out}{outcome.err}")
     assert not task.alive, f"{task!r} was moved and still runs on {pair.a.name}"

@@ -37,6 +37,7 @@ from migrate.engine.memory.tracker import Scan, Tracker
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.program import Program, Results
 from migrate.engine.tracee import leftovers
+from migrate.engine.tracee.claim import Claim
 from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.inspection import why_not_traceable
 from migrate.engine.tracee.swallow import swallow
@@ -58,6 +59,7 @@ class Source:
     def __init__(self, send_pages: SendPages) -> None:
         self._send_pages = send_pages
         self._dumper: Dumper | None = None
+        self._claim: Claim | None = None
         self._tracker: Tracker | None = None
         self._pump: PagePump | None = None
         self._planner = RoundPlanner()
@@ -83,9 +85,10 @@ class Source:
         """Everything that can be seen without touching the process. Refused when it cannot even be looked at."""
         if problems := why_not_traceable(pid):
             raise Refused(problems)
-        dumper = self._dumper = Dumper(Proc(pid), Tracee(pid))
+        proc = Proc(pid)
+        self._claim = Claim(proc)
+        dumper = self._dumper = Dumper(proc, Tracee(pid))
         vmas, table, fs, problems = dumper.look()
-        proc = dumper.proc
         raw = proc.read("status")
         parsed = status(raw.decode("utf-8", "surrogateescape"))
         own = dumper.own_vdso
@@ -366,6 +369,9 @@ class Source:
                     self._dumper.close()
                     self._dumper.proc.close()
                     self._dumper = None
+            if self._claim is not None:
+                self._claim.close()
+                self._claim = None
 
 
 def _take_back(parasite: Parasite, pid: int, released: tuple[locks.Lock, ...]) -> None:

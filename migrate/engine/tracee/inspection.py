@@ -9,6 +9,7 @@ from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.procformat import ProcFormatError
 from migrate.engine.kernel.stat import PF_KTHREAD, Stat, stat
 from migrate.engine.kernel.status import Status, status
+from migrate.engine.tracee.claim import claimed
 from migrate.errors import Problem
 
 _CAP_SYS_PTRACE = 1 << 19  # linux/capability.h
@@ -37,7 +38,9 @@ def _reasons(proc: Proc, where: str) -> list[Problem]:
     first = _not_a_process(proc.pid, its, numbers, where)
     if first is not None:
         return [first]
-    found = [problem for problem in (_ourselves(proc.pid, where), _traced(its, where)) if problem is not None]
+    # Another migration is its tracer, too, and has more to say.
+    taken = claimed(proc) or _traced(its, where)
+    found = [problem for problem in (_ourselves(proc.pid, where), taken) if problem is not None]
     rights = _rights(proc, its, where)
     if rights is not None:
         return [*found, rights]  # what follows needs them

@@ -1,0 +1,54 @@
+"""Several migrations at the same time: of one process, of which one is let; and of ten, which all arrive."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests import moves
+from tests.hosts import Pair
+from tests.migration.journey import Journey
+from tests.migration.scene import Stage, counted
+from tests.tasks import wait_until
+from tests.victims import Victims
+
+MANY = 10
+
+
+def test_a_second_one_is_refused(stage: Stage) -> None:
+    """Whatever the first one is doing. It is told who was first, and does nothing."""
+    for point in ("preflight", "created", "round", "frozen", "halted"):
+        hold, run = stage.hold(point)
+        second = stage.launcher.start(*stage.command).wait()
+        assert second.code == 3, (point, second)
+        first = stage.pair.a.inner_pid(run.outer)
+        wanted = rf"being moved already, by process {first} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d; wait for that"
+        assert re.search(wanted, second.report["error"]), (point, second.report["error"])
+        run.signal(signal.SIGINT)
+        assert run.wait().code == 130, point
+        hold.release()
+        stage.untouched()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_ten_at_once(two_hosts: Pair, victims: Victims, tmp_path: Path, threads: int) -> None:
+    journeys = []
+    for number in range(MANY):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        argv = [victims("counter"), str(directory / "count"), str(threads)]
+        journeys.append(Journey(two_hosts, "counter", directory, two_hosts.a.spawn(argv)))
+    wait_until("counting", lambda: all((each.directory / "count").exists() for each in journeys))
+    commands = [moves.start(two_hosts.a, each.task.pid, two_hosts.b.destination, "--verify") for each in journeys]
+    outcomes = [moves.finish(command, 120) for command in commands]
+    for each, outcome in zip(journeys, outcomes, strict=True):
+        assert outcome.code == 0, (outcome, [other.code for other in outcomes])
+        assert not each.task.alive
+        each.task = two_hosts.b.adopt(outcome.report["new_pid"])
+        lines = len((each.directory / "count").read_text())
+        wait_until("counting on", lambda each=each, lines=lines: len((each.directory / "count").read_text()) > lines)
+        if threads == 1:
+            counted(each)
