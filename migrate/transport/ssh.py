@@ -12,8 +12,10 @@ Host keys are always checked. Of ssh_config(5), asyncssh reads what it knows; St
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -39,6 +41,7 @@ _FAST_CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"]
 _REKEY_BYTES = 1 << 35  # half of what ssh(1) allows with AES; asyncssh's 1 GiB would put a key exchange into a freeze
 _KEEPALIVE = 5  # seconds; three unanswered ones end the connection
 _CONNECT_TIMEOUT = 20  # seconds until we are in, besides what the user needs to type
+_RETRIES, _BACKOFF = 5, 0.1  # times, and seconds at first, doubled each time: 3 s in all
 _WINDOW = 4 << 20  # bytes that may come unasked for
 _ATTEMPTS = 3  # passphrases or passwords
 _MAX_JUMPS = 8
@@ -107,7 +110,6 @@ async def _open(
     options = _options(destination, config)
     seconds = float(str(config.get("ConnectTimeout") or _CONNECT_TIMEOUT))
     who = f"{options['username'] or _user(config)}@{host}"
-    client = _Client(who, prompt, options["client_keys"], seconds)
     jump = destination.jump if destination.jump is not None else config.get("ProxyJump")
     if isinstance(jump, str) and jump.lower() != "none":
         if not jumps:
@@ -124,17 +126,27 @@ async def _open(
     place = f"{where} port {port or config.get('Port', 22)}"
     if not options["username"]:
         del options["username"]
-    open_connection = functools.partial(
-        asyncssh.connect, host, port or (), config=paths, client_factory=lambda: client, **options
-    )
-    try:
-        with client.patience:
-            connection: asyncssh.SSHClientConnection = await trio_asyncio.aio_as_trio(open_connection)()
-        if client.patience.cancelled_caught:
-            raise TimeoutError(f"no answer within {seconds:g} s")
-    except (asyncssh.Error, OSError, ValueError) as error:
-        raise Unreachable(_why(error, place, host, port, client, config)) from error
+    for attempt in itertools.count():
+        client = _Client(who, prompt, options["client_keys"], seconds)
+        try:
+            connection = await _log_in(client, host, port or (), config=paths, **options)
+            break
+        except (asyncssh.Error, OSError, ValueError) as error:
+            if attempt == _RETRIES or "sock" in options or not client.turned_away(error):
+                raise Unreachable(_why(error, place, host, port, client, config)) from error
+        await trio.sleep(_BACKOFF * 2**attempt * random.uniform(0.5, 1))
     stack.push_async_callback(_close, connection)
+    return connection
+
+
+async def _log_in(
+    client: _Client, host: str, port: int | tuple[()], **options: Any
+) -> asyncssh.SSHClientConnection:
+    open_connection = functools.partial(asyncssh.connect, host, port, client_factory=lambda: client, **options)
+    with client.patience:
+        connection: asyncssh.SSHClientConnection = await trio_asyncio.aio_as_trio(open_connection)()
+    if client.patience.cancelled_caught:
+        raise TimeoutError(f"no answer within {client.seconds:g} s")
     return connection
 
 
@@ -251,7 +263,8 @@ class _Client(asyncssh.SSHClient):
     """Answers what the server asks for: secrets, from the user. Remembers what was tried, for `_why`."""
 
     def __init__(self, who: str, prompt: Prompt | None, identities: list[str], seconds: float) -> None:
-        self._who, self._prompt, self._seconds = who, prompt, seconds
+        self._who, self._prompt, self.seconds = who, prompt, seconds
+        self._connection: asyncssh.SSHClientConnection | None = None
         self.patience = trio.CancelScope(deadline=trio.current_time() + seconds)
         """Ends the attempt when nothing is heard for too long. It does not run while the user types."""
         defaults = [os.path.expanduser(f"~/.ssh/{name}") for name in _KEY_NAMES]
@@ -260,12 +273,21 @@ class _Client(asyncssh.SSHClient):
         self.tried: list[str] = []
         self._passwords = self._challenges = _ATTEMPTS
 
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        self._connection = conn
+
+    def turned_away(self, error: Exception) -> bool:
+        """Whether the connection ended before the server had said who it is. So does an sshd that has as many others
+        at its door as it lets wait there (MaxStartups, sshd_config(5)), and takes the next one a moment later."""
+        met = self._connection is not None and self._connection.get_extra_info("server_version")
+        return isinstance(error, (asyncssh.ConnectionLost, ConnectionResetError)) and not met
+
     async def _ask(self, question: str) -> str | None:
         if self._prompt is None:
             return None
         self.patience.deadline = math.inf
         answer: str | None = await trio_asyncio.trio_as_aio(self._prompt)(question)
-        self.patience.deadline = trio.current_time() + self._seconds
+        self.patience.deadline = trio.current_time() + self.seconds
         return answer
 
     def _note(self, method: str) -> None:

@@ -548,3 +548,28 @@ def test_a_connection_that_breaks(there: Destination) -> None:
                     await trio.sleep(0.01)
 
     linked(there, test)
+
+
+def test_an_sshd_with_too_many_at_its_door_is_asked_again(tmp_path: Path) -> None:
+    """MaxStartups: whoever comes when it is reached is turned away without a word of the protocol."""
+
+    async def main(config: Path, port: int) -> None:
+        first = await trio.open_tcp_stream("127.0.0.1", port)
+        while not (await first.receive_some()).startswith(b"SSH-2.0"):  # who looked whether it listens is still there
+            await first.aclose()
+            first = await trio.open_tcp_stream("127.0.0.1", port)
+
+        async def leaves() -> None:
+            await trio.sleep(0.4)
+            await first.aclose()
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(leaves)
+                async with connect(Destination("there", config=str(config))) as link:
+                    await nothing(link)
+
+    with sshd(tmp_path, "MaxStartups 1", "LogLevel VERBOSE") as running:
+        trio.run(main, running.config, running.port)
+        log = running.log.read_text()
+    assert "MaxStartups" in log and "Accepted publickey" in log
