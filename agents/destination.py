@@ -20,7 +20,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from agents import hostfacts, libc, pages
@@ -31,6 +31,8 @@ from migrate.transport import frames
 Reply = tuple[dict[str, Any], "bytes | bytearray"]
 F_SETPIPE_SZ = 1031  # fcntl(2); the name is in Python since 3.10
 _ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+_MESSAGE = 4096  # characters of a sentence
+_MAX_RESTOREES = 256
 _PIPE_SIZE = 1 << 20  # bytes; what an unprivileged user may ask for, /proc/sys/fs/pipe-max-size
 
 
@@ -74,13 +76,16 @@ class Agent:
         try:
             while not self._done:
                 self._idle()
-                header = frames.read_header(self._stdin)
+                header = frames.read_header(self._stdin, self._listen)
                 if header is None:
                     break
                 self._frame(header)
             return 0
         except (OutOfStep, frames.FrameError) as error:
             self._fatal("restorer-died" if isinstance(error, OutOfStep) else "protocol", str(error))
+            return 1
+        except MemoryError:
+            self._fatal("memory", "no memory is left for what was sent")
             return 1
         except (BrokenPipeError, ConnectionResetError, ConnectionEnded, Terminated):
             return 1
@@ -107,26 +112,36 @@ class Agent:
         if not ready:
             raise ConnectionEnded(f"nothing was heard for {LEASE:g} s")
 
+    def _listen(self) -> None:
+        """The same in the middle of a frame: nothing is done before the whole of it is here."""
+        if self._committed:
+            return
+        poll = select.poll()
+        poll.register(self._stdin, select.POLLIN)
+        if not poll.poll(LEASE * 1000):
+            raise ConnectionEnded(f"nothing was heard for {LEASE:g} s, in the middle of a message")
+
     def _frame(self, header: frames.Header) -> None:
-        meta = bytes(frames.read_exactly(self._stdin, header.meta_len))
+        meta = bytes(frames.read_exactly(self._stdin, header.meta_len, self._listen))
         if header.kind == frames.PAGES:
             self._pages(header, meta)
         elif header.kind == frames.REQUEST:
-            blob = frames.read_exactly(self._stdin, header.blob_len)
+            blob = frames.read_exactly(self._stdin, header.blob_len, self._listen)
             self._request(frames.parse_json(meta), bytes(blob) if isinstance(blob, memoryview) else blob)
         else:
             raise frames.FrameError(f"a {frames.KINDS[header.kind]} frame is not for an agent")
 
     def _request(self, fields: dict[str, Any], blob: bytes | bytearray) -> None:
         number, verb = fields.pop("id", None), fields.pop("verb", None)
-        if not isinstance(number, int):
-            raise frames.FrameError(f"a request without an id: {fields!r}")
+        if type(number) is not int:
+            raise frames.FrameError(f"a request without an id: {fields!r:.200}")
         try:
-            method = self._verbs.get(verb)
+            method = self._verbs.get(verb) if isinstance(verb, str) else None
             if method is None:
-                raise ValueError(f"no such verb: {verb!r}")
+                raise ValueError(f"no such verb: {verb!r:.200}")
+            _check_arguments(method, fields)
             answer, answer_blob = method(blob, **fields)
-        except (OutOfStep, ConnectionEnded, frames.FrameError):
+        except (OutOfStep, ConnectionEnded, MemoryError, frames.FrameError):
             raise
         except NotCommitted as error:
             self._refuse(number, "not-committed", str(error))
@@ -136,7 +151,7 @@ class Agent:
             self._refuse(number, "pages", str(error), error.errno)
         except OSError as error:
             self._refuse(number, "os", _os_error(error), error.errno)
-        except (TypeError, ValueError, KeyError) as error:
+        except Exception as error:  # what nobody thought of must not end us: the roll-back is by requests, too
             traceback.print_exc()
             self._refuse(number, "protocol", f"{verb}: {error}")
         else:
@@ -144,7 +159,8 @@ class Agent:
 
     def _refuse(self, number: int, kind: str, message: str, error: int | None = None) -> None:
         self._write(
-            frames.REPLY, {"id": number, "ok": False, "error": {"kind": kind, "message": message, "errno": error}}
+            frames.REPLY,
+            {"id": number, "ok": False, "error": {"kind": kind, "message": message[:_MESSAGE], "errno": error}},
         )
 
     def _event(self, fields: dict[str, Any]) -> None:
@@ -153,7 +169,7 @@ class Agent:
     def _fatal(self, kind: str, message: str) -> None:
         """The last thing that is said: no frame after this can be understood."""
         try:
-            self._event({"event": "fatal", "kind": kind, "message": message})
+            self._event({"event": "fatal", "kind": kind, "message": message[:_MESSAGE]})
         except (BrokenPipeError, ConnectionResetError):
             pass  # nobody listens any more; the exit status says it too
 
@@ -167,13 +183,13 @@ class Agent:
         if self._page_failure is None and self._overseer is None:
             self._page_failure = PagesFailed("page frames came before there was an overseer", None)
         if self._page_failure is not None or self._overseer is None:
-            frames.discard(self._stdin, header.blob_len)
+            frames.discard(self._stdin, header.blob_len, self._listen)
             return
         try:
             failed, result = self._overseer.place(header.slot, meta, header.blob_len)
         except ValueError as error:  # no such slot
             self._page_failure = PagesFailed(str(error), None)
-            frames.discard(self._stdin, header.blob_len)
+            frames.discard(self._stdin, header.blob_len, self._listen)
             return
         if failed >= 0:
             runs = frames.parse_pages(meta)[1]
@@ -214,6 +230,8 @@ class Agent:
     def verb_overseer(self, blob: bytes, restorees: int, new_pid_namespace: bool = False) -> Reply:
         if self._overseer is not None:
             raise ValueError("there is an overseer already")
+        if not 0 <= restorees <= _MAX_RESTOREES:
+            raise ValueError(f"{restorees} restorees")
         if self._command:
             self._overseer = Overseer.start(
                 self._command[0], self._command, restorees, new_pid_namespace, self._stdin
@@ -245,8 +263,11 @@ class Agent:
             raise ValueError("there is no overseer")
         if not blob:
             blob, self._staged = self._staged, b""
-        if not parts or sum(size for _, size in parts) != len(blob):
+        # All of it before any of it is run
+        if not parts or sum(size for _, size in parts) != len(blob) or min(size for _, size in parts) <= 0:
             raise ValueError(f"{len(blob)} bytes of programs for the parts {parts!r:.200}")
+        for slot, _ in parts:
+            self._overseer.check(slot)
         rest, answer, image = memoryview(blob), {"failed": -1}, b""
         for part, (slot, size) in enumerate(parts):
             program, failed, result, image = self._overseer.run(slot, rest[:size], return_image)
@@ -329,6 +350,27 @@ class Agent:
                     os.unlink(self._logs.pop())
                 except FileNotFoundError:
                     pass  # somebody tidied up before us
+
+
+_ARGUMENTS: dict[str, Callable[[Any], bool]] = {
+    "bool": lambda value: type(value) is bool,
+    "int": lambda value: type(value) is int,
+    "str": lambda value: type(value) is str,
+    "list[int]": lambda value: type(value) is list and all(type(each) is int for each in value),
+    "list[int] | None": lambda value: value is None or _ARGUMENTS["list[int]"](value),
+    "list[str]": lambda value: type(value) is list and all(type(each) is str for each in value),
+    "list[list[int]]": lambda value: type(value) is list and all(map(_ARGUMENTS["list[int]"], value)),
+}
+
+
+def _check_arguments(method: Callable[..., Reply], fields: dict[str, Any]) -> None:
+    """By its type hints: a verb that finds out half-way through that a number is none has done the first half."""
+    for name, value in fields.items():
+        wanted = method.__annotations__.get(name)
+        if name == "blob" or wanted is None:
+            raise ValueError(f"no such argument: {name!r:.200}")
+        if not _ARGUMENTS[wanted](value):
+            raise ValueError(f"{name} is not {wanted}: {value!r:.200}")
 
 
 def _os_error(error: OSError) -> str:

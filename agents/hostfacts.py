@@ -5,6 +5,7 @@ Standard library only, Python 3.9: this travels to the destination.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pwd
@@ -56,15 +57,18 @@ def _status_hex(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def read(paths: list[str], limit: int = 16 << 20) -> tuple[list[int], bytes]:
+def read(paths: list[str], limit: int = 16 << 20, total: int = 48 << 20) -> tuple[list[int], bytes]:
     """The contents of files (of /proc and /sys, mostly), one after the other, and the length of each or its -errno.
 
-    Not more than ``limit`` bytes of each.
+    Not more than ``limit`` bytes of each, and ``total`` of all of them; those that are behind that are EFBIG.
     """
     lengths, contents = [], []
     for path in paths:
         try:
+            if total < limit:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             content = _read(path, limit)
+            total -= len(content)
         except OSError as error:
             lengths.append(-(error.errno or 5))
         else:

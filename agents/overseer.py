@@ -144,9 +144,13 @@ class Overseer:
             raise OutOfStep(f"placing a page frame: {os.strerror(-result)}")
         return failed, result
 
-    def _control(self, slot: int) -> socket.socket:
+    def check(self, slot: int) -> None:
+        """Raises ValueError when there is no such slot."""
         if not 0 <= slot < len(self._controls):
             raise ValueError(f"there is no slot {slot}: {len(self._controls) - 1} restorees")
+
+    def _control(self, slot: int) -> socket.socket:
+        self.check(slot)
         return self._controls[slot]
 
     def _answer(self, slot: int, patience: float = math.inf) -> tuple[int, int, int]:

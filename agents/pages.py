@@ -73,6 +73,8 @@ class _Process:
         self._view = memoryview(self._buffer)
         self._masks: dict[int, list[tuple[int, int]]] = {}  # page -> offset, length
         for address, length in masks:
+            if not 0 < length <= PAGE:
+                raise ValueError(f"a mask of {length} bytes")
             while length > 0:
                 part = min(length, PAGE - address % PAGE)
                 self._masks.setdefault(address - address % PAGE, []).append((address % PAGE, part))

@@ -28,6 +28,7 @@ _RECORD = struct.Struct("<QQ")
 # Of struct rseq (linux/rseq.h) the kernel writes all but `flags` whenever the thread comes to run: CPU, node, and the
 # critical section, which it forgets.
 _RSEQ_WRITTEN = ((0, 16), (20, 12))
+_AREAS = 4096  # in one request
 _NAMED = 3  # pages that differ, in the message
 
 Areas = list[tuple[int, int, int, int]]  # start, end, kind, offset
@@ -46,16 +47,16 @@ class Side:
     async def ask(self, areas: Areas, masks: list[tuple[int, int]]) -> None:
         """All of it, in answers of bounded size."""
         while areas:
-            reply = await self.agent.request("pages", pid=self.pid, areas=areas, masks=masks)
+            some = areas[:_AREAS]
+            within = [mask for mask in masks if mask[0] < some[-1][1] and mask[0] + mask[1] > some[0][0]]
+            reply = await self.agent.request("pages", pid=self.pid, areas=some, masks=within)
             if len(reply.blob) % _RECORD.size:
                 raise Failed(f"{self.agent.name}: digests of pages in {len(reply.blob)} bytes")
             self.records += reply.blob
             self.seen += len(reply.blob) // _RECORD.size
             self.unread += [(int(address), int(pages)) for address, pages in reply["unread"]]
-            following = reply["next"]
-            if following is None:
-                return
-            rest = _from(areas, int(following))
+            following = some[-1][1] if reply["next"] is None else int(reply["next"])
+            rest = _from(areas, following)
             if rest == areas:
                 raise Failed(f"{self.agent.name}: digests of pages do not get on from {following:#x}")
             areas = rest

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Union
 
 MAGIC = b"MIG1"
@@ -33,6 +33,8 @@ KINDS = {REQUEST: "REQUEST", REPLY: "REPLY", PAGES: "PAGES", EVENT: "EVENT", RIN
 LZ4 = 1  # the only flag: the contents of a PAGES or RING frame are one LZ4 block
 
 MAX_META = 16 << 20
+MAX_PAGES_META = 1 << 20  # what a restorer takes
+MAX_REQUEST_META = 4 << 20  # JSON grows in memory: the empty lists in this take 100 MB
 MAX_BLOB = 64 << 20
 MAX_PAGES_BLOB = 2 << 20
 MAX_SLOT = 0xFFFF
@@ -105,8 +107,9 @@ def _check(kind: int, flags: int, meta_len: int, blob_len: int) -> None:
         raise FrameError(f"no such kind of frame: {kind}")
     if flags & ~(LZ4 if kind in (PAGES, RING) else 0):
         raise FrameError(f"unknown flags {flags:#x} in a {KINDS[kind]} frame")
-    if meta_len > MAX_META:
-        raise FrameError(f"the meta of a {KINDS[kind]} frame is {meta_len} bytes, the limit is {MAX_META}")
+    limit = {PAGES: MAX_PAGES_META, REQUEST: MAX_REQUEST_META}.get(kind, MAX_META)
+    if meta_len > limit:
+        raise FrameError(f"the meta of a {KINDS[kind]} frame is {meta_len} bytes, the limit is {limit}")
     limit = MAX_PAGES_BLOB if kind == PAGES else MAX_BLOB
     if blob_len > limit:
         raise FrameError(f"the blob of a {KINDS[kind]} frame is {blob_len} bytes, the limit is {limit}")
@@ -177,15 +180,28 @@ class Decoder:
             raise FrameError(f"the stream ended inside the {part} of a frame, {self._missing} bytes short")
 
 
-def read_exactly(fd: int, length: int) -> Buffer:
+Wait = Callable[[], None]
+"""Called before each read of a blocking descriptor: returns when there is something to be read, or raises."""
+
+
+def _no_wait() -> None:
+    """The read itself waits."""
+
+
+def read_exactly(fd: int, length: int, wait: Wait = _no_wait) -> Buffer:
     """``length`` bytes from a blocking descriptor, and not one more. Raises FrameError when it ends before."""
-    first = os.read(fd, length) if length else b""
+    if not length:
+        return b""
+    wait()
+    first = os.read(fd, length)
     if len(first) == length:
         return first
     buffer = bytearray(length)
     buffer[: len(first)] = first
     view, done = memoryview(buffer), len(first)
     while done < length:
+        if first:
+            wait()
         count = os.readv(fd, [view[done:]]) if first else 0
         if not count:
             raise FrameError(f"the stream ended {length - done} bytes short of {length}")
@@ -193,12 +209,13 @@ def read_exactly(fd: int, length: int) -> Buffer:
     return buffer
 
 
-def read_header(fd: int) -> Header | None:
+def read_header(fd: int, wait: Wait = _no_wait) -> Header | None:
     """The next header from a blocking descriptor; None when the stream has ended between two frames."""
+    wait()
     first = os.read(fd, HEADER.size)
     if not first:
         return None
-    return parse_header(first + bytes(read_exactly(fd, HEADER.size - len(first))))
+    return parse_header(first + bytes(read_exactly(fd, HEADER.size - len(first), wait)))
 
 
 def read_frame(fd: int) -> Frame | None:
@@ -210,9 +227,10 @@ def read_frame(fd: int) -> Frame | None:
     return Frame(header.kind, meta, read_exactly(fd, header.blob_len), header.flags, header.slot)
 
 
-def discard(fd: int, length: int) -> None:
+def discard(fd: int, length: int, wait: Wait = _no_wait) -> None:
     """Reads ``length`` bytes and forgets them."""
     while length:
+        wait()
         count = len(os.read(fd, min(length, 1 << 18)))
         if not count:
             raise FrameError(f"the stream ended {length} bytes inside what was to be discarded")

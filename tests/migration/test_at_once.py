@@ -16,6 +16,7 @@ from tests.tasks import wait_until
 from tests.victims import Victims
 
 MANY = 10
+OPTIONS = ("--verify", "--no-converge", "continue")  # ten on two cores are not quick
 
 
 def test_a_second_one_is_refused(stage: Stage) -> None:
@@ -42,7 +43,7 @@ def test_ten_at_once(two_hosts: Pair, victims: Victims, tmp_path: Path, threads:
         argv = [victims("counter"), str(directory / "count"), str(threads)]
         journeys.append(Journey(two_hosts, "counter", directory, two_hosts.a.spawn(argv)))
     wait_until("counting", lambda: all((each.directory / "count").exists() for each in journeys))
-    commands = [moves.start(two_hosts.a, each.task.pid, two_hosts.b.destination, "--verify") for each in journeys]
+    commands = [moves.start(two_hosts.a, each.task.pid, two_hosts.b.destination, *OPTIONS) for each in journeys]
     outcomes = [moves.finish(command, 120) for command in commands]
     for each, outcome in zip(journeys, outcomes, strict=True):
         assert outcome.code == 0, (outcome, [other.code for other in outcomes])
