@@ -7,7 +7,7 @@ BLOB := migrate/pie/blob.bin
 # Two hosts on one machine are namespaces, and making those takes root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: setup packages check test test-kernels demo bench clean
+.PHONY: setup packages check test test-kernels fuzz demo bench clean
 
 setup: packages $(VENV)/installed $(BLOB)
 
@@ -35,6 +35,14 @@ test: check
 test-kernels: setup
 	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel $(PYTEST_ARGS)
 
+# What is fed with hostile bytes, and for how many seconds each; findings are left in fuzz/
+FUZZ_TARGETS ?= agent decoder preview layout image
+FUZZ_SECONDS ?= 60
+
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	for target in $(FUZZ_TARGETS); do $(AS_ROOT) $(BIN)/python -m tests.fuzz $$target $(FUZZ_SECONDS) || exit 1; done
+
 demo: setup
 	$(AS_ROOT) $(BIN)/python -m tests.demo
 
@@ -42,4 +50,4 @@ bench: setup
 	$(AS_ROOT) $(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(BLOB) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BLOB) fuzz *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
