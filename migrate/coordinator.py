@@ -33,7 +33,7 @@ from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, AgentError
+from migrate.transport.agent import Agent, AgentError, making_sense
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
 _ABORT = 10.0  # seconds for the destination to end what there is of the process: large memory takes its time
@@ -126,7 +126,8 @@ class Migration:
             name = self.destination.name
             self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
         inside = await self.destination.start_overseer(new_pid_namespace=bool(used))
-        problems, verdict = preflight.kernel_problems(preview, inside)
+        with making_sense(self.destination.agent.name, "its vDSO"):
+            problems, verdict = preflight.kernel_problems(preview, inside)
         lacking, warnings = preview.cpu.missing(inside.cpu, self.options.cpu_check)
         if problems or lacking:
             raise Refused([*lacking, *problems])
@@ -178,8 +179,7 @@ class Migration:
         if wanted is not None:
             return wanted
         comm = "".join(c if c.isalnum() and c.isascii() else "_" for c in preview.comm)
-        reply = await self.destination.agent.request("stdio_log", name=f"{comm}-{preview.pid}.log")
-        return str(reply["path"])
+        return await self.destination.stdio_log(f"{comm}-{preview.pid}.log")
 
     # While it runs
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agents.hostfacts import VERSION
 from migrate import faults
 from migrate.engine import overseer, vdso
 from migrate.engine.clocks import Clocks
@@ -17,7 +18,7 @@ from migrate.engine.kinds import mapping, task, timers
 from migrate.engine.program import MAX_PROGRAM, Linked, Program
 from migrate.engine.program.listing import describe_failure
 from migrate.errors import NotCommitted, OpFailed
-from migrate.transport.agent import Agent, AgentError, Pending
+from migrate.transport.agent import Agent, AgentError, Nonsense, Pending, Reply, making_sense
 
 OVERSEER, RESTOREE = 0, 1  # slots
 _FILES = (
@@ -31,6 +32,10 @@ _FILES = (
     "/proc/sys/fs/pipe-max-size",
     "/proc/self/timens_offsets",
 )
+_HELLO: dict[str, type] = {
+    "machine": str, "page_size": int, "uid": int, "boot_id": str, "monotonic_ns": int, "boottime_ns": int,
+}  # fmt: skip
+_XSAVE_MOST = 1 << 20  # bytes; AMX needs 11 thousand
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,13 @@ class Running:
     async def done(self) -> bytes:
         """The image after the run, where it was asked for."""
         reply = await self._pending.reply()
-        failed = int(reply["failed"])
-        if failed >= 0:
-            program = self._parts[int(reply["part"])][int(reply["program"])]
-            raise OpFailed(describe_failure(program, failed, int(reply["result"]), where=self._where))
-        return reply.blob
+        failed = reply.number("failed")
+        if failed < 0:
+            return reply.blob
+        part, index, result = (reply.number(name) for name in ("part", "program", "result"))
+        with making_sense(reply.who, "which program failed"):
+            program = self._parts[part][index]
+        raise OpFailed(describe_failure(program, failed, result, where=self._where))
 
 
 @dataclass(frozen=True)
@@ -127,11 +134,23 @@ class Destination:
         tids = await self.agent.submit("tids")
         told = (await hello.reply()).meta
         here, answered = Clocks.here(), time.monotonic_ns()
-        reply = await read.reply()
+        read_, tids_ = await read.reply(), await tids.reply()
+        with making_sense(self.agent.name, "what it tells of its host"):
+            return self._facts(told, read_, tids_, here, answered - asked)
+
+    def _facts(self, told: dict[str, Any], read: Reply, tids: Reply, here: Clocks, round_trip: int) -> Facts:
+        if told.get("agent") != VERSION:
+            raise Nonsense(f"{self.agent.name} speaks version {told.get('agent')!r:.20} of the protocol, not {VERSION}")
+        if wrong := [name for name, kind in _HELLO.items() if type(told.get(name)) is not kind]:
+            raise Nonsense(f"{self.agent.name}: what it tells of its host lacks {', '.join(wrong)}")
         texts, at = {}, 0
-        for path, length in zip(_FILES, reply["lengths"], strict=True):
-            texts[path] = reply.blob[at : at + max(length, 0)]
+        for path, length in zip(_FILES, read["lengths"], strict=True):
+            texts[path] = read.blob[at : at + max(length, 0)]
             at += max(length, 0)
+        if at != len(read.blob):
+            raise ValueError(f"{at} bytes of files in {len(read.blob)}")
+        if not all(type(tid) is int for tid in tids["tids"]):
+            raise TypeError("numbers of threads that are none")
         meminfo = {line.split(":")[0]: line.split()[1] for line in texts["/proc/meminfo"].decode().splitlines()}
         shown = texts["/proc/self/timens_offsets"].decode()
         own = offsets(shown)
@@ -145,34 +164,43 @@ class Destination:
                 nodes=texts["/sys/devices/system/node/online"].decode(),
                 timers_by_id=False,
             ),
-            frozenset((await tids.reply())["tids"]),
+            frozenset(tids["tids"]),
             int(meminfo.get("MemAvailable", "0")) << 10,
             int(texts["/proc/sys/vm/max_map_count"] or b"65530"),
             int(texts["/proc/sys/fs/pipe-max-size"] or b"1048576"),
             here,
             Clocks(told["boot_id"], told["monotonic_ns"] - own.monotonic, told["boottime_ns"] - own.boottime),
             own if shown else None,
-            answered - asked,
+            round_trip,
         )
 
     async def stat(self, paths: Sequence[str]) -> dict[str, dict[str, int]]:
         """lstat-like answers by path; ``errno`` where there is none."""
         reply = await self.agent.request("stat", paths=list(paths), nofollow=True)
-        return dict(zip(paths, reply["stats"], strict=True))
+        with making_sense(self.agent.name, "what it tells of files"):
+            return {path: _stat(answer) for path, answer in zip(paths, reply["stats"], strict=True)}
 
     async def start_overseer(self, new_pid_namespace: bool) -> Inside:
         """The overseer, and what it is asked first."""
         reply = await self.agent.request("overseer", restorees=1, new_pid_namespace=new_pid_namespace)
-        found = tuple(maps(reply["maps"]))
+        with making_sense(self.agent.name, "the address space of its overseer"):
+            found = tuple(maps(reply["maps"]))
         program = Program("facts about the destination")
         cpu = Cpu.collect(program)
         own = vdso.collect(program, vdso.areas(found))
         by_id = timers.probe_restore_ids(program)
         droppable = mapping.probe_droppable(program)
         linked = program.link()
-        results = linked.results(await (await self.run_all([(OVERSEER, linked)], return_image=True)).done())
-        can_drop = droppable(results) and not faults.pretended("droppable")
-        return Inside(found, cpu(results), own(results), by_id(results), can_drop, int(reply["pid"]))
+        image = await (await self.run_all([(OVERSEER, linked)], return_image=True)).done()
+        with making_sense(self.agent.name, "what its overseer found out"):
+            if len(image) != len(linked.image):
+                raise ValueError(f"{len(image)} bytes of results, where {len(linked.image)} belong")
+            results = linked.results(image)
+            can_drop = droppable(results) and not faults.pretended("droppable")
+            its = cpu(results)
+            if not all(offset + size <= its.xsave_size <= _XSAVE_MOST for _, offset, size in its.components):
+                raise ValueError(f"a CPU with {its.xsave_size} bytes of registers")
+            return Inside(found, its, own(results), by_id(results), can_drop, reply.number("pid"))
 
     async def run(self, slot: int, program: Program, return_image: bool = False) -> Running:
         """Send a program; what is awaited is only that it is on its way."""
@@ -205,11 +233,26 @@ class Destination:
             if error.kind == "not-committed":
                 raise NotCommitted(str(error)) from error
             raise
-        failed = int(reply["failed"])
+        failed = reply.number("failed")
         if failed >= 0:
-            text = describe_failure(linked, failed, int(reply["result"]), "releasing", self._where)
+            text = describe_failure(linked, failed, reply.number("result"), "releasing", self._where)
             raise NotCommitted(text) if failed < revocable else OpFailed(text)
+
+    async def stdio_log(self, name: str) -> str:
+        """The path of a new file there, which takes the output of streams that lead outside."""
+        path = (await self.agent.request("stdio_log", name=name))["path"]
+        if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+            raise Nonsense(f"{self.agent.name}: its log file is {path!r:.100}")
+        return path
 
     async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels, clocks: Offsets | None) -> None:
         """The restoree, empty; with ``clocks`` in a time namespace of its own."""
         await (await self.run(OVERSEER, overseer.create(pid, hole, channels, clocks))).done()
+
+
+def _stat(answer: dict[str, Any]) -> dict[str, int]:
+    """One of the answers, if it can be one."""
+    wanted = ("errno",) if "errno" in answer else ("mode", "size", "mtime_ns", "ino", "dev", "rdev", "uid", "gid")
+    if wrong := [name for name in wanted if type(answer.get(name)) is not int]:
+        raise ValueError(f"{', '.join(wrong)} of a file")
+    return answer

@@ -18,7 +18,7 @@ from migrate.engine.kinds.credentials import Credentials
 from migrate.engine.kinds.limits import Limits
 from migrate.engine.preview import Preview
 from migrate.errors import Problem
-from migrate.transport.agent import Agent
+from migrate.transport.agent import Agent, making_sense
 
 _CAPABILITIES = {21: "CAP_SYS_ADMIN", 19: "CAP_SYS_PTRACE"}
 _RESERVE = 64 << 20  # bytes that the destination needs besides the pages
@@ -87,11 +87,13 @@ async def file_problems(
     )
     ours = await source.submit("digest", paths=same)
     theirs = await destination.agent.submit("digest", paths=same)
-    pairs = zip(same, (await ours.reply())["digests"], (await theirs.reply())["digests"], strict=True)
-    for path, here, other in pairs:
-        if here != other:
-            where = next(need.where for need in preview.needs if need.path == path)
-            found.append(Problem(where, _difference(path, here, other), "install the same version there"))
+    mine, other = (await ours.reply())["digests"], (await theirs.reply())["digests"]
+    with making_sense(destination.agent.name, "what it tells of the contents of files"):
+        pairs = zip(same, mine, other, strict=True)
+        different = [(path, _difference(path, here, there)) for path, here, there in pairs if here != there]
+    for path, what in different:
+        where = next(need.where for need in preview.needs if need.path == path)
+        found.append(Problem(where, what, "install the same version there"))
     return found, needs.taken(preview.needs, there)
 
 

@@ -20,6 +20,7 @@ from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Linked, Program
 from migrate.errors import Failed, Problem
+from migrate.transport.agent import making_sense
 
 
 class Replica:
@@ -53,7 +54,8 @@ class Replica:
     async def _numbered_outside(self, parent: int) -> int:
         """The restoree's number where the agent is: it is the one child of the overseer."""
         reply = await self.destination.agent.request("read", paths=[f"/proc/{parent}/task/{parent}/children"])
-        return int(reply.blob.split()[0])
+        with making_sense(reply.who, "the number of the new process"):
+            return int(reply.blob.split()[0])
 
     async def lay_out(self, blob: bytes) -> None:
         """Follow the layout that the source found at a look."""

@@ -81,6 +81,6 @@ class Rescue:
         """Of a second agent, while the first one is no more: a process can have one tracer only."""
         async with (
             local.start(local.argv("agents.source", self.sudo)) as stream,
-            open_agent(stream, "the second source agent") as agent,
+            open_agent(stream, "the second source agent", refuses=True) as agent,
         ):
             await agent.request(verb, blob, pid=self.pid, **arguments)

@@ -44,7 +44,7 @@ async def source_agent(
         command = local.argv("agents.source", sudo, ring.argument)
         stream = await stack.enter_async_context(local.start(command, ring.inherited))
         stack.callback(ring.hang_up)
-        agent = await stack.enter_async_context(open_agent(stream, "the source agent", on_pages=on_pages))
+        agent = await stack.enter_async_context(open_agent(stream, "the source agent", on_pages, refuses=True))
         if sudo:
             display.note(f"{problems[0].what}: the source agent runs as root, by sudo")
             display.suspend()  # it may be asking for a password

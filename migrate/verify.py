@@ -20,7 +20,7 @@ from migrate.engine.memory.pageset import PageSet
 from migrate.engine.process import ProcessImage
 from migrate.engine.source import area_of
 from migrate.errors import Failed
-from migrate.transport.agent import Agent, sole
+from migrate.transport.agent import Agent, making_sense, sole
 
 _KINDS = {Content.ANONYMOUS: 0, Content.PRIVATE_FILE: 1, Content.SHARED: 2}  # agents.pages
 _ALL = 3
@@ -29,6 +29,7 @@ _RECORD = struct.Struct("<QQ")
 # critical section, which it forgets.
 _RSEQ_WRITTEN = ((0, 16), (20, 12))
 _AREAS = 4096  # in one request
+_MOST = 1 << 16  # pages in one answer
 _NAMED = 3  # pages that differ, in the message
 
 Areas = list[tuple[int, int, int, int]]  # start, end, kind, offset
@@ -50,15 +51,16 @@ class Side:
             some = areas[:_AREAS]
             within = [mask for mask in masks if mask[0] < some[-1][1] and mask[0] + mask[1] > some[0][0]]
             reply = await self.agent.request("pages", pid=self.pid, areas=some, masks=within)
-            if len(reply.blob) % _RECORD.size:
-                raise Failed(f"{self.agent.name}: digests of pages in {len(reply.blob)} bytes")
-            self.records += reply.blob
-            self.seen += len(reply.blob) // _RECORD.size
-            self.unread += [(int(address), int(pages)) for address, pages in reply["unread"]]
-            following = some[-1][1] if reply["next"] is None else int(reply["next"])
-            rest = _from(areas, following)
-            if rest == areas:
-                raise Failed(f"{self.agent.name}: digests of pages do not get on from {following:#x}")
+            with making_sense(self.agent.name, "what it tells of pages"):
+                if len(reply.blob) % _RECORD.size:
+                    raise ValueError(f"digests in {len(reply.blob)} bytes")
+                self.records += reply.blob
+                self.seen += len(reply.blob) // _RECORD.size
+                self.unread += [(address + 0, min(pages, _MOST)) for address, pages in reply["unread"]]
+                following = some[-1][1] if reply["next"] is None else reply.number("next")
+                rest = _from(areas, following)
+                if rest == areas:
+                    raise ValueError(f"it does not get on from {following:#x}")
             areas = rest
 
     def digests(self) -> dict[int, int]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,15 +44,43 @@ class ConnectionLost(Failed):
     """The stream to the agent has ended, or what comes over it makes no sense."""
 
 
+class Nonsense(Failed):
+    """What an agent answered cannot be: it is damaged, of another version, or means ill."""
+
+
+@contextmanager
+def making_sense(agent: str, of: str) -> Iterator[None]:
+    """Around the reading of an answer, which waits for nothing: whatever goes wrong there is the answer's fault.
+
+    ``agent`` and ``of``, for the sentence: who gave it, and what it was to tell."""
+    try:
+        yield
+    except (Nonsense, Refused):
+        raise
+    except Exception as error:
+        raise Nonsense(f"{agent}: {of} makes no sense: {type(error).__name__}: {str(error):.200}") from error
+
+
 @dataclass(frozen=True)
 class Reply:
-    """What a verb answered."""
+    """What a verb answered. ``who``: the agent and the verb, for sentences."""
 
     meta: dict[str, Any]
     blob: bytes
+    who: str = "an agent"
 
     def __getitem__(self, field: str) -> Any:
-        return self.meta[field]
+        try:
+            return self.meta[field]
+        except KeyError:
+            raise Nonsense(f"{self.who}: the answer lacks {field!r}") from None
+
+    def number(self, field: str) -> int:
+        """A field that must hold a whole number."""
+        value = self[field]
+        if type(value) is not int:
+            raise Nonsense(f"{self.who}: {field!r} of the answer is {value!r:.100}, not a whole number")
+        return value
 
 
 class Pending:
@@ -81,9 +109,15 @@ class Agent:
     """Use `open_agent`."""
 
     def __init__(
-        self, stream: trio.abc.Stream, name: str, on_pages: PagesHandler | None, on_event: EventHandler | None
+        self,
+        stream: trio.abc.Stream,
+        name: str,
+        on_pages: PagesHandler | None,
+        on_event: EventHandler | None,
+        refuses: bool,
     ) -> None:
         self.name = name
+        self._refuses = refuses
         self._stream = stream
         self._on_pages, self._on_event = on_pages, on_event
         self._ids = itertools.count(1)
@@ -160,6 +194,8 @@ class Agent:
             self._lose(ConnectionLost(f"{self.name} has gone{await _last_words(self._stream)}"))
         except frames.FrameError as error:
             self._lose(ConnectionLost(f"{self.name}: {error}{await _last_words(self._stream)}"))
+        except Nonsense as error:
+            self._lose(error)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             why = await _last_words(self._stream) or f": {error.__cause__ or error}"
             self._lose(ConnectionLost(f"the connection to {self.name} broke{why}"))
@@ -180,20 +216,24 @@ class Agent:
 
     def _reply(self, fields: dict[str, Any], blob: bytes) -> None:
         number, error = fields.pop("id", None), fields.get("error")
-        if not isinstance(number, int) or number not in self._pending:
-            raise frames.FrameError(f"a reply to a request that was not made: {number!r}")
-        if fields.pop("ok", False):
-            self._pending.pop(number)._settle(Reply(fields, blob), None)
+        if type(number) is not int or number not in self._pending:
+            raise frames.FrameError(f"a reply to a request that was not made: {number!r:.100}")
+        verb = self._pending[number].verb
+        if fields.pop("ok", False) is True:
+            self._pending.pop(number)._settle(Reply(fields, blob, f"{self.name}: {verb}"), None)
             return
         if not isinstance(error, dict):
-            raise frames.FrameError(f"a refusal without a reason: {fields!r}")
-        pending = self._pending.pop(number)
+            raise frames.FrameError(f"a refusal without a reason: {fields!r:.200}")
+        with making_sense(self.name, f"why {verb!r} failed"):
+            told = self._told(verb, error)
+        self._pending.pop(number)._settle(None, told)
+
+    def _told(self, verb: str, error: dict[str, Any]) -> MigrateError:
         errno = error.get("errno")
+        if error.get("kind") == "refused" and self._refuses:
+            return Refused([Problem(*map(str, problem)) for problem in error["problems"]])
         message = str(error.get("message") or (os.strerror(errno) if errno else "no reason was given"))
-        told: MigrateError = AgentError(self.name, pending.verb, str(error.get("kind")), message, errno)
-        if error.get("kind") == "refused":
-            told = Refused([Problem(*problem) for problem in error["problems"]])
-        pending._settle(None, told)
+        return AgentError(self.name, verb, str(error.get("kind")), message, errno)
 
     def _event(self, fields: dict[str, Any]) -> None:
         if fields.get("event") == "fatal":
@@ -236,13 +276,15 @@ async def open_agent(
     name: str,
     on_pages: PagesHandler | None = None,
     on_event: EventHandler | None = None,
+    refuses: bool = False,
 ) -> AsyncIterator[Agent]:
     """The agent at the other end of ``stream``, which is closed at the end.
 
     ``on_pages`` is awaited for each PAGES frame that the agent sends; nothing more is read until it returns.
     An exception that a handler raises ends the block with it. ``name`` is for sentences: "the source agent".
+    ``refuses``: it is believed when it says that nothing was changed (Refused). Only one of this host is.
     """
-    agent = Agent(stream, name, on_pages, on_event)
+    agent = Agent(stream, name, on_pages, on_event, refuses)
     # Who cancels the block has it undo what it has done, and that takes replies.
     reading = trio.CancelScope(shield=True)
 
