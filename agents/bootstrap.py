@@ -43,7 +43,14 @@ def _cache_directory() -> str:
     found = os.lstat(path)
     if found.st_uid != os.geteuid() or (found.st_mode & 0o170077) != 0o040000:
         raise OSError(1, "not a directory of our own with mode 0700", path)
-    return path
+    above = os.path.realpath(base)
+    while True:  # nobody else may be able to put another one in its place
+        found = os.lstat(above)
+        if found.st_uid not in (0, os.geteuid()) or (found.st_mode & 0o1022) in (0o002, 0o020, 0o022):
+            raise OSError(1, "others may write there", above)
+        if above == "/":
+            return path
+        above = os.path.dirname(above)
 
 
 def _digest(archive: bytes) -> str:

@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from agents import hostfacts, libc, pages
+from agents import hostfacts, libc, pages, private
 from agents.elf import elf
 from agents.overseer import LEASE, ConnectionEnded, OutOfStep, Overseer, RestorerDied
 from migrate.transport import frames
@@ -290,19 +290,19 @@ class Agent:
         """A new, empty file for the standard streams of the moved process."""
         if not re.fullmatch(r"[\w.-]{1,200}", name) or name.startswith("."):
             raise ValueError(f"not a file name: {name!r}")
-        state = os.environ.get("XDG_STATE_HOME") or os.path.join(hostfacts.home(), ".local", "state")
-        directory = os.path.join(state, "migrate")
-        os.makedirs(directory, 0o700, exist_ok=True)
-        for attempt in range(1000):
-            path = os.path.join(directory, f"{name}.{attempt}" if attempt else name)
-            try:
-                fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            except FileExistsError:
-                continue
-            os.close(fd)
-            self._logs.append(path)
-            return {"path": path}, b""
-        raise FileExistsError(17, "there are a thousand logs of that name", directory)
+        directory, path = private.state_directory("migrate")
+        try:
+            for attempt in range(1000):
+                file = f"{name}.{attempt}" if attempt else name
+                try:
+                    os.close(private.create(directory, file))
+                except FileExistsError:
+                    continue
+                self._logs.append(os.path.join(path, file))
+                return {"path": self._logs[-1]}, b""
+        finally:
+            os.close(directory)
+        raise FileExistsError(17, "there are a thousand logs of that name", path)
 
     def verb_abort(self, blob: bytes) -> Reply:
         if self._committed:

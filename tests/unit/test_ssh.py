@@ -410,6 +410,10 @@ def test_agent_is_cached(there: Destination, server: Sshd) -> None:
         await hello(link)
         assert not (directory / digest).exists(), "others could write there"
         directory.chmod(0o700)
+        directory.parent.chmod(0o777)
+        await hello(link)
+        assert not (directory / digest).exists(), "others could put another directory there"
+        directory.parent.chmod(0o755)
         for index in range(9):
             (directory / f"old{index}").touch()
         await hello(link)
