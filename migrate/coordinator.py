@@ -25,7 +25,7 @@ from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, NotCommitted, OpFailed, Problem, Refused
+from migrate.errors import Failed, InDoubt, NotCommitted, NumberTaken, OpFailed, Problem, Refused
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
 from migrate.policy import Decision, Limits, PrecopyPolicy
@@ -44,11 +44,21 @@ _WARM = 8  # runs after which the Python interpreter has specialised its code (P
 async def move(options: Options, display: Display) -> Report:
     """Moves the process. Raises a MigrateError that says why not; then it runs on here."""
     begun = time.monotonic()
+    try:
+        report = await _attempt(options, display, own_numbers=False)
+    except NumberTaken as error:
+        # Between our look and the making of it somebody else was given the number, and next time it may be another.
+        display.note(f"{error}: once more, in a PID namespace of its own")
+        report = await _attempt(options, display, own_numbers=True)
+    return replace(report, total_s=time.monotonic() - begun)
+
+
+async def _attempt(options: Options, display: Display, own_numbers: bool) -> Report:
     with trio.CancelScope() as interruptible:
         async with connected(options, display) as (rescue, destination, relay):
-            migration = Migration(options, display, rescue, destination, relay, interruptible)
+            migration = Migration(options, display, rescue, destination, relay, interruptible, own_numbers)
             report = await migration.run()
-    return replace(report, total_s=time.monotonic() - begun)
+    return report
 
 
 @dataclass
@@ -61,6 +71,7 @@ class Migration:
     destination: Destination
     relay: Relay
     interruptible: trio.CancelScope
+    own_numbers: bool = False  # in a PID namespace of its own, whether its numbers are taken there or not
     rounds: list[Round] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds
     _reader: Reader = field(default_factory=Reader)
@@ -125,7 +136,8 @@ class Migration:
         if used:
             name = self.destination.name
             self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
-        inside = await self.destination.start_overseer(new_pid_namespace=bool(used))
+        as_init = bool(used) or self.own_numbers
+        inside = await self.destination.start_overseer(new_pid_namespace=as_init)
         with making_sense(self.destination.agent.name, "its vDSO"):
             problems, verdict = preflight.kernel_problems(preview, inside)
         lacking, warnings = preview.cpu.missing(inside.cpu, self.options.cpu_check)
@@ -149,7 +161,7 @@ class Migration:
             verdict=verdict,
             droppable=inside.droppable,
         )
-        replica = Replica(self.destination, ground, as_init=bool(used), pipe_max_size=facts.pipe_max_size)
+        replica = Replica(self.destination, ground, as_init=as_init, pipe_max_size=facts.pipe_max_size)
         await replica.create(preview.pid, inside.maps, inside.overseer, self._clocks(preview, facts))
         await faults.reach("created")
         return replica

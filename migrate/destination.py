@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from migrate.engine.cpu import Cpu
 from migrate.engine.kernel.maps import Mapping, maps
 from migrate.engine.kernel.timens import Offsets, offsets
 from migrate.engine.kinds import mapping, task, timers
-from migrate.engine.program import MAX_PROGRAM, Linked, Program
+from migrate.engine.program import MAX_PROGRAM, Linked, OpKind, Program
 from migrate.engine.program.listing import describe_failure
-from migrate.errors import NotCommitted, OpFailed
+from migrate.errors import NotCommitted, NumberTaken, OpFailed
 from migrate.transport.agent import Agent, AgentError, Nonsense, Pending, Reply, making_sense
 
 OVERSEER, RESTOREE = 0, 1  # slots
@@ -81,7 +82,9 @@ class Running:
         part, index, result = (reply.number(name) for name in ("part", "program", "result"))
         with making_sense(reply.who, "which program failed"):
             program = self._parts[part][index]
-        raise OpFailed(describe_failure(program, failed, result, where=self._where))
+        text = describe_failure(program, failed, result, where=self._where)
+        clone = 0 <= failed < len(program.ops) and program.ops[failed].kind is OpKind.CLONE
+        raise (NumberTaken if clone and result == -errno.EEXIST else OpFailed)(text)
 
 
 @dataclass(frozen=True)

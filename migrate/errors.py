@@ -55,6 +55,10 @@ class OpFailed(Failed):
     """An op of a program failed: ``restoring fd 7 (/var/log/app.log) of pid 812: openat: No such file…``."""
 
 
+class NumberTaken(OpFailed):
+    """A number of the process or of a thread was given to somebody else on the destination since it was asked for."""
+
+
 class ProgramTooLarge(Failed):
     """A program outgrew the restorer's buffer."""
 

@@ -12,7 +12,8 @@ from tests import moves
 from tests.hosts import Pair
 from tests.migration.journey import Journey
 from tests.migration.scene import Stage, counted
-from tests.tasks import wait_until
+from tests.migration.test_moves_state import occupy
+from tests.tasks import status_field, wait_until
 from tests.victims import Victims
 
 MANY = 10
@@ -53,3 +54,22 @@ def test_ten_at_once(two_hosts: Pair, victims: Victims, tmp_path: Path, threads:
         wait_until("counting on", lambda each=each, lines=lines: len((each.directory / "count").read_text()) > lines)
         if threads == 1:
             counted(each)
+
+
+@pytest.mark.parametrize(("point", "which"), [("preflight", 0), ("round", 1), ("frozen", -1)])
+def test_a_number_that_is_given_away_meanwhile(stage: Stage, point: str, which: int) -> None:
+    """That of the process, or of a thread, to somebody who came after our look: it gets numbers of its own."""
+    numbers = sorted(status_numbers(stage.journey.task.outer))
+    hold, run = stage.hold(point)
+    occupied = occupy(stage.pair.b, numbers[which])
+    hold.release()
+    result = run.wait()
+    assert result.code == 0 and occupied.alive, result
+    assert "File exists: once more, in a PID namespace of its own" in result.err
+    assert result.report["new_pid"] != stage.journey.task.pid
+    stage.journey.task = stage.pair.b.adopt(result.report["new_pid"])
+
+
+def status_numbers(outer: int) -> list[int]:
+    """Of its threads, as their host counts."""
+    return [int(status_field(int(path.name), "NSpid")[1]) for path in Path(f"/proc/{outer}/task").iterdir()]

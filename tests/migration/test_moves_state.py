@@ -45,7 +45,7 @@ def test_a_number_that_is_taken(journeys: Journeys) -> None:
     pair = journeys.pair
     journey = journeys.start("numbered", "4")
     pid = journey.task.pid
-    blocker = _occupy(pair.b, pid)
+    blocker = occupy(pair.b, pid)
     outcome = journey.move()
     assert blocker.alive
     assert f"pid {pid} is taken" in outcome.err
@@ -63,7 +63,7 @@ def test_killed_in_its_own_namespace(journeys: Journeys) -> None:
     """Signals from outside reach it, and its init ends with it."""
     pair = journeys.pair
     journey = journeys.start("numbered")
-    _occupy(pair.b, journey.task.pid)
+    occupy(pair.b, journey.task.pid)
     outcome = journey.move()
     pair.b.run(["kill", "-TERM", str(outcome.report["new_pid"])])
     journey.task.wait_gone()
@@ -74,7 +74,7 @@ def _is_overseer(outer: int) -> bool:
     return status_field(outer, "Name") == ["migrate-overseer"]
 
 
-def _occupy(host: Host, pid: int) -> Task:
+def occupy(host: Host, pid: int) -> Task:
     """A process on ``host`` with this number."""
     script = f"echo {pid - 1} > /proc/sys/kernel/ns_last_pid; setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!"
     for _ in range(20):

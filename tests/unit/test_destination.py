@@ -349,6 +349,20 @@ def test_a_silent_coordinator(pages: Path, busy: bool) -> None:
     with_agent(test, fake(pages), "destination.LEASE = overseer.LEASE = 0.3")
 
 
+def test_silence_in_the_middle_of_a_message(pages: Path) -> None:
+    """A cable that is pulled while something is on its way."""
+    whole = frames.encode(frames.Frame(frames.REQUEST, frames.json_meta({"id": 9, "verb": "hello"}), bytes(100)))
+    for cut in (5, 20, len(whole) - 1):
+
+        async def test(subject: Side, cut: int = cut) -> None:
+            pid = (await subject.agent.request("overseer", restorees=1))["pid"]
+            await subject.stream.send_all(whole[:cut])
+            assert await subject.stream.process.wait() == 1
+            wait_gone(pid)
+
+        with_agent(test, fake(pages), "destination.LEASE = overseer.LEASE = 0.3")
+
+
 def test_lost_agent_is_told(pages: Path) -> None:
     async def test(subject: Side) -> None:
         await subject.agent.request("overseer", restorees=1)
