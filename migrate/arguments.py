@@ -143,7 +143,14 @@ def _parser() -> argparse.ArgumentParser:
 
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object last on standard output, however it ends")
-    output.add_argument("-v", "--verbose", action="count", default=0, help="say why; -vv: tracebacks too")
+    output.add_argument("--log", metavar="FILE", help="append what happens to FILE, as lines of JSON with times")
+    output.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="say why; -vv: tracebacks, and the programs that make the process there, too",
+    )
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     output.add_argument(
         "--version", action="version", version=f"migrate {version('migrate')}", help="print the version"

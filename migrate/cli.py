@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from migrate.arguments import parse
 from migrate.errors import InDoubt, Interrupted, MigrateError, Refused, UsageError
+from migrate.log import Logged, open_log
 from migrate.options import Options
 from migrate.progress import Display, choose, put
 from migrate.report import Report, subject
@@ -26,8 +27,11 @@ Mover = Callable[[Options, Display], Awaitable[Report]]
 def main(argv: Sequence[str] | None = None, move: Mover | None = None) -> int:
     """The command. ``move`` is the migration itself (`migrate.coordinator.move`). Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    log_fd: int | None = None
     try:
         options = parse(arguments)
+        if options.log is not None:
+            log_fd = open_log(options.log)
     except SystemExit as done:  # --help, --version
         return int(done.code or 0)
     except UsageError as error:
@@ -39,6 +43,15 @@ def main(argv: Sequence[str] | None = None, move: Mover | None = None) -> int:
     display = choose(
         pid=options.pid, comm=comm, dest=options.dest, quiet=options.quiet, json=options.json, verbose=options.verbose
     )
+    log = Logged(display, log_fd, options, comm) if log_fd is not None else None
+    try:
+        return _told_to(options, log or display, log, comm, move)
+    finally:
+        if log is not None:
+            log.end()
+
+
+def _told_to(options: Options, display: Display, log: Logged | None, comm: str, move: Mover | None) -> int:
     began = time.monotonic()
     try:
         try:
@@ -46,9 +59,9 @@ def main(argv: Sequence[str] | None = None, move: Mover | None = None) -> int:
         finally:
             display.close()
     except KeyboardInterrupt:  # before the migration took over the signal
-        return _failed(Interrupted(), options, comm, display, began)
+        return _failed(Interrupted(), options, comm, display, began, log)
     except (Exception, BaseExceptionGroup) as error:
-        return _failed(error, options, comm, display, began)
+        return _failed(error, options, comm, display, began, log)
     display.finished(report)
     if options.json:
         put(sys.stdout, report.json())
@@ -110,7 +123,9 @@ async def _tick(display: Display) -> None:
         display.tick()
 
 
-def _failed(error: BaseException, options: Options, comm: str, display: Display, began: float) -> int:
+def _failed(
+    error: BaseException, options: Options, comm: str, display: Display, began: float, log: Logged | None
+) -> int:
     """Say what went wrong; the exit code."""
     blamed = blame(error)
     who = subject(options.pid, comm)
@@ -120,6 +135,8 @@ def _failed(error: BaseException, options: Options, comm: str, display: Display,
         code, text = 5, f"unexpected {type(blamed).__name__}: {blamed} (-vv shows where)"
     if isinstance(blamed, Interrupted):
         text = text or f"interrupted and rolled back: {who} runs on here"
+    if log is not None:
+        log.failed(code, text)
     if options.verbose >= 2:
         put(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
     put(sys.stderr, f"migrate: {_told(blamed, text, who, options.dest)}")

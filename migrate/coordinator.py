@@ -24,6 +24,7 @@ from migrate.engine.kinds.locks import Held
 from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
+from migrate.engine.program.listing import listing
 from migrate.engine.wire import Reader
 from migrate.errors import Failed, InDoubt, NotCommitted, NumberTaken, OpFailed, Problem, Refused
 from migrate.links import Relay, connected, watching
@@ -253,7 +254,11 @@ class Migration:
             self.display.warn(warning)
         for _ in range(_WARM):
             restore.Compiler().programs(Reader().read(rehearsed), replica.ground)
-        replica.compile(image)
+        compiled = replica.compile(image)
+        if self.options.verbose >= 2:
+            for _, linked in compiled:
+                for line in listing(linked).splitlines():
+                    self.display.detail(line)
 
     # The freeze
 

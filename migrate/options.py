@@ -27,6 +27,7 @@ class Options:
     no_clock: bool = False
     verify: bool = False
     stdio: str | None = None  # None: a log file; "null": /dev/null; else a file on the destination
+    log: str | None = None
     json: bool = False
     verbose: int = 0
     quiet: bool = False

@@ -21,7 +21,9 @@ PAGE = 4096
 
 
 class Display(Protocol):
-    """What the coordinator calls. Every method returns at once."""
+    """What the coordinator calls. Every method returns at once. ``id``: of the migration, once it has one."""
+
+    id: str
 
     @property
     def rounds(self) -> list[Round]:
@@ -66,6 +68,8 @@ class Display(Protocol):
 
 class Quiet:
     """Says nothing, and remembers the rounds."""
+
+    id = ""
 
     def __init__(self, stdout: TextIO | None = None, stderr: TextIO | None = None, verbose: int = 0) -> None:
         self.rounds: list[Round] = []

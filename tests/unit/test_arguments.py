@@ -24,13 +24,13 @@ def test_everything_at_once() -> None:
     given = (
         "-p 2222 -i a -i b -F none -J bastion,x@y:1 --sudo --max-downtime 50ms --max-rounds 7 --no-converge continue "
         "--bandwidth 1Gbit/s --compress lz4 --tracker digest --cpu-check xstate --no-clock --verify --stdio null "
-        "--json -vv 812 me@node2"
+        "--log l --json -vv 812 me@node2"
     )
     assert parse(given.split()) == Options(
         pid=812, dest="me@node2", port=2222, identities=("a", "b"), ssh_config="none",
         jump="bastion,x@y:1", sudo=True, max_downtime=0.05, max_rounds=7, no_converge="continue", bandwidth=125e6,
         compress="lz4", tracker="digest", cpu_check="xstate", no_clock=True, verify=True, stdio="null",
-        json=True, verbose=2, quiet=False,
+        log="l", json=True, verbose=2, quiet=False,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from migrate.engine.program.program import Linked, Results
 from migrate.engine.program.symbols import writer
 from migrate.wording import printable
 
+_OWN = ("write", "pwrite64")  # calls with contents of the process's files and pipes
 _TEXT_SHOWN = 120  # characters of a string
 
 
@@ -93,7 +94,8 @@ def _argument(linked: Linked, op: Op, position: int) -> str:
         return f"data+{arg.offset:#x}"
     if isinstance(arg, Buffer):
         start = linked.data_at + arg.offset
-        text = _text(linked.image[start : start + arg.size])
+        # What a process has written is its own affair, and listings go into logs.
+        text = None if op.name in _OWN else _text(linked.image[start : start + arg.size])
         return text if text is not None else f"data+{arg.offset:#x}[{arg.size}]"
     return writer(op.name, position)(arg)
 
