@@ -62,7 +62,12 @@ def test_a_number_that_is_given_away_meanwhile(stage: Stage, point: str, which: 
     numbers = sorted(status_numbers(stage.journey.task.outer))
     hold, run = stage.hold(point)
     occupied = occupy(stage.pair.b, numbers[which])
-    hold.release()
+
+    def over() -> bool:
+        hold.path.unlink(missing_ok=True)  # the second attempt comes to the same point
+        return run.ended
+
+    wait_until("the end", over, 60)
     result = run.wait()
     assert result.code == 0 and occupied.alive, result
     assert "File exists: once more, in a PID namespace of its own" in result.err
