@@ -2,10 +2,11 @@
 
 It speaks frames (migrate/transport/frames.py) on its standard input and output, one request after the other, and
 knows nothing about what a process is. It is one loop in one thread; what it waits for is the next frame, an answer of
-a restorer, or the death of one of them.
+a restorer, the death of one of them, or somebody's question what became of the migration (agents/settling.py).
 
-Until ``commit`` everything that it started ends with it: on the end of its input, on SIGHUP, SIGTERM and SIGINT, and
-when it is killed (PR_SET_PDEATHSIG of the overseer).
+Until ``prepare`` everything that it started ends with it: on the end of its input, on SIGHUP, SIGTERM and SIGINT, and
+when it is killed (PR_SET_PDEATHSIG of the overseer). From then on it waits for its lease before it ends anything, but
+for SIGTERM, SIGINT and its own death.
 
 Standard library only, Python 3.9: this travels to the destination.
 """
@@ -18,13 +19,16 @@ import pkgutil
 import re
 import select
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from agents import hostfacts, libc
+from agents import hostfacts, libc, settling
+from agents.commitment import Commitment
 from agents.elf import elf
+from agents.journal import ABORTED, PREPARED, RELEASED, Directory, JournalError
 from agents.overseer import LEASE, ConnectionEnded, OutOfStep, Overseer, RestorerDied
 from migrate.transport import frames
 
@@ -61,16 +65,30 @@ class Agent:
         self._command = list(overseer)
         self._overseer: Overseer | None = None
         self._page_failure: PagesFailed | None = None
-        self._committed = False
+        self._called_off: PagesFailed | None = None
+        self._commitment: Commitment | None = None
         self._done = False
         self._staged = b""
+        self._release = (b"", 0)  # the program of the commit, and how many of its ops can be revoked
         self._logs: list[str] = []
         self._verbs = {
             name[len("verb_") :]: getattr(self, name) for name in dir(self) if name.startswith("verb_")
         }
 
     def serve(self) -> int:
-        """Answers until ``bye``, the end of the input, or a signal. The exit status."""
+        """Answers until ``bye``, the end of the input, or a signal; one that has prepared a commit until that has come
+        to its end. The exit status."""
+        try:
+            status = self._converse()
+            self._keep()
+            return status
+        except Terminated:
+            return 1
+        finally:
+            _deaf()
+            self._clean_up()
+
+    def _converse(self) -> int:
         try:
             while not self._done:
                 self._idle()
@@ -78,34 +96,84 @@ class Agent:
                 if header is None:
                     break
                 self._frame(header)
+                if self._commitment is not None:
+                    self._commitment.heard()
             return 0
         except (OutOfStep, frames.FrameError) as error:
             self._fatal("restorer-died" if isinstance(error, OutOfStep) else "protocol", str(error))
             return 1
-        except (BrokenPipeError, ConnectionResetError, ConnectionEnded, Terminated):
+        except (BrokenPipeError, ConnectionResetError, ConnectionEnded):
             return 1
-        finally:
-            _deaf()
-            self._clean_up()
 
     def _idle(self) -> None:
         """Until the next frame; an overseer that dies meanwhile is reported at once, not when it is next needed.
 
         Not for ever: a cable that was pulled ends no connection (sshd's ClientAliveInterval is 0 by default), and the
         coordinator sends a ping now and then."""
-        if self._committed:
-            return
+        watch = not self._released
+        while True:
+            ready = self._wait([self._stdin], watch, LEASE)
+            if ready is None:
+                raise ConnectionEnded("nothing was heard for a while")
+            if self._stdin in ready:
+                return
+            if self._overseer is not None and self._overseer.pidfd in ready:
+                self._event({"event": "restorer-died", "message": str(self._overseer.died())})
+                watch = False
+
+    def _keep(self) -> None:
+        """The connection has ended, and COMMIT may have been on its way. Whoever asks next settles it, or the end of
+        the lease does."""
+        while self._prepared:
+            ready = self._wait([], True, 0)
+            if ready is None:
+                self._abort("nothing was heard from the source until the end of the lease")
+            elif self._overseer is not None and self._overseer.pidfd in ready:
+                self._abort(str(self._overseer.died()))
+
+    @property
+    def _prepared(self) -> bool:
+        return self._commitment is not None and self._commitment.state == PREPARED
+
+    @property
+    def _released(self) -> bool:
+        return self._commitment is not None and self._commitment.state == RELEASED
+
+    def _wait(self, descriptors: Sequence[int], watch: bool, patience: float) -> set[int] | None:
+        """Which of them has something, the overseer's pidfd among them where that is watched. A question about the
+        migration is answered. None: nothing came for ``patience`` seconds; once it is prepared, for the lease."""
         poll = select.poll()
-        poll.register(self._stdin, select.POLLIN)
-        if self._overseer is not None:
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLIN)
+        if watch and self._overseer is not None:
             poll.register(self._overseer.pidfd, select.POLLIN)
-        ready = dict(poll.poll(LEASE * 1000))
-        if ready and self._stdin not in ready and self._overseer is not None:
-            self._event({"event": "restorer-died", "message": str(self._overseer.died())})
-            poll.unregister(self._overseer.pidfd)
-            ready = dict(poll.poll(LEASE * 1000))
-        if not ready:
-            raise ConnectionEnded(f"nothing was heard for {LEASE:g} s")
+        commitment = self._commitment
+        if commitment is not None:
+            poll.register(commitment.door, select.POLLIN)
+            if self._prepared:
+                patience = commitment.left
+        ready = set(dict(poll.poll(patience * 1000)))
+        if commitment is not None and commitment.door.fileno() in ready:
+            self._visit(commitment.door)
+            ready.remove(commitment.door.fileno())
+        elif not ready:
+            return None
+        return ready
+
+    def _visit(self, door: socket.socket) -> None:
+        """Somebody asks in the coordinator's place."""
+        commitment = self._commitment
+        visit = settling.heed(door)
+        if visit is None or commitment is None:
+            return
+        visitor, how = visit
+        commitment.heard()
+        if how == settling.ABORT:
+            self._called_off = PagesFailed("it was called off from elsewhere", None)
+            self._abort("it was called off")
+        elif how == settling.COMMIT and self._prepared:
+            self._let_go()
+        settling.answer(visitor, commitment.told())
 
     def _frame(self, header: frames.Header) -> None:
         meta = bytes(frames.read_exactly(self._stdin, header.meta_len))
@@ -134,6 +202,8 @@ class Agent:
             self._refuse(number, "restorer-died", str(error))
         except PagesFailed as error:
             self._refuse(number, "pages", str(error), error.errno)
+        except JournalError as error:
+            self._refuse(number, "journal", str(error))
         except OSError as error:
             self._refuse(number, "os", _os_error(error), error.errno)
         except (TypeError, ValueError, KeyError) as error:
@@ -183,8 +253,9 @@ class Agent:
             )
 
     def _check_pages(self) -> None:
-        if self._page_failure is not None:
-            raise self._page_failure
+        failure = self._called_off or self._page_failure
+        if failure is not None:
+            raise failure
 
     # Verbs. Each takes the blob and the arguments of the request, and returns fields and blob of the reply.
 
@@ -211,30 +282,59 @@ class Agent:
     def verb_tids(self, blob: bytes) -> Reply:
         return {"tids": hostfacts.numbers_in_use()}, b""
 
+    def verb_begin(self, blob: bytes, migration: str, lease: float, about: dict[str, Any], faults: str = "") -> Reply:
+        """A migration begins: its journal. ``lease``: seconds; ``about`` is noted in it."""
+        if self._commitment is not None:
+            if self._commitment.state != ABORTED:
+                raise ValueError("a migration is under way already")
+            self._commitment.close()
+        self._called_off, self._release = None, (b"", 0)
+        self._commitment = Commitment.begin(migration, lease, faults, about)
+        return {}, b""
+
+    def verb_settle(self, blob: bytes, migration: str, how: str) -> Reply:
+        """What became of a migration whose agent has lost its coordinator; see `settling.settle`."""
+        with Directory.opened() as directory:
+            return settling.settle(directory, migration, how), b""
+
+    def verb_journals(self, blob: bytes) -> Reply:
+        """All that this host knows of migrations; see `settling.survey`."""
+        with Directory.opened() as directory:
+            return {"journals": settling.survey(directory)}, b""
+
     def verb_overseer(self, blob: bytes, restorees: int, new_pid_namespace: bool = False) -> Reply:
         if self._overseer is not None:
             raise ValueError("there is an overseer already")
-        if self._command:
-            self._overseer = Overseer.start(
-                self._command[0], self._command, restorees, new_pid_namespace, self._stdin
-            )
-        else:
-            code = pkgutil.get_data("migrate.pie", "blob.bin")
-            if code is None:
-                raise ValueError("the archive of the agent holds no migrate/pie/blob.bin")
-            program = libc.executable_memfd("migrate-restorer")
-            try:
-                frames.write_all(program, elf(code))
-                self._overseer = Overseer.start(
-                    program, ["migrate-overseer"], restorees, new_pid_namespace, self._stdin
-                )
-            finally:
-                os.close(program)
+        record = self._commitment.record.reopened() if self._commitment is not None else None
+        try:
+            self._overseer = self._started(restorees, new_pid_namespace, record)
+        finally:
+            if record is not None:
+                os.close(record)
         return {"pid": self._overseer.pid, "maps": self._overseer.maps()}, b""
 
-    def verb_stage(self, blob: bytes) -> Reply:
-        """Programs for the next ``run`` that brings none: they travel while something else has to be waited for."""
-        self._staged = blob
+    def _started(self, restorees: int, new_pid_namespace: bool, record: int | None) -> Overseer:
+        rest = restorees, new_pid_namespace, self._stdin, record
+        if self._command:
+            return Overseer.start(self._command[0], self._command, *rest)
+        code = pkgutil.get_data("migrate.pie", "blob.bin")
+        if code is None:
+            raise ValueError("the archive of the agent holds no migrate/pie/blob.bin")
+        program = libc.executable_memfd("migrate-restorer")
+        try:
+            frames.write_all(program, elf(code))
+            return Overseer.start(program, ["migrate-overseer"], *rest)
+        finally:
+            os.close(program)
+
+    def verb_stage(self, blob: bytes, release: int = 0, revocable: int = 0) -> Reply:
+        """Programs for the next ``run`` that brings none: they travel while something else has to be waited for. The
+        last ``release`` bytes are the program of the commit, which travels ahead too, so that COMMIT is one small
+        message, and one that a new connection can bring."""
+        if not 0 <= release <= len(blob):
+            raise ValueError(f"{release} of {len(blob)} bytes")
+        self._staged = blob[: len(blob) - release]
+        self._release = bytes(blob[len(blob) - release :]), revocable
         return {}, b""
 
     def verb_run(self, blob: bytes, parts: list[list[int]], return_image: bool = False) -> Reply:
@@ -254,6 +354,17 @@ class Agent:
             if failed >= 0:
                 break
             rest = rest[size:]
+        return answer, image
+
+    def verb_prepare(self, blob: bytes, parts: list[list[int]], restoree: int) -> Reply:
+        """`run` of what is staged, the last one: when nothing fails the migration is prepared. ``restoree``: its
+        number, as we see it."""
+        program, revocable = self._release
+        if self._commitment is None or self._overseer is None or not program:
+            raise ValueError("no migration has begun, or the program of its commit is not here")
+        answer, image = self.verb_run(blob, parts)
+        if answer["failed"] < 0:
+            self._commitment.prepare(program, revocable, self._overseer.pid, restoree)
         return answer, image
 
     def verb_sync(self, blob: bytes) -> Reply:
@@ -279,25 +390,46 @@ class Agent:
             return {"path": path}, b""
         raise FileExistsError(17, "there are a thousand logs of that name", directory)
 
-    def verb_abort(self, blob: bytes) -> Reply:
-        if self._committed:
+    def verb_abort(self, blob: bytes, why: str = "") -> Reply:
+        if self._released:
             raise ValueError("too late: the migration is committed")
-        self._abort()
+        self._abort(why)
         return {}, b""
 
-    def verb_commit(self, blob: bytes, revocable: int = 0) -> Reply:
-        """From now on the process lives on when the agent ends. ``blob``: the program of the overseer that lets it go;
-        when one of its first ``revocable`` ops fails, nothing of the process has run, and nothing is committed."""
+    def verb_commit(self, blob: bytes) -> Reply:
+        """The process lives on from now on, whoever ends. When one of the first ops of its program fails, which can be
+        revoked, nothing of it has run and nothing will."""
         self._check_pages()
-        if self._overseer is not None and self._overseer.has_ended():
-            raise NotCommitted(str(self._overseer.died()))
-        self._committed = True
-        if not blob or self._overseer is None:
-            return {}, b""
-        _, failed, result, _ = self._overseer.run(0, blob, False)
-        if 0 <= failed < revocable:
-            self._committed = False
-        return {"failed": failed, "result": result}, b""
+        commitment = self._commitment
+        if commitment is None or not (self._prepared or self._released):
+            raise NotCommitted(commitment.why if commitment is not None else "nothing is prepared")
+        commitment.reach("there-commit")
+        failed, result = self._let_go() if self._prepared else (-1, 0)
+        commitment.reach("there-released")
+        return {"failed": failed, "result": result, "revocable": commitment.revocable, **commitment.told()}, b""
+
+    def _let_go(self) -> tuple[int, int]:
+        """The op of the commit that failed or -1, and its result. Not to be interrupted by a signal."""
+        commitment, overseer = self._commitment, self._overseer
+        assert commitment is not None and overseer is not None
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        try:
+            if overseer.has_ended():
+                self._abort(str(overseer.died()))
+                return -1, 0
+            try:
+                failed, result = overseer.release(commitment.program)
+            except RestorerDied as error:
+                commitment.found_out()
+                commitment.why = commitment.why and f"{error}; {commitment.why}"
+                return -1, 0
+            if 0 <= failed < commitment.revocable:
+                self._abort(f"op {failed} of the commit failed: {os.strerror(-result)}")
+            else:
+                commitment.released()
+            return failed, result
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def verb_bye(self, blob: bytes) -> Reply:
         self._clean_up()
@@ -307,24 +439,34 @@ class Agent:
     # The end
 
     def _clean_up(self) -> None:
-        if not self._committed:
-            self._abort()
+        if not self._released:
+            self._abort("its connection ended before it was prepared")
         elif self._overseer is not None:
             self._overseer.close()
             self._overseer = None
+        if self._commitment is not None:
+            self._commitment.close()
+            self._commitment = None
 
-    def _abort(self) -> None:
-        """Nothing of the migration is left on this host."""
-        overseer, self._overseer, self._page_failure = self._overseer, None, None
+    def _abort(self, why: str) -> None:
+        """Nothing of the migration is left on this host but what its journal says, which is written first."""
+        commitment, overseer, self._overseer, self._page_failure = self._commitment, self._overseer, None, None
         try:
-            if overseer is not None:
-                overseer.kill()
+            if commitment is not None:
+                commitment.abort(why)
         finally:
-            while self._logs:
-                try:
-                    os.unlink(self._logs.pop())
-                except FileNotFoundError:
-                    pass  # somebody tidied up before us
+            try:
+                if overseer is not None:
+                    overseer.kill()
+            finally:
+                self._forget_logs()
+
+    def _forget_logs(self) -> None:
+        while self._logs:
+            try:
+                os.unlink(self._logs.pop())
+            except FileNotFoundError:
+                pass  # somebody tidied up before us
 
 
 def _os_error(error: OSError) -> str:

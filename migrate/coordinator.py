@@ -9,13 +9,18 @@ nothing of it is left there. Nothing here blocks, and nothing here traces: that 
 from __future__ import annotations
 
 import gc
+import os
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
+from agents import settling
 from migrate import faults, preflight
-from migrate.destination import Destination, Facts
+from migrate.destination import Destination, Facts, Staged
+from migrate.doubt import ask_again
 from migrate.engine import overseer, restore
 from migrate.engine.clocks import wanted_offsets
 from migrate.engine.image.codec import decode
@@ -25,7 +30,8 @@ from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, NotCommitted, OpFailed, Problem, Refused
+from migrate.errors import Failed, InDoubt, NotCommitted, Problem, Refused
+from migrate.ledger import Ledger
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
 from migrate.policy import Decision, Limits, PrecopyPolicy
@@ -33,10 +39,11 @@ from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, AgentError
+from migrate.transport.agent import Agent, AgentError, sole
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
 _ABORT = 10.0  # seconds for the destination to end what there is of the process: large memory takes its time
+_LEASE = 120.0  # seconds that a prepared destination waits for a word, at least
 _WARM = 8  # runs after which the Python interpreter has specialised its code (PEP 659)
 
 
@@ -69,18 +76,23 @@ class Migration:
         try:
             async with watching(self.source, self.destination.agent):
                 preview, facts = await self._preflight()
+                await self._begin(preview, facts)
                 replica = await self._prepare(preview, facts)
                 await self._copy(replica)
                 image, downtime = await self._freeze_and_commit(replica)
         except InDoubt:
             raise
-        except BaseException:
-            await self._roll_back()
+        except BaseException as error:
+            await self._roll_back(str(error) or type(error).__name__)
             raise
+        finally:
+            if self._ledger is not None:
+                self._ledger.close()
         await faults.reach("committed")
         await self.rescue.reap()
         return Report(
             ok=True,
+            id=self.ledger.id,
             pid=self.options.pid,
             comm=preview.comm,
             dest=self.options.dest,
@@ -97,9 +109,17 @@ class Migration:
     _tracker = ""
     _vdso = ""
 
+    _ledger: Ledger | None = None
+    _records: overseer.Records | None = None
+
     @property
     def source(self) -> Agent:
         return self.rescue.source
+
+    @property
+    def ledger(self) -> Ledger:
+        assert self._ledger is not None
+        return self._ledger
 
     # Before anything is touched
 
@@ -116,6 +136,15 @@ class Migration:
             raise Refused([*problems, *files])
         await faults.reach("preflight")
         return preview, facts
+
+    async def _begin(self, preview: Preview, facts: Facts) -> None:
+        """From now on there is something to be told of this migration, on both hosts."""
+        self._ledger = ledger = await Ledger.begin(self.options, preview.comm)
+        self.display.detail(f"this is migration {ledger.id}")
+        self._records = ledger.records(facts.there.boot_id)
+        lease = float(faults.pretended("lease").partition("=")[2] or max(_LEASE, 2 * self.options.reconnect_for))
+        about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename}
+        await self.destination.begin(ledger.id, lease, faults.there(), about)
 
     async def _prepare(self, preview: Preview, facts: Facts) -> Replica:
         """Overseer and restoree, empty; the last things that could be refused."""
@@ -255,13 +284,12 @@ class Migration:
                 image, begun = await self._freeze(replica)
                 await faults.reach("before-commit")
                 # From here on an end of the agent leaves the process stopped, not running.
-                self.rescue.halted = not image.process.stopped
                 await self.source.request("commit")
                 await faults.reach("halted")
             # Nothing stops us from here on: neither the user, who is told how it went, nor the loss of an agent.
             self.interruptible.shield = True
             with trio.CancelScope(shield=True):
-                done = await self._commit(replica, image)
+                done = await self._commit()
             return image, done - begun
         except trio.TooSlowError:
             self._silent = True
@@ -286,9 +314,11 @@ class Migration:
         if sending is None:
             await replica.follow(image.vmas, ())
             sending = await self.source.submit("send_last", remapped=replica.take_remade())
-        programs = await replica.stage(image)
+        assert self._records is not None
+        programs = await replica.stage(image, self._records)
         if reply["locks"]:
             self.rescue.locks = Held(image.descriptors.locks)
+            self.ledger.locks(self.rescue.locks)
             await self.source.request("unlock")
         last = await sending.reply()
         if last["again"]:
@@ -296,59 +326,89 @@ class Migration:
             image = replace(image, vmas=layout.vmas)
             await replica.follow(layout.vmas, layout.fill)
             sending = await self.source.submit("send_last", remapped=replica.take_remade())
-            programs = await replica.stage(image)
+            programs = await replica.stage(image, self._records)
             last = await sending.reply()
         sent = time.monotonic()
         await faults.reach("sent")
-        await replica.finish(programs)
+        self.rescue.halted = not image.process.stopped
+        await _both(partial(self.ledger.intend, self.rescue.halted), partial(replica.finish, programs))
+        self._staged = programs
         await faults.reach("restored")
         self.phases["scan"] = float(last["scan"])
         self.phases["send"] = sent - begun - sum(self.phases.values())
         self.phases["restore"] = time.monotonic() - sent
         return image, begun
 
-    async def _commit(self, replica: Replica, image: ProcessImage) -> float:
+    async def _commit(self) -> float:
         """The point of no return. The time at which the process is known to run there."""
         begun = time.monotonic()
+        assert self._staged is not None
         try:
             with trio.fail_after(self._patience):
-                await replica.release(image)
+                await self.destination.commit(self._staged)
         except NotCommitted:
             raise
         except (Failed, trio.TooSlowError) as error:
-            pid = image.process.pid
-            what = "it was carried out in part" if isinstance(error, OpFailed) else "no answer came"
-            raise InDoubt(
-                f"COMMIT was sent and {what} ({error or 'time is up'}). The process may run on "
-                f"{self.destination.name} as pid {pid}; the copy here, {self.options.pid}, is stopped. Look there: if "
-                f"it runs, end this one (kill -KILL {self.options.pid}); if not, let this one go on (kill -CONT "
-                f"{self.options.pid})"
-            ) from error
+            self._silent = True
+            await self._find_out(str(error) or f"nothing was heard for {self._patience:g} s")
         done = time.monotonic()
         self.phases["commit"] = done - begun
+        await faults.reach("acknowledged")
         await self.rescue.end()
+        await faults.reach("ended")
+        await self.ledger.done()
         return done
 
-    async def _roll_back(self) -> None:
+    async def _find_out(self, why: str) -> None:
+        """Ask until it is known whether it runs there: returns when it does. Raises NotCommitted or InDoubt."""
+        options, name, id = self.options, self.destination.name, self.ledger.id
+        self.display.resume()
+        self.display.warn(f"COMMIT was sent to {name} and no answer came ({why}); the process stays stopped")
+        self.display.phase("reconnecting", options.dest)
+        outcome = await ask_again(options.connection, self.display, id, settling.COMMIT, options.reconnect_for)
+        if outcome.what == settling.ROLLED_BACK:
+            raise NotCommitted(f"{name} did not let the process go: {outcome.why}")
+        if outcome.what != settling.MOVED:
+            raise InDoubt(
+                f"migration {id} is in doubt: COMMIT was sent to {name}, and what became of it could not be learned "
+                f"({outcome.why or outcome.what}). The copy here, process {options.pid}, stays stopped until that is "
+                f"known: run migrate recover {id}"
+            )
+        if outcome.why:
+            self.display.warn(f"{name}: {outcome.why}")
+
+    async def _roll_back(self, why: str) -> None:
         """Both sides are told; neither may stand in the way of the other."""
+        free = True
+
+        async def let_go() -> None:
+            nonlocal free
+            free = await self.rescue.let_go()
+
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.relay.stop)
-                nursery.start_soon(self.rescue.let_go)
-                nursery.start_soon(self._abort)
+                nursery.start_soon(let_go)
+                nursery.start_soon(self._abort, why)
+            if self._ledger is not None and free:
+                try:
+                    self._ledger.rolled_back(why)
+                except OSError as error:
+                    self.display.warn(f"the journal could not be written: {error}")
 
-    async def _abort(self) -> None:
+    async def _abort(self, why: str) -> None:
         """Nothing is left there. A destination that is gone ends the restoree by itself, at the end of its connection
         or when it has heard nothing for a while."""
         with trio.move_on_after(0 if self._silent else _ABORT):
             try:
-                await self.destination.agent.request("abort")
+                await self.destination.agent.request("abort", why=why)
             except AgentError as error:
                 self.display.warn(str(error))
             except Failed:
                 return
 
     _silent = False
+    _staged: Staged | None = None
     _expected = 0.0
 
     @property
@@ -358,10 +418,20 @@ class Migration:
         return 5 + 10 * max(self.options.max_downtime, self._expected)
 
 
+async def _both(one: Callable[[], Awaitable[None]], other: Callable[[], Awaitable[None]]) -> None:
+    """At the same time."""
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one)
+            await other()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
+
+
 def _channels(preview: Preview, facts: Facts) -> overseer.Channels:
     """Two numbers that the process does not use, as high as the destination's limit allows."""
     soft = min(facts.task.limits.limits[overseer.RLIMIT_NOFILE][0], 1 << 16)
-    free = (number for number in range(soft - 1, 4 + 1, -1) if number not in preview.descriptors)
+    free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in preview.descriptors)
     try:
         return overseer.Channels(next(free), next(free))
     except StopIteration:
