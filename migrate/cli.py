@@ -150,6 +150,7 @@ def _failed(error: BaseException, options: Options, comm: str, display: Display,
             rounds=tuple(display.rounds),
             bytes_sent=sum(r.bytes_sent for r in display.rounds),
             error=text,
+            id=blamed.migration if isinstance(blamed, MigrateError) else None,
         )
         put(sys.stdout, report.json())
     return code

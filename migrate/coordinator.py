@@ -20,7 +20,7 @@ import trio
 from agents import settling
 from migrate import faults, preflight
 from migrate.destination import Destination, Facts, Staged
-from migrate.doubt import ask_again
+from migrate.doubt import ask, ask_again
 from migrate.engine import overseer, restore
 from migrate.engine.clocks import wanted_offsets
 from migrate.engine.image.codec import decode
@@ -30,7 +30,7 @@ from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, NotCommitted, Problem, Refused
+from migrate.errors import Failed, InDoubt, MigrateError, NotCommitted, Problem, Refused
 from migrate.ledger import Ledger
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
@@ -80,10 +80,11 @@ class Migration:
                 replica = await self._prepare(preview, facts)
                 await self._copy(replica)
                 image, downtime = await self._freeze_and_commit(replica)
-        except InDoubt:
-            raise
         except BaseException as error:
-            await self._roll_back(str(error) or type(error).__name__)
+            if isinstance(error, MigrateError) and self._ledger is not None:
+                error.migration = self._ledger.id
+            if not isinstance(error, InDoubt):
+                await self._roll_back(str(error) or type(error).__name__)
             raise
         finally:
             if self._ledger is not None:
@@ -330,7 +331,7 @@ class Migration:
             last = await sending.reply()
         sent = time.monotonic()
         await faults.reach("sent")
-        self.rescue.halted = not image.process.stopped
+        self.rescue.halted, self.rescue.prepared = not image.process.stopped, True
         await _both(partial(self.ledger.intend, self.rescue.halted), partial(replica.finish, programs))
         self._staged = programs
         await faults.reach("restored")
@@ -367,6 +368,7 @@ class Migration:
         self.display.phase("reconnecting", options.dest)
         outcome = await ask_again(options.connection, self.display, id, settling.COMMIT, options.reconnect_for)
         if outcome.what == settling.ROLLED_BACK:
+            self._told = True
             raise NotCommitted(f"{name} did not let the process go: {outcome.why}")
         if outcome.what != settling.MOVED:
             raise InDoubt(
@@ -395,6 +397,19 @@ class Migration:
                     self._ledger.rolled_back(why)
                 except OSError as error:
                     self.display.warn(f"the journal could not be written: {error}")
+            if self.rescue.prepared and self.destination.agent.lost and not self._told:
+                await self._call_off()
+
+    async def _call_off(self) -> None:
+        """The destination may be prepared, and would wait for its lease: it is told over a new connection, while the
+        process runs on here already."""
+        with trio.move_on_after(_ABORT):
+            try:
+                await ask(self.options.connection, self.display, self.ledger.id, settling.ABORT)
+                return
+            except MigrateError as error:
+                self.display.detail(f"{self.destination.name} could not be told: {error}")
+        self.display.note(f"what there is of the process on {self.destination.name} ends by itself, in {_LEASE:g} s")
 
     async def _abort(self, why: str) -> None:
         """Nothing is left there. A destination that is gone ends the restoree by itself, at the end of its connection
@@ -407,7 +422,7 @@ class Migration:
             except Failed:
                 return
 
-    _silent = False
+    _silent = _told = False
     _staged: Staged | None = None
     _expected = 0.0
 

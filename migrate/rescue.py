@@ -32,6 +32,7 @@ class Rescue:
     sudo: tuple[str, ...] = ()  # by which the source agent was started
     touched: bool = False  # it has been stopped, if only for a moment
     halted: bool = False  # a SIGSTOP waits for it, or soon will
+    prepared: bool = False  # the destination has been told to prepare the commit
     locks: Held = Held(())  # that may have been released
 
     async def let_go(self) -> bool:

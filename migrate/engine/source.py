@@ -320,6 +320,7 @@ class Source:
         dumper = self.dumper
         self._killed = True
         signal.pidfd_send_signal(dumper.tracee.pidfd, signal.SIGKILL)
+        faults.hit("source-killed")
         return {}, b""
 
     def do_reap(self) -> Answer:

@@ -43,7 +43,7 @@ async def main(*argv: str) -> None:
                     return
                 faults.arm(fault)
                 relay._off = False  # by the last one's roll-back
-                fresh = replace(rescue, touched=False, halted=False, locks=Held(()))
+                fresh = replace(rescue, touched=False, halted=False, prepared=False, locks=Held(()))
                 migration = Migration(options, Quiet(), fresh, destination, relay, trio.CancelScope())
                 begun = time.monotonic()
                 code, error = 0, ""

@@ -23,14 +23,14 @@ def test_the_least_that_is_needed() -> None:
 def test_everything_at_once() -> None:
     given = (
         "-p 2222 -i a -i b -F none -J bastion,x@y:1 --sudo --max-downtime 50ms --max-rounds 7 --no-converge continue "
-        "--bandwidth 1Gbit/s --compress lz4 --tracker digest --cpu-check xstate --no-clock --reconnect-for 5s --stdio null --json -vv 812 "
-        "me@node2"
+        "--bandwidth 1Gbit/s --compress lz4 --tracker digest --cpu-check xstate --no-clock --reconnect-for 5s --stdio "
+        "null --json -vv 812 me@node2"
     )
     assert parse(given.split()) == Options(
         pid=812, dest="me@node2", port=2222, identities=("a", "b"), ssh_config="none",
         jump="bastion,x@y:1", sudo=True, max_downtime=0.05, max_rounds=7, no_converge="continue", bandwidth=125e6,
-        compress="lz4", tracker="digest", cpu_check="xstate", no_clock=True, reconnect_for=5.0, stdio="null", json=True, verbose=2,
-        quiet=False,
+        compress="lz4", tracker="digest", cpu_check="xstate", no_clock=True, reconnect_for=5.0, stdio="null",
+        json=True, verbose=2, quiet=False,
     )  # fmt: skip
 
 
