@@ -86,7 +86,7 @@ class Commitment:
     def abort(self, why: str) -> None:
         """Before anything is killed. The overseer must not be at work. Where it cannot be written down it holds all the
         same: it is what follows from a journal without an end (see `settling`)."""
-        if self.state in (RELEASED, ABORTED):
+        if self.state not in (BEGUN, PREPARED):
             return
         prepared, self.state, self.why = self.state == PREPARED, ABORTED, why
         try:

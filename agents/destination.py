@@ -137,7 +137,8 @@ class Agent:
 
     @property
     def _released(self) -> bool:
-        return self._commitment is not None and self._commitment.state == RELEASED
+        """It lives on, or nobody can tell."""
+        return self._commitment is not None and self._commitment.state in (RELEASED, settling.IN_DOUBT)
 
     def _wait(self, descriptors: Sequence[int], watch: bool, patience: float) -> set[int] | None:
         """Which of them has something, the overseer's pidfd among them where that is watched. A question about the
