@@ -18,6 +18,7 @@ from tests.kernel.restoree import Restoree, unused_pid
 from tests.tasks import wait_until
 
 THREADS = 6  # that run at once when they are let go, on however many CPUs
+MANY = 400
 STACKS, STACK = 0x7100_0000_0000, 16 << 10
 FIFO, EFFECT = 100, 101
 OPTIONS = 0x100001  # PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD
@@ -27,19 +28,19 @@ RECORDS = Records(*(journal.line(state, "b") for state in (journal.COMMITTED, jo
 class Ready:
     """A process whose threads each have one thing to do, seen from outside, as soon as they run."""
 
-    def __init__(self, restoree: Restoree, directory: Path) -> None:
+    def __init__(self, restoree: Restoree, directory: Path, threads: int = THREADS) -> None:
         self.restoree, self.effect = restoree, directory / "effect"
         fifo = directory / "fifo"
         os.mkfifo(fifo)
         self.effect.touch()
         program = Program("threads that wait for a word")
-        program.syscall("mmap", STACKS, THREADS * STACK, 3, 0x100022, -1, 0, label="stacks", expect=STACKS)
+        program.syscall("mmap", STACKS, threads * STACK, 3, 0x100022, -1, 0, label="stacks", expect=STACKS)
         for path, flags, number in ((fifo, os.O_RDWR, FIFO), (self.effect, os.O_WRONLY | os.O_APPEND, EFFECT)):
             opened = program.syscall("openat", -100, program.string(str(path)), flags, 0, label=str(path))
             program.syscall("dup2", opened, number, label="its number", expect=number)
         byte, ran = program.space(8), program.data(b"x")
         self.tids = [restoree.pid]
-        for index in range(THREADS):
+        for index in range(threads):
             with program.branch() as child:
                 program.syscall("read", FIFO, byte, 1, label="the word", expect=1)
                 program.syscall("write", EFFECT, ran, 1, label="the effect", expect=1)
@@ -50,7 +51,7 @@ class Ready:
         restoree.run(program)
         self._seize()
         with fifo.open("wb", buffering=0) as word:
-            word.write(bytes(THREADS))  # they are stopped, and would go on with it
+            word.write(bytes(threads))  # they are stopped, and would go on with it
 
     def _seize(self) -> None:
         program = Program("stops")
@@ -103,6 +104,23 @@ def test_it_dies_at_every_op(tmp_path: Path) -> None:
                 wait_until("all have run", lambda ready=ready: len(ready.effect.read_bytes()) == THREADS)
                 assert journal.RELEASING in written(path) and not ready.ended()
         index += 1
+
+
+@pytest.mark.timeout(300)
+def test_it_dies_with_all_but_one_untied(tmp_path: Path) -> None:
+    """Of very many: the one that is still tied must be the one that the kernel comes to first."""
+    for attempt in range(2):
+        directory = tmp_path / str(attempt)
+        directory.mkdir()
+        record = os.open(directory / "journal", os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with Restoree([], record) as restoree:
+            os.close(record)
+            ready = Ready(restoree, directory, MANY)
+            ready.begun()
+            image, revocable, _ = ready.release()
+            restoree.release(_spoiled(image, revocable - 1, "kill"))
+            wait_until("dead", ready.ended)
+            assert ready.effect.read_bytes() == b""
 
 
 def test_all_of_it(tmp_path: Path) -> None:
