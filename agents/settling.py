@@ -99,6 +99,7 @@ def settle(directory: Directory, id: str, how: str) -> dict[str, Any]:
             if time.monotonic() > deadline:
                 return {"outcome": UNDER_WAY, "why": "its agent there lives and does not answer"}
             time.sleep(_NAP)
+        unlisten(directory, id)  # of an agent that was killed
         return decide(record)
 
 
@@ -256,12 +257,12 @@ def survey(directory: Directory) -> list[dict[str, Any]]:
                 records = record.records()
                 if free and _stale(records):
                     directory.remove(id, role)
-                    unlisten(directory, id)
                     continue
                 told.update(_facts(records))
                 if not free:
                     told.update(outcome=UNDER_WAY, why="")
                 elif role == DESTINATION:
+                    unlisten(directory, id)
                     told.update(decide(record))
                 else:
                     told["outcome"], told["why"] = judge_source(records)

@@ -34,11 +34,11 @@ def states_of(host: Host, id: str, role: str) -> list[str]:
 
 def copies_there(stage: Stage) -> list[int]:
     """Our numbers of what there is of the process on the destination, whatever its state."""
-    name = status_field(stage.journey.task.outer, "Name") or [stage.journey.name]
+    name = stage.journey.name
     return [
         pid
         for pid in stage.pair.b.outer_pids()
-        if status_field(pid, "Name") == name and status_field(pid, "State")[:1] not in ([], ["Z"])
+        if " ".join(status_field(pid, "Name")).startswith(name) and status_field(pid, "State")[:1] not in ([], ["Z"])
     ]
 
 
