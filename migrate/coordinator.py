@@ -355,9 +355,19 @@ class Migration:
         done = time.monotonic()
         self.phases["commit"] = done - begun
         await faults.reach("acknowledged")
-        await self.rescue.end()
+        # Whatever goes wrong from here on, nothing is rolled back: it would run twice.
+        try:
+            await self.rescue.end()
+        except (Failed, Refused) as error:
+            raise InDoubt(
+                f"the process runs on {self.destination.name}, and the copy here, process {self.options.pid}, could "
+                f"not be ended ({error}); it is stopped: run migrate recover {self.ledger.id}"
+            ) from error
         await faults.reach("ended")
-        await self.ledger.done()
+        try:
+            await self.ledger.done()
+        except Failed as error:
+            self.display.warn(str(error))
         return done
 
     async def _find_out(self, why: str) -> None:
@@ -395,8 +405,8 @@ class Migration:
             if self._ledger is not None and free:
                 try:
                     self._ledger.rolled_back(why)
-                except OSError as error:
-                    self.display.warn(f"the journal could not be written: {error}")
+                except Failed as error:
+                    self.display.warn(str(error))
             if self.rescue.prepared and self.destination.agent.lost and not self._told:
                 await self._call_off()
 

@@ -61,22 +61,40 @@ class Ledger:
 
     def locks(self, held: Held) -> None:
         """These are about to be released. Not for a host that crashes: that is the end of the process anyway."""
-        self._journal.append(LOCKS, sync=False, held=encode(held).hex())
+        self._append(LOCKS, held=encode(held).hex())
 
     async def intend(self, halted: bool) -> None:
         """COMMIT may be sent from now on. ``halted``: a SIGSTOP of ours will keep the process from running here."""
-        self._journal.append(INTENT, sync=False, halted=halted)
-        await trio.to_thread.run_sync(os.fdatasync, self._journal.fd, abandon_on_cancel=True)
+        self._append(INTENT, halted=halted)
+        try:
+            await trio.to_thread.run_sync(os.fdatasync, self._journal.fd, abandon_on_cancel=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
         await faults.reach("intent")
 
     async def done(self) -> None:
-        """It runs there, and the copy here was killed."""
-        await trio.to_thread.run_sync(self._journal.append, DONE)
+        """It runs there, and the copy here was killed. Failed: that could not be written down."""
+        try:
+            await trio.to_thread.run_sync(self._journal.append, DONE)
+        except OSError as error:
+            raise self._unwritable(error) from error
         await faults.reach("done")
 
     def rolled_back(self, why: str) -> None:
         """It runs on here, and nothing is left to be done."""
-        self._journal.append(ROLLED_BACK, why=why)
+        try:
+            self._journal.append(ROLLED_BACK, why=why)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _append(self, state: str, **fields: object) -> None:
+        try:
+            self._journal.append(state, sync=False, **fields)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> Failed:
+        return Failed(f"the journal {self._journal.path} cannot be written: {error.strerror}")
 
     def close(self) -> None:
         """Whoever comes next may settle what is not settled."""

@@ -10,6 +10,7 @@ import trio
 from agents import journal, settling
 from agents.journal import DONE, INTENT, LOCKS, ROLLED_BACK, Journal, Record
 from agents.settling import BROKEN_OFF, GONE, IN_DOUBT, MOVED, PREPARED
+from migrate.askpass import prompt
 from migrate.doubt import Outcome, ask
 from migrate.errors import Failed, InDoubt, MigrateError, Refused
 from migrate.options import Connection
@@ -36,7 +37,7 @@ async def recover(record: Journal, force: str | None, display: Display) -> tuple
         facts.update(each.fields)
     if facts["host"] != os.uname().nodename:
         raise MigrateError(f"migration {record.id} is of {facts['host']}, which shares this directory: go there")
-    copy = Copy(facts, records)
+    copy = Copy(facts, records, asks=prompt(display) is not None)
     if outcome == BROKEN_OFF:  # COMMIT was never sent: it cannot run there, ever
         return await _back(record, copy, "it had been broken off before the commit")
     found = await _learned(record, copy, force, display)
@@ -90,7 +91,9 @@ async def _learned(record: Journal, copy: Copy, force: str | None, display: Disp
 class Copy:
     """The process as it is on this host, with its number, and where it went."""
 
-    def __init__(self, facts: dict[str, Any], records: list[Record]) -> None:
+    def __init__(self, facts: dict[str, Any], records: list[Record], asks: bool) -> None:
+        """``asks``: there is a terminal on which sudo can ask for a password."""
+        self._asks = asks
         self._pid, self._start = int(facts["pid"]), int(facts["start"])
         self._booted = records[0].boot == journal.boot_id()
         self._halted = any(each.state == INTENT and each.fields["halted"] for each in records)
@@ -111,7 +114,7 @@ class Copy:
     async def end(self) -> None:
         """The process runs elsewhere."""
         if self.lives():
-            await second_agent(words_for(self._pid), "end", pid=self._pid, start=self._start)
+            await second_agent(words_for(self._pid, self._asks), "end", pid=self._pid, start=self._start)
 
     async def let_go(self) -> bool:
         """It goes on; False: it had ended."""
@@ -121,7 +124,7 @@ class Copy:
         deadline = trio.current_time() + _PATIENCE
         while True:
             try:
-                await second_agent(words_for(self._pid), "cure", self._locks, **arguments)
+                await second_agent(words_for(self._pid, self._asks), "cure", self._locks, **arguments)
                 return True
             except (Failed, Refused) as error:
                 if not self.lives():

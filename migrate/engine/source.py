@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from select import POLLIN, poll, select
 from typing import Any
 
@@ -319,7 +319,8 @@ class Source:
         """The destination has it: this copy ends, without having run again."""
         dumper = self.dumper
         self._killed = True
-        signal.pidfd_send_signal(dumper.tracee.pidfd, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # somebody else has
+            signal.pidfd_send_signal(dumper.tracee.pidfd, signal.SIGKILL)
         faults.hit("source-killed")
         return {}, b""
 
@@ -351,10 +352,14 @@ class Source:
 
     def do_end(self, pid: int, start: int | None = None) -> Answer:
         """After the commit, in place of a source agent that was killed: end the copy that it left stopped."""
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return {}, b""
         try:
             _check_person(pid, start)
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             if not select([pidfd], [], [], _KILL_PATIENCE)[0]:
                 raise Failed(f"pid {pid} was killed and is not gone after {_KILL_PATIENCE:g} s")
         finally:

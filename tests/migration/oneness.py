@@ -80,14 +80,14 @@ class Doubted:
     def told(self, where: str) -> None:
         """The journals say so too, on both hosts, and to `migrate status`."""
         id, pair = self.id, self.stage.pair
+        told = self.status()
+        expected = settling.MOVED if where == THERE else settling.ROLLED_BACK
+        assert {each["outcome"] for each in told} == {expected}, told
         for host, role in ((pair.a, SOURCE), (pair.b, DESTINATION)):
             if (id, role) in journals(host):
                 last = states_of(host, id, role)[-1]
                 assert _ENDS[role].get(last) == where, (where, role, states_of(host, id, role))
         assert not list((pair.b.directory / "state").rglob("*.socket")), "a socket is left"
-        told = self.status()
-        expected = settling.MOVED if where == THERE else settling.ROLLED_BACK
-        assert {each["outcome"] for each in told} == {expected}, told
 
     def status(self) -> Sequence[dict[str, Any]]:
         """Of the last migration, on both hosts."""
