@@ -46,15 +46,17 @@ async def ask_again(connection: Connection, display: Display, id: str, how: str,
     """With back-off, until it is settled or the time is up: then the last answer, or UNKNOWN and why nobody could be
     asked."""
     end, pause = time.monotonic() + seconds, _FIRST
-    last = Outcome(settling.UNKNOWN, "there was no time to ask")
+    last = Outcome(settling.UNKNOWN)
     while True:
-        with trio.move_on_after(max(_LAST, end - time.monotonic())):
+        with trio.move_on_after(max(_LAST, end - time.monotonic())) as patience:
             try:
                 last = await ask(connection, display, id, how)
             except Refused:
                 raise
             except MigrateError as error:
                 last = Outcome(settling.UNKNOWN, str(error))
+        if patience.cancelled_caught:
+            last = Outcome(settling.UNKNOWN, "no answer in time")
         if last.what in (settling.MOVED, settling.ROLLED_BACK) or time.monotonic() + pause > end:
             return last
         display.detail(f"{connection.dest}: {last.why or last.what}; asking again in {pause:g} s")
