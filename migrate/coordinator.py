@@ -17,10 +17,9 @@ from functools import partial
 
 import trio
 
-from agents import settling
 from migrate import faults, preflight
 from migrate.destination import Destination, Facts, Staged
-from migrate.doubt import ask, ask_again
+from migrate.ending import LEASE, Ending
 from migrate.engine import overseer, restore
 from migrate.engine.clocks import wanted_offsets
 from migrate.engine.image.codec import decode
@@ -30,7 +29,7 @@ from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, MigrateError, NotCommitted, Problem, Refused
+from migrate.errors import Failed, InDoubt, MigrateError, Problem, Refused
 from migrate.ledger import Ledger
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
@@ -39,11 +38,9 @@ from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, AgentError, sole
+from migrate.transport.agent import Agent, Pending, sole
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
-_ABORT = 10.0  # seconds for the destination to end what there is of the process: large memory takes its time
-_LEASE = 120.0  # seconds that a prepared destination waits for a word, at least
 _WARM = 8  # runs after which the Python interpreter has specialised its code (PEP 659)
 
 
@@ -71,6 +68,9 @@ class Migration:
     phases: dict[str, float] = field(default_factory=dict)  # seconds
     _reader: Reader = field(default_factory=Reader)
 
+    def __post_init__(self) -> None:
+        self.ending = Ending(self.options, self.display, self.rescue, self.destination, self.relay)
+
     async def run(self) -> Report:
         """All of it."""
         try:
@@ -79,16 +79,16 @@ class Migration:
                 await self._begin(preview, facts)
                 replica = await self._prepare(preview, facts)
                 await self._copy(replica)
-                image, downtime = await self._freeze_and_commit(replica)
+                downtime = await self._freeze_and_commit(replica)
         except BaseException as error:
-            if isinstance(error, MigrateError) and self._ledger is not None:
-                error.migration = self._ledger.id
+            if isinstance(error, MigrateError) and self.ending.ledger is not None:
+                error.migration = self.ledger.id
             if not isinstance(error, InDoubt):
-                await self._roll_back(str(error) or type(error).__name__)
+                await self.ending.roll_back(str(error) or type(error).__name__)
             raise
         finally:
-            if self._ledger is not None:
-                self._ledger.close()
+            if self.ending.ledger is not None:
+                self.ledger.close()
         await faults.reach("committed")
         await self.rescue.reap()
         return Report(
@@ -110,7 +110,6 @@ class Migration:
     _tracker = ""
     _vdso = ""
 
-    _ledger: Ledger | None = None
     _records: overseer.Records | None = None
 
     @property
@@ -119,8 +118,8 @@ class Migration:
 
     @property
     def ledger(self) -> Ledger:
-        assert self._ledger is not None
-        return self._ledger
+        assert self.ending.ledger is not None
+        return self.ending.ledger
 
     # Before anything is touched
 
@@ -140,10 +139,10 @@ class Migration:
 
     async def _begin(self, preview: Preview, facts: Facts) -> None:
         """From now on there is something to be told of this migration, on both hosts."""
-        self._ledger = ledger = await Ledger.begin(self.options, preview.comm)
+        self.ending.ledger = ledger = await Ledger.begin(self.options, preview.comm)
         self.display.detail(f"this is migration {ledger.id}")
         self._records = ledger.records(facts.there.boot_id)
-        lease = float(faults.pretended("lease").partition("=")[2] or max(_LEASE, 2 * self.options.reconnect_for))
+        lease = float(faults.pretended("lease").partition("=")[2] or max(LEASE, 2 * self.options.reconnect_for))
         about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename}
         await self.destination.begin(ledger.id, lease, faults.there(), about)
 
@@ -273,8 +272,8 @@ class Migration:
 
     # The freeze
 
-    async def _freeze_and_commit(self, replica: Replica) -> tuple[ProcessImage, float]:
-        """Stop it here, finish it there, and let go of one of the two. Also returns the downtime in seconds."""
+    async def _freeze_and_commit(self, replica: Replica) -> float:
+        """Stop it here, finish it there, and let go of one of the two. The downtime in seconds."""
         self.display.phase("freezing")
         self.display.suspend()
         gc.collect()
@@ -282,7 +281,7 @@ class Migration:
         gc.disable()
         try:
             with trio.fail_after(self._patience):
-                image, begun = await self._freeze(replica)
+                begun = await self._freeze(replica)
                 await faults.reach("before-commit")
                 # From here on an end of the agent leaves the process stopped, not running.
                 await self.source.request("commit")
@@ -290,10 +289,13 @@ class Migration:
             # Nothing stops us from here on: neither the user, who is told how it went, nor the loss of an agent.
             self.interruptible.shield = True
             with trio.CancelScope(shield=True):
-                done = await self._commit()
-            return image, done - begun
+                assert self._staged is not None
+                sent = time.monotonic()
+                done = await self.ending.commit(self._staged, self._patience)
+                self.phases["commit"] = done - sent
+            return done - begun
         except trio.TooSlowError:
-            self._silent = True
+            self.ending.silent = True
             seconds = f"{self._patience:g} s"
             raise Failed(f"{self.destination.name} did not answer within {seconds}; the process runs on here") from None
         finally:
@@ -301,7 +303,7 @@ class Migration:
             gc.unfreeze()
             self.display.resume()
 
-    async def _freeze(self, replica: Replica) -> tuple[ProcessImage, float]:
+    async def _freeze(self, replica: Replica) -> float:
         reply = await self.source.request("freeze")
         begun = float(reply["begun"])
         self.phases = {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
@@ -312,12 +314,20 @@ class Migration:
         await faults.reach("frozen")
         if collides(replica.ground.hole, ((vma.start, vma.end) for vma in image.vmas)):
             raise Failed("the process has come to use the memory that the restorer lives in; try again")
+        self.rescue.halted = not image.process.stopped
         if sending is None:
             await replica.follow(image.vmas, ())
             sending = await self.source.submit("send_last", remapped=replica.take_remade())
+        # That COMMIT may be sent must be on the disk before it is, and the disk takes its time.
+        finish = partial(self._finish, replica, image, sending, begun)
+        await _both(partial(self.ledger.intend, self.rescue.halted), finish)
+        return begun
+
+    async def _finish(self, replica: Replica, image: ProcessImage, sending: Pending, begun: float) -> None:
+        """Up to PREPARED."""
         assert self._records is not None
         programs = await replica.stage(image, self._records)
-        if reply["locks"]:
+        if image.descriptors.locks:
             self.rescue.locks = Held(image.descriptors.locks)
             self.ledger.locks(self.rescue.locks)
             await self.source.request("unlock")
@@ -331,108 +341,14 @@ class Migration:
             last = await sending.reply()
         sent = time.monotonic()
         await faults.reach("sent")
-        self.rescue.halted, self.rescue.prepared = not image.process.stopped, True
-        await _both(partial(self.ledger.intend, self.rescue.halted), partial(replica.finish, programs))
+        self.rescue.prepared = True
+        await replica.finish(programs)
         self._staged = programs
         await faults.reach("restored")
         self.phases["scan"] = float(last["scan"])
         self.phases["send"] = sent - begun - sum(self.phases.values())
         self.phases["restore"] = time.monotonic() - sent
-        return image, begun
 
-    async def _commit(self) -> float:
-        """The point of no return. The time at which the process is known to run there."""
-        begun = time.monotonic()
-        assert self._staged is not None
-        try:
-            with trio.fail_after(self._patience):
-                await self.destination.commit(self._staged)
-        except NotCommitted:
-            raise
-        except (Failed, trio.TooSlowError) as error:
-            self._silent = True
-            await self._find_out(str(error) or f"nothing was heard for {self._patience:g} s")
-        done = time.monotonic()
-        self.phases["commit"] = done - begun
-        await faults.reach("acknowledged")
-        # Whatever goes wrong from here on, nothing is rolled back: it would run twice.
-        try:
-            await self.rescue.end()
-        except (Failed, Refused) as error:
-            raise InDoubt(
-                f"the process runs on {self.destination.name}, and the copy here, process {self.options.pid}, could "
-                f"not be ended ({error}); it is stopped: run migrate recover {self.ledger.id}"
-            ) from error
-        await faults.reach("ended")
-        try:
-            await self.ledger.done()
-        except Failed as error:
-            self.display.warn(str(error))
-        return done
-
-    async def _find_out(self, why: str) -> None:
-        """Ask until it is known whether it runs there: returns when it does. Raises NotCommitted or InDoubt."""
-        options, name, id = self.options, self.destination.name, self.ledger.id
-        self.display.resume()
-        self.display.warn(f"COMMIT was sent to {name} and no answer came ({why}); the process stays stopped")
-        self.display.phase("reconnecting", options.dest)
-        outcome = await ask_again(options.connection, self.display, id, settling.COMMIT, options.reconnect_for)
-        if outcome.what == settling.ROLLED_BACK:
-            self._told = True
-            raise NotCommitted(f"{name} did not let the process go: {outcome.why}")
-        if outcome.what != settling.MOVED:
-            raise InDoubt(
-                f"migration {id} is in doubt: COMMIT was sent to {name}, and what became of it could not be learned "
-                f"({outcome.why or outcome.what}). The copy here, process {options.pid}, stays stopped until that is "
-                f"known: run migrate recover {id}"
-            )
-        if outcome.why:
-            self.display.warn(f"{name}: {outcome.why}")
-
-    async def _roll_back(self, why: str) -> None:
-        """Both sides are told; neither may stand in the way of the other."""
-        free = True
-
-        async def let_go() -> None:
-            nonlocal free
-            free = await self.rescue.let_go()
-
-        with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.relay.stop)
-                nursery.start_soon(let_go)
-                nursery.start_soon(self._abort, why)
-            if self._ledger is not None and free:
-                try:
-                    self._ledger.rolled_back(why)
-                except Failed as error:
-                    self.display.warn(str(error))
-            if self.rescue.prepared and self.destination.agent.lost and not self._told:
-                await self._call_off()
-
-    async def _call_off(self) -> None:
-        """The destination may be prepared, and would wait for its lease: it is told over a new connection, while the
-        process runs on here already."""
-        with trio.move_on_after(_ABORT):
-            try:
-                await ask(self.options.connection, self.display, self.ledger.id, settling.ABORT)
-                return
-            except MigrateError as error:
-                self.display.detail(f"{self.destination.name} could not be told: {error}")
-        self.display.note(f"what there is of the process on {self.destination.name} ends by itself, in {_LEASE:g} s")
-
-    async def _abort(self, why: str) -> None:
-        """Nothing is left there. A destination that is gone ends the restoree by itself, at the end of its connection
-        or when it has heard nothing for a while."""
-        with trio.move_on_after(0 if self._silent else _ABORT):
-            try:
-                await self.destination.agent.request("abort", why=why)
-            except AgentError as error:
-                self.display.warn(str(error))
-            except Failed:
-                return
-
-    _silent = _told = False
     _staged: Staged | None = None
     _expected = 0.0
 

@@ -161,10 +161,11 @@ class Stage(Scene):
         """`migrate recover`, to its end."""
         return self.launcher.start("--json", "recover", *arguments).wait()
 
-    def hold(self, point: str, *more: str) -> tuple[Hold, Run]:
-        """Start a migration and wait until it has come to a point, where it stays. ``more``: options."""
+    def hold(self, point: str, *more: str, fault: str = "") -> tuple[Hold, Run]:
+        """Start a migration and wait until it has come to a point, where it stays. ``more``: options; ``fault``: others
+        besides."""
         hold = Hold(self.directory, point)
-        run = self.launcher.start(*more, *self.command, fault=hold.fault)
+        run = self.launcher.start(*more, *self.command, fault=",".join(filter(None, (hold.fault, fault))))
         hold.reached(run)
         return hold, run
 
