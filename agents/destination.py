@@ -17,9 +17,7 @@ import fcntl
 import os
 import pkgutil
 import re
-import select
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,14 +25,14 @@ from typing import Any, NoReturn
 
 from agents import hostfacts, libc, settling
 from agents.commitment import Commitment
+from agents.custody import ENDING, Custody, PagesFailed
 from agents.elf import elf
-from agents.journal import ABORTED, PREPARED, RELEASED, Directory, JournalError
+from agents.journal import ABORTED, Directory, JournalError
 from agents.overseer import LEASE, ConnectionEnded, OutOfStep, Overseer, RestorerDied
 from migrate.transport import frames
 
 Reply = tuple[dict[str, Any], "bytes | bytearray"]
 F_SETPIPE_SZ = 1031  # fcntl(2); the name is in Python since 3.10
-_ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 _PIPE_SIZE = 1 << 20  # bytes; what an unprivileged user may ask for, /proc/sys/fs/pipe-max-size
 
 
@@ -42,35 +40,23 @@ class Terminated(BaseException):
     """A signal told us to end."""
 
 
-class PagesFailed(Exception):
-    """A page frame could not be placed."""
-
-    def __init__(self, message: str, number: int | None) -> None:
-        super().__init__(message)
-        self.errno = number
-
-
 class NotCommitted(Exception):
     """What should be let go is not there any more."""
 
 
-class Agent:
+class Agent(Custody):
     """The agent on a pair of descriptors.
 
     :param overseer: executable and arguments in place of the restorer, for tests.
     """
 
     def __init__(self, stdin: int, stdout: int, overseer: Sequence[str] = ()) -> None:
+        super().__init__()
         self._stdin, self._stdout = stdin, stdout
         self._command = list(overseer)
-        self._overseer: Overseer | None = None
-        self._page_failure: PagesFailed | None = None
-        self._called_off: PagesFailed | None = None
-        self._commitment: Commitment | None = None
         self._done = False
         self._staged = b""
         self._release = (b"", 0)  # the program of the commit, and how many of its ops can be revoked
-        self._logs: list[str] = []
         self._verbs = {
             name[len("verb_") :]: getattr(self, name) for name in dir(self) if name.startswith("verb_")
         }
@@ -120,61 +106,6 @@ class Agent:
             if self._overseer is not None and self._overseer.pidfd in ready:
                 self._event({"event": "restorer-died", "message": str(self._overseer.died())})
                 watch = False
-
-    def _keep(self) -> None:
-        """The connection has ended, and COMMIT may have been on its way. Whoever asks next settles it, or the end of
-        the lease does."""
-        while self._prepared:
-            ready = self._wait([], True, 0)
-            if ready is None:
-                self._abort("nothing was heard from the source until the end of the lease")
-            elif self._overseer is not None and self._overseer.pidfd in ready:
-                self._abort(str(self._overseer.died()))
-
-    @property
-    def _prepared(self) -> bool:
-        return self._commitment is not None and self._commitment.state == PREPARED
-
-    @property
-    def _released(self) -> bool:
-        """It lives on, or nobody can tell."""
-        return self._commitment is not None and self._commitment.state in (RELEASED, settling.IN_DOUBT)
-
-    def _wait(self, descriptors: Sequence[int], watch: bool, patience: float) -> set[int] | None:
-        """Which of them has something, the overseer's pidfd among them where that is watched. A question about the
-        migration is answered. None: nothing came for ``patience`` seconds; once it is prepared, for the lease."""
-        poll = select.poll()
-        for descriptor in descriptors:
-            poll.register(descriptor, select.POLLIN)
-        if watch and self._overseer is not None:
-            poll.register(self._overseer.pidfd, select.POLLIN)
-        commitment = self._commitment
-        if commitment is not None:
-            poll.register(commitment.door, select.POLLIN)
-            if self._prepared:
-                patience = commitment.left
-        ready = set(dict(poll.poll(patience * 1000)))
-        if commitment is not None and commitment.door.fileno() in ready:
-            self._visit(commitment.door)
-            ready.remove(commitment.door.fileno())
-        elif not ready:
-            return None
-        return ready
-
-    def _visit(self, door: socket.socket) -> None:
-        """Somebody asks in the coordinator's place."""
-        commitment = self._commitment
-        visit = settling.heed(door)
-        if visit is None or commitment is None:
-            return
-        visitor, how = visit
-        commitment.heard()
-        if how == settling.ABORT:
-            self._called_off = PagesFailed("it was called off from elsewhere", None)
-            self._abort("it was called off")
-        elif how == settling.COMMIT and self._prepared:
-            self._let_go()
-        settling.answer(visitor, commitment.told())
 
     def _frame(self, header: frames.Header) -> None:
         meta = bytes(frames.read_exactly(self._stdin, header.meta_len))
@@ -409,66 +340,10 @@ class Agent:
         commitment.reach("there-released")
         return {"failed": failed, "result": result, "revocable": commitment.revocable, **commitment.told()}, b""
 
-    def _let_go(self) -> tuple[int, int]:
-        """The op of the commit that failed or -1, and its result. Not to be interrupted by a signal."""
-        commitment, overseer = self._commitment, self._overseer
-        assert commitment is not None and overseer is not None
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        try:
-            if overseer.has_ended():
-                self._abort(str(overseer.died()))
-                return -1, 0
-            try:
-                failed, result = overseer.release(commitment.program)
-            except RestorerDied as error:
-                commitment.found_out()
-                commitment.why = commitment.why and f"{error}; {commitment.why}"
-                return -1, 0
-            if 0 <= failed < commitment.revocable:
-                self._abort(f"op {failed} of the commit failed: {os.strerror(-result)}")
-            else:
-                commitment.released()
-            return failed, result
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
     def verb_bye(self, blob: bytes) -> Reply:
         self._clean_up()
         self._done = True
         return {}, b""
-
-    # The end
-
-    def _clean_up(self) -> None:
-        if not self._released:
-            self._abort("its connection ended before it was prepared")
-        elif self._overseer is not None:
-            self._overseer.close()
-            self._overseer = None
-        if self._commitment is not None:
-            self._commitment.close()
-            self._commitment = None
-
-    def _abort(self, why: str) -> None:
-        """Nothing of the migration is left on this host but what its journal says, which is written first."""
-        commitment, overseer, self._overseer, self._page_failure = self._commitment, self._overseer, None, None
-        try:
-            if commitment is not None:
-                commitment.abort(why)
-        finally:
-            try:
-                if overseer is not None:
-                    overseer.kill()
-            finally:
-                self._forget_logs()
-
-    def _forget_logs(self) -> None:
-        while self._logs:
-            try:
-                os.unlink(self._logs.pop())
-            except FileNotFoundError:
-                pass  # somebody tidied up before us
-
 
 def _os_error(error: OSError) -> str:
     text = error.strerror or str(error)
@@ -482,7 +357,7 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 def _deaf() -> None:
     """Once is enough: a signal must not interrupt the clean-up."""
-    for each in _ENDING:
+    for each in ENDING:
         signal.signal(each, signal.SIG_IGN)
 
 
@@ -497,7 +372,7 @@ def main(overseer: Sequence[str] = ()) -> int:
         fcntl.fcntl(0, F_SETPIPE_SZ, _PIPE_SIZE)
     except OSError:
         pass  # a socket, or the user has used up what he may have (pipe(7)): it works without
-    for number in _ENDING:
+    for number in ENDING:
         signal.signal(number, _terminate)
     return Agent(0, stdout, overseer).serve()
 

@@ -37,8 +37,8 @@ _LOADER = (
 )
 _AGENTS = Path(str(agents.__file__)).parent
 _SHIPPED = (
-    *("commitment.py", "destination.py", "elf.py", "hostfacts.py", "journal.py", "libc.py", "overseer.py"),
-    "settling.py",
+    *("commitment.py", "custody.py", "destination.py", "elf.py", "hostfacts.py", "journal.py", "libc.py"),
+    *("overseer.py", "settling.py"),
 )
 _PACKAGES = ("agents", "migrate", "migrate/pie", "migrate/transport")
 _NOISE = 64 << 10  # bytes that a login shell may print before we give up on it
