@@ -2,10 +2,11 @@
 
 It speaks frames (migrate/transport/frames.py) on its standard input and output, one request after the other, and
 knows nothing about what a process is. It is one loop in one thread; what it waits for is the next frame, an answer of
-a restorer, or the death of one of them.
+a restorer, the death of one of them, or somebody's question what became of the migration (agents/settling.py).
 
-Until ``commit`` everything that it started ends with it: on the end of its input, on SIGHUP, SIGTERM and SIGINT, and
-when it is killed (PR_SET_PDEATHSIG of the overseer).
+Until ``prepare`` everything that it started ends with it: on the end of its input, on SIGHUP, SIGTERM and SIGINT, and
+when it is killed (PR_SET_PDEATHSIG of the overseer). From then on it waits for its lease before it ends anything, but
+for SIGTERM, SIGINT and its own death.
 
 Standard library only, Python 3.9: this travels to the destination.
 """
@@ -16,21 +17,22 @@ import fcntl
 import os
 import pkgutil
 import re
-import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from agents import hostfacts, libc, pages, private
+from agents import hostfacts, libc, pages, private, settling
+from agents.commitment import Commitment
+from agents.custody import ENDING, Custody, PagesFailed
 from agents.elf import elf
+from agents.journal import ABORTED, Directory, JournalError
 from agents.overseer import LEASE, ConnectionEnded, OutOfStep, Overseer, RestorerDied
 from migrate.transport import frames
 
 Reply = tuple[dict[str, Any], "bytes | bytearray"]
 F_SETPIPE_SZ = 1031  # fcntl(2); the name is in Python since 3.10
-_ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 _MESSAGE = 4096  # characters of a sentence
 _MAX_RESTOREES = 256
 _PIPE_SIZE = 1 << 20  # bytes; what an unprivileged user may ask for, /proc/sys/fs/pipe-max-size
@@ -40,39 +42,41 @@ class Terminated(BaseException):
     """A signal told us to end."""
 
 
-class PagesFailed(Exception):
-    """A page frame could not be placed."""
-
-    def __init__(self, message: str, number: int | None) -> None:
-        super().__init__(message)
-        self.errno = number
-
-
 class NotCommitted(Exception):
     """What should be let go is not there any more."""
 
 
-class Agent:
+class Agent(Custody):
     """The agent on a pair of descriptors.
 
     :param overseer: executable and arguments in place of the restorer, for tests.
     """
 
     def __init__(self, stdin: int, stdout: int, overseer: Sequence[str] = ()) -> None:
+        super().__init__()
         self._stdin, self._stdout = stdin, stdout
         self._command = list(overseer)
-        self._overseer: Overseer | None = None
-        self._page_failure: PagesFailed | None = None
-        self._committed = False
         self._done = False
         self._staged = b""
-        self._logs: list[str] = []
+        self._release = (b"", 0)  # the program of the commit, and how many of its ops can be revoked
         self._verbs = {
             name[len("verb_") :]: getattr(self, name) for name in dir(self) if name.startswith("verb_")
         }
 
     def serve(self) -> int:
-        """Answers until ``bye``, the end of the input, or a signal. The exit status."""
+        """Answers until ``bye``, the end of the input, or a signal; one that has prepared a commit until that has come
+        to its end. The exit status."""
+        try:
+            status = self._converse()
+            self._keep()
+            return status
+        except Terminated:
+            return 1
+        finally:
+            _deaf()
+            self._clean_up()
+
+    def _converse(self) -> int:
         try:
             while not self._done:
                 self._idle()
@@ -80,6 +84,8 @@ class Agent:
                 if header is None:
                     break
                 self._frame(header)
+                if self._commitment is not None:
+                    self._commitment.heard()
             return 0
         except (OutOfStep, frames.FrameError) as error:
             self._fatal("restorer-died" if isinstance(error, OutOfStep) else "protocol", str(error))
@@ -87,39 +93,33 @@ class Agent:
         except MemoryError:
             self._fatal("memory", "no memory is left for what was sent")
             return 1
-        except (BrokenPipeError, ConnectionResetError, ConnectionEnded, Terminated):
+        except (BrokenPipeError, ConnectionResetError, ConnectionEnded):
             return 1
-        finally:
-            _deaf()
-            self._clean_up()
 
     def _idle(self) -> None:
         """Until the next frame; an overseer that dies meanwhile is reported at once, not when it is next needed.
 
         Not for ever: a cable that was pulled ends no connection (sshd's ClientAliveInterval is 0 by default), and the
         coordinator sends a ping now and then."""
-        if self._committed:
-            return
-        poll = select.poll()
-        poll.register(self._stdin, select.POLLIN)
-        if self._overseer is not None:
-            poll.register(self._overseer.pidfd, select.POLLIN)
-        ready = dict(poll.poll(LEASE * 1000))
-        if ready and self._stdin not in ready and self._overseer is not None:
-            self._event({"event": "restorer-died", "message": str(self._overseer.died())})
-            poll.unregister(self._overseer.pidfd)
-            ready = dict(poll.poll(LEASE * 1000))
-        if not ready:
-            raise ConnectionEnded(f"nothing was heard for {LEASE:g} s")
+        watch = not self._released
+        while True:
+            ready = self._wait([self._stdin], watch, LEASE)
+            if ready is None:
+                raise ConnectionEnded("nothing was heard for a while")
+            if self._stdin in ready:
+                return
+            if self._overseer is not None and self._overseer.pidfd in ready:
+                self._event({"event": "restorer-died", "message": str(self._overseer.died())})
+                watch = False
 
     def _listen(self) -> None:
         """The same in the middle of a frame: nothing is done before the whole of it is here."""
-        if self._committed:
-            return
-        poll = select.poll()
-        poll.register(self._stdin, select.POLLIN)
-        if not poll.poll(LEASE * 1000):
-            raise ConnectionEnded(f"nothing was heard for {LEASE:g} s, in the middle of a message")
+        while True:
+            ready = self._wait([self._stdin], False, LEASE)
+            if ready is None:
+                raise ConnectionEnded("nothing was heard for a while, in the middle of a message")
+            if self._stdin in ready:
+                return
 
     def _frame(self, header: frames.Header) -> None:
         meta = bytes(frames.read_exactly(self._stdin, header.meta_len, self._listen))
@@ -149,6 +149,8 @@ class Agent:
             self._refuse(number, "restorer-died", str(error))
         except PagesFailed as error:
             self._refuse(number, "pages", str(error), error.errno)
+        except JournalError as error:
+            self._refuse(number, "journal", str(error))
         except OSError as error:
             self._refuse(number, "os", _os_error(error), error.errno)
         except Exception as error:  # what nobody thought of must not end us: the roll-back is by requests, too
@@ -199,8 +201,9 @@ class Agent:
             )
 
     def _check_pages(self) -> None:
-        if self._page_failure is not None:
-            raise self._page_failure
+        failure = self._called_off or self._page_failure
+        if failure is not None:
+            raise failure
 
     # Verbs. Each takes the blob and the arguments of the request, and returns fields and blob of the reply.
 
@@ -227,32 +230,61 @@ class Agent:
     def verb_tids(self, blob: bytes) -> Reply:
         return {"tids": hostfacts.numbers_in_use()}, b""
 
+    def verb_begin(self, blob: bytes, migration: str, lease: float, about: dict[str, Any], faults: str = "") -> Reply:
+        """A migration begins: its journal. ``lease``: seconds; ``about`` is noted in it."""
+        if self._commitment is not None:
+            if self._commitment.state != ABORTED:
+                raise ValueError("a migration is under way already")
+            self._commitment.close()
+        self._called_off, self._release = None, (b"", 0)
+        self._commitment = Commitment.begin(migration, lease, faults, about)
+        return {}, b""
+
+    def verb_settle(self, blob: bytes, migration: str, how: str) -> Reply:
+        """What became of a migration whose agent has lost its coordinator; see `settling.settle`."""
+        with Directory.opened() as directory:
+            return settling.settle(directory, migration, how), b""
+
+    def verb_journals(self, blob: bytes) -> Reply:
+        """All that this host knows of migrations; see `settling.survey`."""
+        with Directory.opened() as directory:
+            return {"journals": settling.survey(directory)}, b""
+
     def verb_overseer(self, blob: bytes, restorees: int, new_pid_namespace: bool = False) -> Reply:
         if self._overseer is not None:
             raise ValueError("there is an overseer already")
         if not 0 <= restorees <= _MAX_RESTOREES:
             raise ValueError(f"{restorees} restorees")
-        if self._command:
-            self._overseer = Overseer.start(
-                self._command[0], self._command, restorees, new_pid_namespace, self._stdin
-            )
-        else:
-            code = pkgutil.get_data("migrate.pie", "blob.bin")
-            if code is None:
-                raise ValueError("the archive of the agent holds no migrate/pie/blob.bin")
-            program = libc.executable_memfd("migrate-restorer")
-            try:
-                frames.write_all(program, elf(code))
-                self._overseer = Overseer.start(
-                    program, ["migrate-overseer"], restorees, new_pid_namespace, self._stdin
-                )
-            finally:
-                os.close(program)
+        record = self._commitment.record.reopened() if self._commitment is not None else None
+        try:
+            self._overseer = self._started(restorees, new_pid_namespace, record)
+        finally:
+            if record is not None:
+                os.close(record)
         return {"pid": self._overseer.pid, "maps": self._overseer.maps()}, b""
 
-    def verb_stage(self, blob: bytes) -> Reply:
-        """Programs for the next ``run`` that brings none: they travel while something else has to be waited for."""
-        self._staged = blob
+    def _started(self, restorees: int, new_pid_namespace: bool, record: int | None) -> Overseer:
+        rest = restorees, new_pid_namespace, self._stdin, record
+        if self._command:
+            return Overseer.start(self._command[0], self._command, *rest)
+        code = pkgutil.get_data("migrate.pie", "blob.bin")
+        if code is None:
+            raise ValueError("the archive of the agent holds no migrate/pie/blob.bin")
+        program = libc.executable_memfd("migrate-restorer")
+        try:
+            frames.write_all(program, elf(code))
+            return Overseer.start(program, ["migrate-overseer"], *rest)
+        finally:
+            os.close(program)
+
+    def verb_stage(self, blob: bytes, release: int = 0, revocable: int = 0) -> Reply:
+        """Programs for the next ``run`` that brings none: they travel while something else has to be waited for. The
+        last ``release`` bytes are the program of the commit, which travels ahead too, so that COMMIT is one small
+        message, and one that a new connection can bring."""
+        if not 0 <= release <= len(blob):
+            raise ValueError(f"{release} of {len(blob)} bytes")
+        self._staged = blob[: len(blob) - release]
+        self._release = bytes(blob[len(blob) - release :]), revocable
         return {}, b""
 
     def verb_run(self, blob: bytes, parts: list[list[int]], return_image: bool = False) -> Reply:
@@ -275,6 +307,17 @@ class Agent:
             if failed >= 0:
                 break
             rest = rest[size:]
+        return answer, image
+
+    def verb_prepare(self, blob: bytes, parts: list[list[int]], restoree: int) -> Reply:
+        """`run` of what is staged, the last one: when nothing fails the migration is prepared. ``restoree``: its
+        number, as we see it."""
+        program, revocable = self._release
+        if self._commitment is None or self._overseer is None or not program:
+            raise ValueError("no migration has begun, or the program of its commit is not here")
+        answer, image = self.verb_run(blob, parts)
+        if answer["failed"] < 0:
+            self._commitment.prepare(program, revocable, self._overseer.pid, restoree)
         return answer, image
 
     def verb_sync(self, blob: bytes) -> Reply:
@@ -304,62 +347,39 @@ class Agent:
             os.close(directory)
         raise FileExistsError(17, "there are a thousand logs of that name", path)
 
-    def verb_abort(self, blob: bytes) -> Reply:
-        if self._committed:
+    def verb_abort(self, blob: bytes, why: str = "") -> Reply:
+        if self._released:
             raise ValueError("too late: the migration is committed")
-        self._abort()
+        self._abort(why)
         return {}, b""
 
-    def verb_commit(self, blob: bytes, revocable: int = 0) -> Reply:
-        """From now on the process lives on when the agent ends. ``blob``: the program of the overseer that lets it go;
-        when one of its first ``revocable`` ops fails, nothing of the process has run, and nothing is committed."""
+    def verb_commit(self, blob: bytes) -> Reply:
+        """The process lives on from now on, whoever ends. When one of the first ops of its program fails, which can be
+        revoked, nothing of it has run and nothing will."""
         self._check_pages()
-        if self._overseer is not None and self._overseer.has_ended():
-            raise NotCommitted(str(self._overseer.died()))
-        self._committed = True
-        if not blob or self._overseer is None:
-            return {}, b""
-        _, failed, result, _ = self._overseer.run(0, blob, False)
-        if 0 <= failed < revocable:
-            self._committed = False
-        return {"failed": failed, "result": result}, b""
+        commitment = self._commitment
+        if commitment is None or not (self._prepared or self._released):
+            raise NotCommitted(commitment.why if commitment is not None else "nothing is prepared")
+        commitment.reach("there-commit")
+        failed, result = self._let_go() if self._prepared else (-1, 0)
+        commitment.reach("there-released")
+        return {"failed": failed, "result": result, "revocable": commitment.revocable, **commitment.told()}, b""
 
     def verb_bye(self, blob: bytes) -> Reply:
         self._clean_up()
         self._done = True
         return {}, b""
 
-    # The end
-
-    def _clean_up(self) -> None:
-        if not self._committed:
-            self._abort()
-        elif self._overseer is not None:
-            self._overseer.close()
-            self._overseer = None
-
-    def _abort(self) -> None:
-        """Nothing of the migration is left on this host."""
-        overseer, self._overseer, self._page_failure = self._overseer, None, None
-        try:
-            if overseer is not None:
-                overseer.kill()
-        finally:
-            while self._logs:
-                try:
-                    os.unlink(self._logs.pop())
-                except FileNotFoundError:
-                    pass  # somebody tidied up before us
-
-
 _ARGUMENTS: dict[str, Callable[[Any], bool]] = {
     "bool": lambda value: type(value) is bool,
     "int": lambda value: type(value) is int,
+    "float": lambda value: type(value) in (int, float) and 0 <= value < 1e9,
     "str": lambda value: type(value) is str,
     "list[int]": lambda value: type(value) is list and all(type(each) is int for each in value),
     "list[int] | None": lambda value: value is None or _ARGUMENTS["list[int]"](value),
     "list[str]": lambda value: type(value) is list and all(type(each) is str for each in value),
     "list[list[int]]": lambda value: type(value) is list and all(map(_ARGUMENTS["list[int]"], value)),
+    "dict[str, Any]": lambda value: type(value) is dict,
 }
 
 
@@ -385,7 +405,7 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 def _deaf() -> None:
     """Once is enough: a signal must not interrupt the clean-up."""
-    for each in _ENDING:
+    for each in ENDING:
         signal.signal(each, signal.SIG_IGN)
 
 
@@ -400,7 +420,7 @@ def main(overseer: Sequence[str] = ()) -> int:
         fcntl.fcntl(0, F_SETPIPE_SZ, _PIPE_SIZE)
     except OSError:
         pass  # a socket, or the user has used up what he may have (pipe(7)): it works without
-    for number in _ENDING:
+    for number in ENDING:
         signal.signal(number, _terminate)
     return Agent(0, stdout, overseer).serve()
 

@@ -2,7 +2,8 @@
 
 The overseer is the first restorer: a static executable around the blob, started from a memfd. Its descriptors: 0 is
 the agent's own standard input, from which it reads the contents of pages; 1 and 2 are /dev/null; 3 is its control
-socket; 4, 5, … are those of the restorees that it will create. All of them end with the agent (PR_SET_PDEATHSIG, and
+socket; 4 is the journal of the migration, open for appending, or /dev/null; 5, 6, … are the control sockets of the
+restorees that it will create. All of them end with the agent (PR_SET_PDEATHSIG, and
 PTRACE_O_EXITKILL for the restorees) until a program of the commit says otherwise.
 
 Standard library only, Python 3.9: this travels to the destination.
@@ -60,11 +61,18 @@ class Overseer:
 
     @classmethod
     def start(
-        cls, executable: int | str, argv: Sequence[str], restorees: int, new_pid_namespace: bool, data_fd: int
+        cls,
+        executable: int | str,
+        argv: Sequence[str],
+        restorees: int,
+        new_pid_namespace: bool,
+        data_fd: int,
+        journal: int | None = None,
     ) -> Overseer:
         """Starts it and waits until it answers.
 
         :param executable: a descriptor or a path.
+        :param journal: the descriptor that becomes its 4.
         :param new_pid_namespace: it becomes pid 1 of a new PID namespace, and sees it in /proc.
         :raises OSError: what could not be done, in words. RestorerDied: it ended before it answered.
         """
@@ -76,8 +84,8 @@ class Overseer:
             try:
                 pid = _fork(new_pid_namespace)
                 if pid == 0:
-                    ends = [data_fd, *(child.fileno() for _, child in pairs)]
-                    _become(executable, argv, ends, new_pid_namespace, tells)
+                    ends = [child.fileno() for _, child in pairs]
+                    _become(executable, argv, data_fd, journal, ends, new_pid_namespace, tells)
                 overseer = cls(pid, [ours for ours, _ in pairs], data_fd)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -126,6 +134,22 @@ class Overseer:
             raise self._died(slot) from None
         program, failed, result = self._answer(slot, PATIENCE)
         return program, failed, result, self._receive(slot, len(programs)) if return_image else b""
+
+    def release(self, program: bytes) -> tuple[int, int]:
+        """Runs the program of the commit: the op that failed or -1, and what that returned. That the connection ends
+        does not end the wait. One that hangs, as on the journal's disk, is killed: what it has done by then the
+        journal tells when it is dead."""
+        control = self._control(0)
+        try:
+            control.sendall(_MESSAGE.pack(RUN, 0, len(program)))
+            control.sendall(program)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._died(0) from None
+        if not select.select([control.fileno(), self.pidfd], [], [], PATIENCE)[0]:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            select.select([self.pidfd], [], [])
+        failed, _, result = _ANSWER.unpack(self._receive(0, _ANSWER.size))
+        return failed, result
 
     def place(self, slot: int, meta: bytes, blob_len: int) -> tuple[int, int]:
         """Lets a restorer place one page frame, whose contents come next on the data descriptor.
@@ -301,9 +325,15 @@ def _fork(new_pid_namespace: bool) -> int:
 
 
 def _become(
-    executable: int | str, argv: Sequence[str], ends: Sequence[int], new_pid_namespace: bool, complain: int
+    executable: int | str,
+    argv: Sequence[str],
+    data_fd: int,
+    journal: int | None,
+    controls: Sequence[int],
+    new_pid_namespace: bool,
+    complain: int,
 ) -> NoReturn:
-    """In the child: turns into the overseer, or writes to ``complain`` why not. ``ends``: what becomes 0, 3, 4, …"""
+    """In the child: turns into the overseer, or writes to ``complain`` why not. ``controls``: what becomes 3, 5, …"""
     doing = "setting it up"
     try:
         doing = "PR_SET_PDEATHSIG"
@@ -318,7 +348,7 @@ def _become(
             libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
         doing = "descriptors"
         null = os.open("/dev/null", os.O_RDWR)
-        wanted = [ends[0], null, null, *ends[1:]]
+        wanted = [data_fd, null, null, controls[0], null if journal is None else journal, *controls[1:]]
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(wanted)) for fd in (*wanted, complain)]
         complain = high.pop()
         program = executable

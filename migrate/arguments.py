@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NoReturn, TypeVar
 
+from agents.journal import check_id
 from migrate.errors import UsageError
-from migrate.options import Options
+from migrate.options import Connection, Inquiry, Options
 from migrate.transport.target import parse as parse_destination
 from migrate.wording import parse_bandwidth, parse_duration
 
 T = TypeVar("T")
+VERBS = ("status", "recover")
+"""In place of a process number."""
 
 _DESCRIPTION = """\
 Move a running process to another host over SSH, live: its memory travels while
@@ -28,7 +31,7 @@ exit codes:
   4    cannot connect to the destination, or it does not let us in
   5    failed and rolled back: the process runs on here
   6    in doubt: the connection broke at the very moment of the commit, and the
-       process stays stopped here until it is known where it runs
+       process stays stopped here until `migrate recover` learns where it runs
   130  interrupted (Ctrl-C) and rolled back: the process runs on here
 
 examples:
@@ -38,6 +41,8 @@ examples:
   migrate --max-downtime 50ms --no-converge continue 812 node2
   migrate --bandwidth 100MB/s --json 812 node2 | jq .downtime_ms
   migrate -J bastion --stdio /var/log/job.log "$(pgrep -n myjob)" node2
+  migrate status node2                   the journals here and there
+  migrate recover                        settle whatever is in doubt here
 """
 
 
@@ -59,11 +64,35 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=_Help,
         allow_abbrev=False,
         add_help=False,
-        usage="migrate [options] PID DEST",
+        usage="migrate [options] PID DEST\n"
+        "       migrate [options] status [DEST]\n"
+        "       migrate [options] recover [ID] [--commit | --abort]",
     )
     what = parser.add_argument_group("what and where")
-    what.add_argument("pid", metavar="PID", type=_checked(_pid), help="the process; all of its threads move")
-    what.add_argument("dest", metavar="DEST", help="user@host, user@host:port, or a Host of your ssh configuration")
+    what.add_argument(
+        "pid", metavar="PID", nargs="?", type=_checked(_pid_or_verb), help="the process; all of its threads move"
+    )
+    what.add_argument(
+        "dest", metavar="DEST", nargs="?", help="user@host, user@host:port, or a Host of your ssh configuration"
+    )
+
+    after = parser.add_argument_group("afterwards")
+    force = after.add_mutually_exclusive_group()
+    force.add_argument(
+        "--commit",
+        action="store_const",
+        dest="force",
+        const="commit",
+        help="recover, when the destination cannot be asked: take it that the process runs there, and end the copy "
+        "here. If it does not, it is lost",
+    )
+    force.add_argument(
+        "--abort",
+        action="store_const",
+        dest="force",
+        const="abort",
+        help="the other way round: let the copy here go on. If the process runs there too, it runs twice",
+    )
 
     ssh = parser.add_argument_group("connection, as ssh has it")
     ssh.add_argument("-p", dest="port", metavar="PORT", type=_checked(_port), help="port of sshd")
@@ -135,6 +164,14 @@ def _parser() -> argparse.ArgumentParser:
         "2 s of downtime for each GiB; if a page differs, it goes on here",
     )
     how.add_argument(
+        "--reconnect-for",
+        metavar="TIME",
+        type=_checked(parse_duration),
+        default=60.0,
+        help="if the connection breaks in the commit: how long to try to learn what became of it, with the process "
+        "stopped (default: 60s)",
+    )
+    how.add_argument(
         "--stdio",
         metavar="null|FILE",
         help="where standard streams go that lead to a terminal or another process: nowhere, or to FILE on the "
@@ -159,16 +196,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: Sequence[str]) -> Options:
-    """The options in ``argv``. UsageError if they make no sense; SystemExit after --help and --version."""
+def parse(argv: Sequence[str]) -> Options | Inquiry:
+    """What ``argv`` asks for. UsageError if it makes no sense; SystemExit after --help and --version."""
     given = vars(_parser().parse_args(argv))
     if given["quiet"] and given["verbose"]:
         raise UsageError("-q and -v contradict each other")
-    port = parse_destination(given["dest"]).port
-    if port is not None and given["port"] not in (None, port):
-        raise UsageError(f"two ports: {port} in {given['dest']!r} and -p {given['port']}")
+    verb, force = given["pid"], given.pop("force")
     given["identities"] = tuple(given["identities"])
+    if verb == "recover":
+        output = {name: given[name] for name in ("json", "verbose", "quiet")}
+        return Inquiry(verb, id=_id(given["dest"]), force=force, **output)
+    if force is not None:
+        raise UsageError(f"--{force} is for migrate recover")
+    if given["dest"] is not None:
+        port = parse_destination(given["dest"]).port
+        if port is not None and given["port"] not in (None, port):
+            raise UsageError(f"two ports: {port} in {given['dest']!r} and -p {given['port']}")
+    if verb == "status":
+        names = ("dest", "port", "identities", "ssh_config", "jump", "sudo")
+        connection = Connection(**{name: given[name] for name in names}) if given["dest"] is not None else None
+        output = {name: given[name] for name in ("json", "verbose", "quiet")}
+        return Inquiry(verb, connection, **output)
+    missing = [name.upper() for name in ("pid", "dest") if given[name] is None]
+    if missing:
+        raise UsageError(f"the following arguments are required: {', '.join(missing)}")
     return Options(**given)
+
+
+def _id(text: str | None) -> str | None:
+    try:
+        return None if text is None else check_id(text)
+    except ValueError as error:
+        raise UsageError(f"{error}, as migrate status lists them") from None
 
 
 def _checked(parse_value: Callable[[str], T]) -> Callable[[str], T]:
@@ -187,6 +246,10 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(f"{text!r} is not a positive number")
     return int(text)
+
+
+def _pid_or_verb(text: str) -> int | str:
+    return text if text in VERBS else _pid(text)
 
 
 def _pid(text: str) -> int:

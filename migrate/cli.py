@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from migrate.arguments import parse
 from migrate.errors import InDoubt, Interrupted, MigrateError, Refused, UsageError
 from migrate.log import Logged, open_log
-from migrate.options import Options
+from migrate.options import Inquiry, Options
 from migrate.progress import Display, choose, put
 from migrate.report import Report, subject
 from migrate.wording import printable
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None, move: Mover | None = None) -> int:
     log_fd: int | None = None
     try:
         options = parse(arguments)
-        if options.log is not None:
+        if isinstance(options, Options) and options.log is not None:
             log_fd = open_log(options.log)
     except SystemExit as done:  # --help, --version
         return int(done.code or 0)
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None, move: Mover | None = None) -> int:
         if "--json" in arguments:
             put(sys.stdout, Report(False, None, "", "", error=str(error)).json())
         return error.exit_code
+    if isinstance(options, Inquiry):
+        return _inquire(options)
     comm = _comm(options.pid)
     display = choose(
         pid=options.pid, comm=comm, dest=options.dest, quiet=options.quiet, json=options.json, verbose=options.verbose
@@ -66,6 +68,21 @@ def _told_to(options: Options, display: Display, log: Logged | None, comm: str, 
     if options.json:
         put(sys.stdout, report.json())
     return 0 if report.ok else 5
+
+
+def _inquire(inquiry: Inquiry) -> int:
+    from migrate.inquiry import run
+
+    try:
+        return run(inquiry)
+    except KeyboardInterrupt:
+        error: BaseException = Interrupted("interrupted")
+    except (Exception, BaseExceptionGroup) as failure:
+        error = blame(failure)
+        if inquiry.verbose >= 2:
+            put(sys.stderr, "".join(traceback.format_exception(failure)).rstrip())
+    put(sys.stderr, f"migrate: {printable(str(error))}")
+    return error.exit_code if isinstance(error, MigrateError) else 5
 
 
 def _run(options: Options, display: Display, move: Mover | None) -> Report:
@@ -150,6 +167,7 @@ def _failed(
             rounds=tuple(display.rounds),
             bytes_sent=sum(r.bytes_sent for r in display.rounds),
             error=text,
+            id=blamed.migration if isinstance(blamed, MigrateError) else None,
         )
         put(sys.stdout, report.json())
     return code

@@ -9,13 +9,17 @@ nothing of it is left there. Nothing here blocks, and nothing here traces: that 
 from __future__ import annotations
 
 import gc
+import os
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
 from migrate import faults, preflight, verify
-from migrate.destination import Destination, Facts
+from migrate.destination import Destination, Facts, Staged
+from migrate.ending import LEASE, Ending
 from migrate.engine import overseer, restore
 from migrate.engine.clocks import wanted_offsets
 from migrate.engine.image.codec import decode
@@ -26,7 +30,8 @@ from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.program.listing import listing
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, NotCommitted, NumberTaken, OpFailed, Problem, Refused
+from migrate.errors import Failed, InDoubt, MigrateError, NumberTaken, Problem, Refused
+from migrate.ledger import Ledger
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
 from migrate.policy import Decision, Limits, PrecopyPolicy
@@ -34,10 +39,9 @@ from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, AgentError, making_sense
+from migrate.transport.agent import Agent, Pending, making_sense, sole
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
-_ABORT = 10.0  # seconds for the destination to end what there is of the process: large memory takes its time
 _VERIFIED = 500e6  # bytes per second that are verified, or more
 _WARM = 8  # runs after which the Python interpreter has specialised its code (PEP 659)
 
@@ -77,23 +81,32 @@ class Migration:
     phases: dict[str, float] = field(default_factory=dict)  # seconds
     _reader: Reader = field(default_factory=Reader)
 
+    def __post_init__(self) -> None:
+        self.ending = Ending(self.options, self.display, self.rescue, self.destination, self.relay)
+
     async def run(self) -> Report:
         """All of it."""
         try:
             async with watching(self.source, self.destination.agent):
                 preview, facts = await self._preflight()
+                await self._begin(preview, facts)
                 replica = await self._prepare(preview, facts)
                 await self._copy(replica)
-                image, downtime = await self._freeze_and_commit(replica)
-        except InDoubt:
+                downtime = await self._freeze_and_commit(replica)
+        except BaseException as error:
+            if isinstance(error, MigrateError) and self.ending.ledger is not None:
+                error.migration = self.ledger.id
+            if not isinstance(error, InDoubt):
+                await self.ending.roll_back(str(error) or type(error).__name__)
             raise
-        except BaseException:
-            await self._roll_back()
-            raise
+        finally:
+            if self.ending.ledger is not None:
+                self.ledger.close()
         await faults.reach("committed")
         await self.rescue.reap()
         return Report(
             ok=True,
+            id=self.ledger.id,
             pid=self.options.pid,
             comm=preview.comm,
             dest=self.options.dest,
@@ -110,9 +123,16 @@ class Migration:
     _tracker = ""
     _vdso = ""
 
+    _records: overseer.Records | None = None
+
     @property
     def source(self) -> Agent:
         return self.rescue.source
+
+    @property
+    def ledger(self) -> Ledger:
+        assert self.ending.ledger is not None
+        return self.ending.ledger
 
     # Before anything is touched
 
@@ -130,6 +150,16 @@ class Migration:
         await faults.reach("preflight")
         self._resident = preview.resident
         return preview, facts
+
+    async def _begin(self, preview: Preview, facts: Facts) -> None:
+        """From now on there is something to be told of this migration, on both hosts."""
+        self.ending.ledger = ledger = await Ledger.begin(self.options, preview.comm)
+        self.display.id = ledger.id
+        self.display.detail(f"this is migration {ledger.id}")
+        self._records = ledger.records(facts.there.boot_id)
+        lease = float(faults.pretended("lease").partition("=")[2] or max(LEASE, 2 * self.options.reconnect_for))
+        about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename}
+        await self.destination.begin(ledger.id, lease, faults.there(), about)
 
     async def _prepare(self, preview: Preview, facts: Facts) -> Replica:
         """Overseer and restoree, empty; the last things that could be refused."""
@@ -262,8 +292,8 @@ class Migration:
 
     # The freeze
 
-    async def _freeze_and_commit(self, replica: Replica) -> tuple[ProcessImage, float]:
-        """Stop it here, finish it there, and let go of one of the two. Also returns the downtime in seconds."""
+    async def _freeze_and_commit(self, replica: Replica) -> float:
+        """Stop it here, finish it there, and let go of one of the two. The downtime in seconds."""
         self.display.phase("freezing")
         self.display.suspend()
         gc.collect()
@@ -271,19 +301,21 @@ class Migration:
         gc.disable()
         try:
             with trio.fail_after(self._patience):
-                image, begun = await self._freeze(replica)
+                begun = await self._freeze(replica)
                 await faults.reach("before-commit")
                 # From here on an end of the agent leaves the process stopped, not running.
-                self.rescue.halted = not image.process.stopped
                 await self.source.request("commit")
                 await faults.reach("halted")
             # Nothing stops us from here on: neither the user, who is told how it went, nor the loss of an agent.
             self.interruptible.shield = True
             with trio.CancelScope(shield=True):
-                done = await self._commit(replica, image)
-            return image, done - begun
+                assert self._staged is not None
+                sent = time.monotonic()
+                done = await self.ending.commit(self._staged, self._patience)
+                self.phases["commit"] = done - sent
+            return done - begun
         except trio.TooSlowError:
-            self._silent = True
+            self.ending.silent = True
             seconds = f"{self._patience:g} s"
             raise Failed(f"{self.destination.name} did not answer within {seconds}; the process runs on here") from None
         finally:
@@ -291,7 +323,7 @@ class Migration:
             gc.unfreeze()
             self.display.resume()
 
-    async def _freeze(self, replica: Replica) -> tuple[ProcessImage, float]:
+    async def _freeze(self, replica: Replica) -> float:
         reply = await self.source.request("freeze")
         begun = float(reply["begun"])
         self.phases = {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
@@ -302,12 +334,22 @@ class Migration:
         await faults.reach("frozen")
         if collides(replica.ground.hole, ((vma.start, vma.end) for vma in image.vmas)):
             raise Failed("the process has come to use the memory that the restorer lives in; try again")
+        self.rescue.halted = not image.process.stopped
         if sending is None:
             await replica.follow(image.vmas, ())
             sending = await self.source.submit("send_last", remapped=replica.take_remade())
-        programs = await replica.stage(image)
-        if reply["locks"]:
+        # That COMMIT may be sent must be on the disk before it is, and the disk takes its time.
+        finish = partial(self._finish, replica, image, sending, begun)
+        await _both(partial(self.ledger.intend, self.rescue.halted), finish)
+        return begun
+
+    async def _finish(self, replica: Replica, image: ProcessImage, sending: Pending, begun: float) -> None:
+        """Up to PREPARED."""
+        assert self._records is not None
+        programs = await replica.stage(image, self._records)
+        if image.descriptors.locks:
             self.rescue.locks = Held(image.descriptors.locks)
+            self.ledger.locks(self.rescue.locks)
             await self.source.request("unlock")
         last = await sending.reply()
         if last["again"]:
@@ -315,18 +357,19 @@ class Migration:
             image = replace(image, vmas=layout.vmas)
             await replica.follow(layout.vmas, layout.fill)
             sending = await self.source.submit("send_last", remapped=replica.take_remade())
-            programs = await replica.stage(image)
+            programs = await replica.stage(image, self._records)
             last = await sending.reply()
         sent = time.monotonic()
         await faults.reach("sent")
+        self.rescue.prepared = True
         await replica.finish(programs)
+        self._staged = programs
         await faults.reach("restored")
         self.phases["scan"] = float(last["scan"])
         self.phases["send"] = sent - begun - sum(self.phases.values())
         self.phases["restore"] = time.monotonic() - sent
         if self.options.verify:
             await self._verify(replica, image)
-        return image, begun
 
     async def _verify(self, replica: Replica, image: ProcessImage) -> None:
         """Page by page, while both stand still."""
@@ -340,48 +383,7 @@ class Migration:
         if hidden:
             self.display.warn(f"{hidden:,} pages that the kernel of {name} shows to nobody were not verified")
 
-    async def _commit(self, replica: Replica, image: ProcessImage) -> float:
-        """The point of no return. The time at which the process is known to run there."""
-        begun = time.monotonic()
-        try:
-            with trio.fail_after(self._patience):
-                await replica.release(image)
-        except NotCommitted:
-            raise
-        except (Failed, trio.TooSlowError) as error:
-            pid = image.process.pid
-            what = "it was carried out in part" if isinstance(error, OpFailed) else "no answer came"
-            raise InDoubt(
-                f"COMMIT was sent and {what} ({error or 'time is up'}). The process may run on "
-                f"{self.destination.name} as pid {pid}; the copy here, {self.options.pid}, is stopped. Look there: if "
-                f"it runs, end this one (kill -KILL {self.options.pid}); if not, let this one go on (kill -CONT "
-                f"{self.options.pid})"
-            ) from error
-        done = time.monotonic()
-        self.phases["commit"] = done - begun
-        await self.rescue.end()
-        return done
-
-    async def _roll_back(self) -> None:
-        """Both sides are told; neither may stand in the way of the other."""
-        with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.relay.stop)
-                nursery.start_soon(self.rescue.let_go)
-                nursery.start_soon(self._abort)
-
-    async def _abort(self) -> None:
-        """Nothing is left there. A destination that is gone ends the restoree by itself, at the end of its connection
-        or when it has heard nothing for a while."""
-        with trio.move_on_after(0 if self._silent else _ABORT):
-            try:
-                await self.destination.agent.request("abort")
-            except AgentError as error:
-                self.display.warn(str(error))
-            except Failed:
-                return
-
-    _silent = False
+    _staged: Staged | None = None
     _expected = 0.0
     _resident = 0
 
@@ -393,10 +395,20 @@ class Migration:
         return 5 + 10 * (max(self.options.max_downtime, self._expected) + verifying)
 
 
+async def _both(one: Callable[[], Awaitable[None]], other: Callable[[], Awaitable[None]]) -> None:
+    """At the same time."""
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one)
+            await other()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
+
+
 def _channels(preview: Preview, facts: Facts) -> overseer.Channels:
     """Two numbers that the process does not use, as high as the destination's limit allows."""
     soft = min(facts.task.limits.limits[overseer.RLIMIT_NOFILE][0], 1 << 16)
-    free = (number for number in range(soft - 1, 4 + 1, -1) if number not in preview.descriptors)
+    free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in preview.descriptors)
     try:
         return overseer.Channels(next(free), next(free))
     except StopIteration:

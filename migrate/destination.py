@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agents import settling
 from agents.hostfacts import VERSION
 from migrate import faults
 from migrate.engine import overseer, vdso
@@ -115,9 +116,10 @@ class _Batch:
 
 @dataclass(frozen=True)
 class Staged:
-    """Programs that are there, or on their way, and have not been run."""
+    """Programs that are there, or on their way, and have not been run: the last ones, and the one of the commit."""
 
     batch: _Batch
+    release: Linked
     pending: Pending
 
 
@@ -215,31 +217,44 @@ class Destination:
         pending = await self.agent.submit("run", batch.blob, parts=batch.described, return_image=return_image)
         return Running(pending, batch.parts, self._where)
 
-    async def stage(self, programs: Sequence[tuple[int, Linked]]) -> Staged:
-        """Send programs, to be run at a word. Of several stagings the last one counts."""
-        batch = _Batch.of(programs)
-        return Staged(batch, await self.agent.submit("stage", batch.blob))
+    async def begin(self, migration: str, lease: float, faults: str, about: dict[str, Any]) -> None:
+        """Its journal there. ``lease``: seconds that it is kept ready for a commit without a word from here; ``about``
+        is noted."""
+        await self.agent.request("begin", migration=migration, lease=lease, faults=faults, about=about)
 
-    async def run_staged(self, staged: Staged) -> Running:
-        """Give the word."""
+    async def stage(self, programs: Sequence[tuple[int, Linked]], release: Program, revocable: int) -> Staged:
+        """Send programs, to be run at a word, and the one of the commit; when one of its first ``revocable`` ops fails,
+        nothing of the process has run. Of several stagings the last one counts."""
+        batch, linked = _Batch.of(programs), faults.spoil(release.link())
+        size = len(linked.image)
+        pending = await self.agent.submit("stage", batch.blob + linked.image, release=size, revocable=revocable)
+        return Staged(batch, linked, pending)
+
+    async def prepare(self, staged: Staged, restoree: int) -> Running:
+        """Give the word. When it is done, the migration is prepared there. ``restoree``: its number as the agent sees
+        it."""
         await staged.pending.reply()
-        pending = await self.agent.submit("run", parts=staged.batch.described)
+        pending = await self.agent.submit("prepare", parts=staged.batch.described, restoree=restoree)
         return Running(pending, staged.batch.parts, self._where)
 
-    async def commit(self, program: Program, revocable: int) -> None:
-        """Let the process go. Raises NotCommitted when the agent says that it did not, or when one of the first
-        ``revocable`` ops failed."""
-        linked = faults.spoil(program.link())
+    async def commit(self, staged: Staged) -> None:
+        """Let the process go. Raises NotCommitted when it is certain that it did not run there and will not, and any
+        other Failed when that is not known."""
+        pending = await self.agent.submit("commit")
+        await faults.reach("commit-sent")
         try:
-            reply = await self.agent.request("commit", linked.image, revocable=revocable)
+            reply = await pending.reply()
         except AgentError as error:
-            if error.kind == "not-committed":
+            if error.kind in ("not-committed", "pages"):
                 raise NotCommitted(str(error)) from error
             raise
-        failed = reply.number("failed")
+        failed, outcome, what = reply.number("failed"), reply["outcome"], str(reply["why"])
         if failed >= 0:
-            text = describe_failure(linked, failed, reply.number("result"), "releasing", self._where)
-            raise NotCommitted(text) if failed < revocable else OpFailed(text)
+            what = describe_failure(staged.release, failed, reply.number("result"), "releasing", self._where)
+        if outcome == settling.ROLLED_BACK:
+            raise NotCommitted(what)
+        if outcome != settling.MOVED or failed >= 0:
+            raise OpFailed(what)
 
     async def stdio_log(self, name: str) -> str:
         """The path of a new file there, which takes the output of streams that lead outside."""

@@ -9,6 +9,7 @@ class MigrateError(Exception):
     """Anything that we tell the user in a sentence instead of a traceback."""
 
     exit_code = 5
+    migration: str | None = None  # its id, where it had one by then
 
 
 class UsageError(MigrateError):

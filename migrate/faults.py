@@ -1,16 +1,20 @@
 """Faults for tests: ``MIGRATE_FAULT=point:action[,point:action…]`` makes a migration go wrong at a named point.
 
-Points of the coordinator, in order: ``connected``, ``preflight``, ``created``, ``tracked``, ``round``, ``rehearsed``,
-``frozen``, ``sent``, ``restored``, ``before-commit``, ``halted`` (the last one before COMMIT), ``committed``. Points of
-the source agent, in the frozen window: ``source-stopped``, ``source-collected``, ``source-unlocked``,
-``source-halted``. ``op:N`` is the N-th op (from 0) of all that is sent to the destination to be run.
+Points of the coordinator, in order: ``connected``, ``preflight``, ``begun`` (its journal is there), ``created``,
+``tracked``, ``round``, ``rehearsed``, ``frozen``, ``sent``, ``restored``, ``intent`` (in the journal; at the same time
+as ``restored``), ``before-commit``, ``halted`` (the last one before COMMIT), ``commit-sent``, ``acknowledged``,
+``ended`` (the copy here was killed), ``done`` (in the journal), ``committed``. Points of the source agent, in the
+frozen window: ``source-stopped``, ``source-collected``, ``source-unlocked``, ``source-halted``, ``source-killed``
+(the copy, after the commit). Of the destination agent: ``there-begun``, ``there-prepared`` (in its journal),
+``there-commit`` (COMMIT has come), ``there-released`` (its answer is not sent). ``op:N`` is the N-th op (from 0) of
+all that is sent to the destination to be run; those of the commit are among them, and come last.
 
 Actions: ``fail`` (an error is raised; the op fails with ENOSYS), ``kill`` (SIGKILL to whoever is at the point; the
 restorer that comes to the op exits), ``sleep=SECONDS``, ``hold=PATH`` (the file is made, and the point is left when the
 file is gone), and for an op ``hang`` (it never returns).
 
-Two points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) or
-``vdso:missing`` (it has none), and ``droppable:missing`` (it has no MAP_DROPPABLE memory).
+Three points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) or
+``vdso:missing`` (it has none), ``droppable:missing`` (it has no MAP_DROPPABLE memory), and ``lease:is=SECONDS``.
 
 ``page:flip=ADDRESS`` (hexadecimal) flips a bit of that page whenever it is on its way; it must not be compressed.
 
@@ -38,7 +42,7 @@ _OPS_AT = struct.Struct("<8xI")  # struct program, program.h
 _PAGE = 4096
 _PAUSE, _EXIT_GROUP, _NO_CALL = 34, 231, 0xFFFF  # numbers of system calls; the last one is none
 
-_ACTIONS = ("fail", "kill", "sleep", "hold", "hang", "differs", "missing", "flip")
+_ACTIONS = ("fail", "kill", "sleep", "hold", "hang", "differs", "missing", "is", "flip")
 
 
 def _parse(text: str) -> dict[str, str]:
@@ -65,6 +69,11 @@ def arm(text: str) -> None:
 def ops_seen() -> int:
     """How many ops were sent since the last `arm`. Tests look when the migration is over: it uses up one number."""
     return next(_ops)
+
+
+def there() -> str:
+    """Those of the destination agent."""
+    return ",".join(f"{point}:{action}" for point, action in _faults.items() if point.startswith("there-"))
 
 
 def pretended(point: str) -> str:

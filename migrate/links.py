@@ -13,13 +13,13 @@ from migrate import faults
 from migrate.askpass import prompt
 from migrate.destination import RESTOREE, Destination
 from migrate.errors import Failed
-from migrate.options import Options
+from migrate.options import Connection, Options
 from migrate.progress import Display
 from migrate.rescue import Rescue
 from migrate.source_agent import source_agent
 from migrate.transport import frames, ssh
 from migrate.transport.agent import Agent, open_agent, sole
-from migrate.transport.bootstrap import agent_session
+from migrate.transport.bootstrap import Prompt, agent_session
 from migrate.transport.frames import Buffer, Frame
 from migrate.transport.ring import Ring
 from migrate.transport.target import Destination as Target
@@ -86,6 +86,21 @@ class Relay:
 
 
 @asynccontextmanager
+async def reached(connection: Connection, prompt: Prompt | None, display: Display) -> AsyncIterator[tuple[Agent, str]]:
+    """An agent on the destination, and the destination's name for sentences."""
+    target = Target(
+        connection.dest, connection.port, connection.identities, connection.ssh_config, connection.jump
+    )
+    async with (
+        ssh.connect(target, prompt) as link,
+        agent_session(link, connection.sudo, prompt) as session,
+        open_agent(session, f"the agent on {link.destination}") as agent,
+    ):
+        display.detail(f"connected to {link.destination} with {link.cipher}")
+        yield agent, link.destination
+
+
+@asynccontextmanager
 async def connected(options: Options, display: Display) -> AsyncIterator[tuple[Rescue, Destination, Relay]]:
     """Both agents. The one here starts while the SSH connection is made."""
     async with AsyncExitStack() as stack:
@@ -95,15 +110,11 @@ async def connected(options: Options, display: Display) -> AsyncIterator[tuple[R
         # Who may not move it need not wait for the connection to be told.
         source = await stack.enter_async_context(source_agent(options.pid, ring, relay, display, asking is not None))
         display.phase("connecting", options.dest)
-        target = Target(options.dest, options.port, options.identities, options.ssh_config, options.jump)
-        link = await stack.enter_async_context(ssh.connect(target, asking))
-        display.detail(f"connected to {link.destination} with {link.cipher}")
-        session = await stack.enter_async_context(agent_session(link, options.sudo, asking))
-        agent = await stack.enter_async_context(open_agent(session, f"the agent on {link.destination}"))
+        agent, name = await stack.enter_async_context(reached(options.connection, asking, display))
         relay.destination = agent
         await faults.reach("connected")
         rescue = Rescue(options.pid, source.agent, source.stream, ring, display, source.sudo)
-        yield rescue, Destination(agent, link.destination, options.pid), relay
+        yield rescue, Destination(agent, name, options.pid), relay
 
 
 @asynccontextmanager

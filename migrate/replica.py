@@ -131,20 +131,16 @@ class Replica:
         programs = self._compiler.programs(image, self.ground, self._filled)
         return [*((RESTOREE, program) for program in programs), (OVERSEER, self._compiler.arming(image, self.ground))]
 
-    async def stage(self, image: ProcessImage) -> Staged:
-        """Send them, while the source looks for the last pages."""
-        return await self.destination.stage(self.compile(image))
-
-    async def finish(self, programs: Staged) -> None:
-        """All is restored, and stands still in the overseer's hands."""
-        self._running.append(await self.destination.run_staged(programs))
-        await self._settle()
-
-    async def release(self, image: ProcessImage) -> None:
-        """COMMIT: it runs there from now on. Raises NotCommitted when it is certain that it does not; after any other
-        error it may run there or not."""
+    async def stage(self, image: ProcessImage, records: overseer.Records) -> Staged:
+        """Send them, and the program of the commit, while the source looks for the last pages. ``records``: of the
+        commit, for the journal there."""
         tids = [thread.tid for thread in image.threads]
         # Who wants a signal when its parent dies must not get it because the overseer leaves (PR_SET_PDEATHSIG).
         stay = self.as_init or any(thread.state.controls.parent_death_signal for thread in image.threads)
-        program, revocable = overseer.release(image.process.pid, tids, image.process.stopped, stay)
-        await self.destination.commit(program, revocable)
+        release, revocable = overseer.release(image.process.pid, tids, image.process.stopped, stay, records)
+        return await self.destination.stage(self.compile(image), release, revocable)
+
+    async def finish(self, programs: Staged) -> None:
+        """All is restored, and stands still in the overseer's hands."""
+        self._running.append(await self.destination.prepare(programs, self.outer_pid))
+        await self._settle()

@@ -38,6 +38,7 @@ class Report:
     error: str | None = None
     stdio_log: str | None = None  # the file on the destination that took the place of streams that led outside
     notes: tuple[str, ...] = ()
+    id: str | None = None  # of the migration, in the journals of both hosts
 
     @property
     def who(self) -> str:
@@ -59,6 +60,7 @@ class Report:
         return json.dumps(
             {
                 "ok": self.ok,
+                "id": self.id,
                 "pid": self.pid,
                 "new_pid": self.new_pid,
                 "dest": self.dest,

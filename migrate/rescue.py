@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
@@ -30,14 +32,16 @@ class Rescue:
     sudo: tuple[str, ...] = ()  # by which the source agent was started
     touched: bool = False  # it has been stopped, if only for a moment
     halted: bool = False  # a SIGSTOP waits for it, or soon will
+    prepared: bool = False  # the destination has been told to prepare the commit
     locks: Held = Held(())  # that may have been released
 
-    async def let_go(self) -> None:
-        """It goes on as if nothing had happened. What goes wrong with that is said on the display."""
+    async def let_go(self) -> bool:
+        """It goes on as if nothing had happened. What goes wrong with that is said on the display, and then it is
+        not known."""
         with trio.move_on_after(_RESUME):
             try:
                 await self.source.request("resume")
-                return
+                return True
             except AgentError as error:
                 self.display.warn(str(error))
             except Failed:
@@ -45,20 +49,21 @@ class Rescue:
         # At the end of its input it lets the process go. When it was killed, the kernel has, but what it had put into
         # the process is still there.
         await self._end_agent()
-        if self.touched:
-            await self._cure()
+        return not self.touched or await self._cure()
 
     async def _end_agent(self) -> None:
         self.ring.hang_up()
         await self.stream.end()
 
-    async def _cure(self) -> None:
+    async def _cure(self) -> bool:
         blob = encode(self.locks) if self.locks.locks else b""
         try:
             with trio.fail_after(_CURE):
-                await self._ask("cure", blob, halted=self.halted)
+                await second_agent(self.sudo, "cure", blob, pid=self.pid, halted=self.halted)
         except (Failed, Refused, trio.TooSlowError) as error:
             self.display.warn(f"something of ours may be left in process {self.pid}: {error or 'no answer in time'}")
+            return False
+        return True
 
     async def end(self) -> None:
         """It runs elsewhere: this copy ends, without having run again."""
@@ -66,7 +71,7 @@ class Rescue:
             await self.source.request("kill")
         except Failed:
             await self._end_agent()
-            await self._ask("end")
+            await second_agent(self.sudo, "end", pid=self.pid)
 
     async def reap(self) -> None:
         """Wait until the copy that was ended is gone."""
@@ -77,10 +82,12 @@ class Rescue:
         except Failed:
             return  # the agent is gone: `end` has seen to it
 
-    async def _ask(self, verb: str, blob: bytes = b"", **arguments: object) -> None:
-        """Of a second agent, while the first one is no more: a process can have one tracer only."""
-        async with (
-            local.start(local.argv("agents.source", self.sudo)) as stream,
-            open_agent(stream, "the second source agent", refuses=True) as agent,
-        ):
-            await agent.request(verb, blob, pid=self.pid, **arguments)
+
+async def second_agent(sudo: Sequence[str], verb: str, blob: bytes = b"", **arguments: Any) -> None:
+    """Ask another source agent, when the first one is no more: a process can have one tracer only. ``sudo``: the words
+    by which to start it, if any."""
+    async with (
+        local.start(local.argv("agents.source", sudo)) as stream,
+        open_agent(stream, "the second source agent", refuses=True) as agent,
+    ):
+        await agent.request(verb, blob, **arguments)

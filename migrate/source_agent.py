@@ -33,13 +33,7 @@ async def source_agent(
 
     ``asks``: there is a terminal on which sudo can ask for a password."""
     problems = why_not_traceable(pid)
-    sudo: tuple[str, ...] = ()
-    if problems:
-        if os.geteuid() == 0 or not all(isinstance(problem, NoRights) for problem in problems):
-            raise Refused(problems)
-        if not shutil.which("sudo"):
-            raise Refused(problems)
-        sudo = ("sudo", "--") if asks else ("sudo", "-n", "--")
+    sudo = _words(problems, asks)
     async with AsyncExitStack() as stack:
         command = local.argv("agents.source", sudo, ring.argument)
         stream = await stack.enter_async_context(local.start(command, ring.inherited))
@@ -55,6 +49,21 @@ async def source_agent(
             finally:
                 display.resume()
         yield SourceAgent(agent, stream, sudo)
+
+
+def words_for(pid: int, asks: bool = False) -> tuple[str, ...]:
+    """Before the command line of an agent that is to trace ``pid``: none, or sudo's. Refused as `source_agent` is."""
+    return _words(why_not_traceable(pid), asks)
+
+
+def _words(problems: list[Problem], asks: bool) -> tuple[str, ...]:
+    if not problems:
+        return ()
+    if os.geteuid() == 0 or not all(isinstance(problem, NoRights) for problem in problems):
+        raise Refused(problems)
+    if not shutil.which("sudo"):
+        raise Refused(problems)
+    return ("sudo", "--") if asks else ("sudo", "-n", "--")
 
 
 def _unhelped(problem: Problem, words: str) -> Problem:

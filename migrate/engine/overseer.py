@@ -21,7 +21,7 @@ from migrate.engine.program import Buffer, Linked, OpKind, Program
 from migrate.pie import BARE_SYSCALL, ENTER, blob
 
 # ptrace(2), sys/ptrace.h
-PTRACE_DETACH, PTRACE_SYSCALL = 17, 24
+PTRACE_DETACH, PTRACE_SYSCALL, PTRACE_SETOPTIONS = 17, 24, 0x4200
 PTRACE_GETREGSET, PTRACE_SETREGSET, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SETSIGMASK = (
     0x4204,
     0x4205,
@@ -30,12 +30,13 @@ PTRACE_GETREGSET, PTRACE_SETREGSET, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SETSI
     0x420B,
 )
 _OPTIONS = 0x100001  # PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD
+_FREE = 0x1  # without PTRACE_O_EXITKILL
 NT_PRSTATUS, NT_X86_XSTATE = 1, 0x202
 _REGISTERS = 27 * 8  # bytes of user_regs_struct
 WALL = 0x40000000  # wait4(2): children of any kind
 STOP_EVENT = 0x80057F  # wait status: PTRACE_EVENT_STOP << 16 | SIGTRAP << 8 | stopped
 STOP_SYSCALL = 0x857F  # wait status: (SIGTRAP | 0x80) << 8 | stopped
-SIGCHLD, SIGKILL, SIGSTOP = 17, 9, 19
+SIGCHLD, SIGKILL, SIGPIPE, SIGSTOP, SIG_BLOCK = 17, 9, 13, 19, 0
 PR_SET_PDEATHSIG = 1
 PROT_RWX = 7
 MAP_HOLE = 0x2 | 0x20 | 0x4000 | 0x100000  # PRIVATE, ANONYMOUS, NORESERVE, FIXED_NOREPLACE (Linux 4.17)
@@ -46,7 +47,8 @@ BUFFER_ROOM = 40 << 20  # page frames in flight, and one program (MAX_PROGRAM)
 THREAD_STACK = 16 << 10
 RLIMIT_NOFILE = 7  # getrlimit(2); every descriptor number of the restorer is below the soft limit
 
-OVERSEER_CONTROL = 3  # where the agent leaves the overseer's control socket; the restorees' follow
+OVERSEER_CONTROL = 3  # where the agent leaves the overseer's control socket
+JOURNAL = 4  # the migration's journal, open for appending; the control sockets of restorees follow
 DATA_FD = 0  # and its own standard input, from which restorers read the contents of pages
 
 
@@ -122,7 +124,7 @@ def create(pid: int, hole: Hole, channels: Channels, clocks: Offsets | None = No
     program.op(OpKind.COPY, hole.start, program.data(code), len(code), label="the restorer's code")
     stack = hole.stack_top - STACK_ROOM
     with program.branch() as child:
-        control = OVERSEER_CONTROL + slot
+        control = JOURNAL + slot
         program.syscall("rt_sigprocmask", 0, program.data(b"\xff" * 8), 0, 8, label="block all signals")
         program.syscall("dup3", control, channels.control, 0, label="control socket", expect=channels.control)
         program.syscall("dup3", DATA_FD, channels.data, 0, label="data descriptor", expect=channels.data)
@@ -135,7 +137,7 @@ def create(pid: int, hole: Hole, channels: Channels, clocks: Offsets | None = No
     program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
     program.syscall("ptrace", PTRACE_SEIZE, pid, 0, _OPTIONS, label=f"seize {who}")
     program.syscall("munmap", hole.start, hole.size, label="the overseer's own copy of the hole")
-    program.syscall("close", OVERSEER_CONTROL + slot, label="the restoree's end of its socket")
+    program.syscall("close", JOURNAL + slot, label="the restoree's end of its socket")
     return program
 
 
@@ -223,17 +225,53 @@ def _iovec(program: Program, buffer: Buffer) -> Buffer:
     return program.data(struct.pack("<QQ", 0, buffer.size), pointers={0: buffer})
 
 
-def release(main: int, tids: Sequence[int], stopped: bool, stay: bool) -> tuple[Program, int]:
+@dataclass(frozen=True)
+class Records:
+    """What the overseer writes into the journal in the course of the commit, made by who knows what belongs there."""
+
+    committed: bytes
+    releasing: bytes
+    released: bytes
+
+
+def release(main: int, tids: Sequence[int], stopped: bool, stay: bool, records: Records) -> tuple[Program, int]:
     """The commit: let every thread go, and leave, or stay until the restoree has ended (as init of a PID namespace,
-    or as a parent whose end would be noticed).
-    Also returns how many ops there are up to the first thread's: when one of these fails, nothing has run."""
+    or as a parent whose end would be noticed). ``tids``: in the order in which they were seized, ``main`` first.
+    Also returns how many ops there are up to the one that unties the last thread: when one of these fails, or the
+    overseer dies before it is past them, nothing has run, and nothing will.
+
+    Who commits is the overseer itself, so that the agent's death changes nothing. When a tracer dies the kernel goes
+    through the tracees, the one seized last first, and each that has PTRACE_O_EXITKILL takes its whole process with it
+    (exit_ptrace() in kernel/ptrace.c; __ptrace_link() puts the newest to the front of the list). All under one lock
+    (tasklist_lock), but a thread that it lets go runs at once on another CPU. So the one that it comes to first is
+    untied last: until then the process is killed before any of its threads is let go.
+    """
     program = Program(f"the release of pid {main}")
+    # The answer to an agent that is dead must not kill us: in a PID namespace of its own, the process with us.
+    pipe = program.data((1 << (SIGPIPE - 1)).to_bytes(8, "little"))
+    program.syscall("rt_sigprocmask", SIG_BLOCK, pipe, 0, 8, label="block SIGPIPE")
     program.syscall("prctl", PR_SET_PDEATHSIG, 0, label="outlive the agent")
     if stopped:
         program.syscall("kill", main, SIGSTOP, label=f"pid {main} was stopped")
-    revocable = len(program) + 1
+
+    def write(record: bytes, what: str, ignore: bool = False) -> None:
+        size, label = len(record), f"{what} in the journal"
+        expect = None if ignore else size
+        program.syscall("write", JOURNAL, program.data(record), size, label=label, expect=expect, ignore=ignore)
+
+    write(records.committed, "COMMITTED")
+    program.syscall("fdatasync", JOURNAL, label="the journal on the disk")
+    for tid in (*tids[:-1], None, tids[-1]):
+        if tid is None:
+            write(records.releasing, "RELEASING")
+        else:
+            label = f"untie thread {tid} from the overseer's life"
+            program.syscall("ptrace", PTRACE_SETOPTIONS, tid, 0, _FREE, label=label)
+    revocable = len(program)
+    # What fails from here on cannot be undone, and does not matter: a thread may have been killed, the disk be full.
+    write(records.released, "RELEASED", ignore=True)
     for tid in tids:
-        program.syscall("ptrace", PTRACE_DETACH, tid, 0, 0, label=f"let thread {tid} go")
+        program.syscall("ptrace", PTRACE_DETACH, tid, 0, 0, label=f"let thread {tid} go", ignore=True)
     low = OVERSEER_CONTROL
     program.syscall("close_range", 0, low - 1, 0, label="descriptors of the overseer")
     program.syscall("close_range", low + 1, 0xFFFFFFFF, 0, label="descriptors of the overseer")

@@ -11,10 +11,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from select import POLLIN, poll
+from contextlib import contextmanager, suppress
+from select import POLLIN, poll, select
 from typing import Any
 
+from agents import settling
 from migrate import faults, pie
 from migrate.engine.cpu import Cpu
 from migrate.engine.dump import Dumper, hide_stop, own_pid
@@ -321,7 +322,9 @@ class Source:
         """The destination has it: this copy ends, without having run again."""
         dumper = self.dumper
         self._killed = True
-        signal.pidfd_send_signal(dumper.tracee.pidfd, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # somebody else has
+            signal.pidfd_send_signal(dumper.tracee.pidfd, signal.SIGKILL)
+        faults.hit("source-killed")
         return {}, b""
 
     def do_reap(self) -> Answer:
@@ -334,10 +337,12 @@ class Source:
             raise Failed(f"pid {dumper.proc.pid} was killed and is not gone after {_KILL_PATIENCE:g} s")
         return {}, b""
 
-    def do_cure(self, pid: int, halted: bool, blob: bytes = b"") -> Answer:
+    def do_cure(self, pid: int, halted: bool, start: int | None = None, blob: bytes = b"") -> Answer:
         """Put right what a source agent that was killed has left behind. ``halted``: it may have stopped the process
-        for the commit; ``blob``: the locks that it may have released."""
+        for the commit; ``start``: when the process was started, where its number may be another's by now; ``blob``: the
+        locks that it may have released."""
         with Tracee(pid) as tracee:
+            _check_person(pid, start)
             freed = leftovers.cure(tracee)
             hide_stop(tracee)
             if halted and tracee.stopped_by == signal.SIGSTOP:
@@ -348,9 +353,20 @@ class Source:
                     _take_back(parasite, pid, decode(locks.Held, blob).locks)
         return {"freed": freed}, b""
 
-    def do_end(self, pid: int) -> Answer:
+    def do_end(self, pid: int, start: int | None = None) -> Answer:
         """After the commit, in place of a source agent that was killed: end the copy that it left stopped."""
-        os.kill(pid, signal.SIGKILL)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return {}, b""
+        try:
+            _check_person(pid, start)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if not select([pidfd], [], [], _KILL_PATIENCE)[0]:
+                raise Failed(f"pid {pid} was killed and is not gone after {_KILL_PATIENCE:g} s")
+        finally:
+            os.close(pidfd)
         return {}, b""
 
     def close(self) -> None:
@@ -372,6 +388,12 @@ class Source:
             if self._claim is not None:
                 self._claim.close()
                 self._claim = None
+
+
+def _check_person(pid: int, start: int | None) -> None:
+    """Once there is a pidfd of it, a number stays what it is."""
+    if start is not None and settling.start_time(pid) != start:
+        raise Failed(f"process {pid} is another one by now")
 
 
 def _take_back(parasite: Parasite, pid: int, released: tuple[locks.Lock, ...]) -> None:

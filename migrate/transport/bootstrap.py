@@ -36,7 +36,10 @@ _LOADER = (
     'exec(zlib.decompress(base64.b64decode(b"".join(iter(lambda:os.read(0,1)or b";",b";")))))'
 )
 _AGENTS = Path(str(agents.__file__)).parent
-_SHIPPED = ("destination.py", "elf.py", "hostfacts.py", "libc.py", "overseer.py", "pages.py", "private.py")
+_SHIPPED = (
+    *("commitment.py", "custody.py", "destination.py", "elf.py", "hostfacts.py", "journal.py", "libc.py"),
+    *("overseer.py", "pages.py", "private.py", "settling.py"),
+)
 _PACKAGES = ("agents", "migrate", "migrate/pie", "migrate/transport")
 _NOISE = 64 << 10  # bytes that a login shell may print before we give up on it
 _PATIENCE = 60.0  # seconds until the first stage must have answered

@@ -17,6 +17,7 @@ from migrate.coordinator import Migration
 from migrate.destination import Destination
 from migrate.engine.kinds.locks import Held
 from migrate.links import Relay
+from migrate.options import Options
 from migrate.progress import Quiet
 from migrate.rescue import Rescue
 from migrate.source_agent import SourceAgent, source_agent
@@ -85,7 +86,7 @@ class Source:
 
     async def move(self, lie: Lie, fault: str, *options: str) -> Lying:
         """A migration. Raises what the coordinator does."""
-        faults.arm(fault)
+        faults.arm(",".join(filter(None, [fault, "lease:is=0.5"])))  # one that was prepared and loses us ends soon
         program = (
             f"import sys; sys.path.insert(0, {str(ROOT)!r}); from agents import destination;"
             " sys.exit(destination.main())"
@@ -99,7 +100,8 @@ class Source:
                     rescue = Rescue(self._pid, self._agent.agent, self._agent.stream, self._ring, display)
                     fresh = replace(rescue, touched=False, halted=False, locks=Held(()))
                     where = Destination(agent, NAME, self._pid)
-                    asked = parse(["--stdio", "null", *options, str(self._pid), "there"])
+                    asked = parse(["--stdio", "null", "--reconnect-for", "1ms", *options, str(self._pid), "there"])
+                    assert isinstance(asked, Options)
                     await Migration(asked, display, fresh, where, self._relay, trio.CancelScope()).run()
             return lying
         finally:

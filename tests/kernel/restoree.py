@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from agents.elf import elf
-from agents.overseer import Overseer
+from agents.overseer import Overseer, RestorerDied
 from migrate.engine import vdso
 from migrate.engine.kernel.maps import maps
 from migrate.engine.memory.layout import PAGE, choose_hole, park, ranges
@@ -36,12 +38,12 @@ class Restoree:
     """Created in a hole of the given address space; ended by leaving the context. ``used``: the VMAs of the task that
     it is to become."""
 
-    def __init__(self, used: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, used: Iterable[tuple[int, int]], journal: int | None = None) -> None:
         self._feed, data = socket.socketpair()
         code = os.memfd_create("restorer", os.MFD_CLOEXEC)
         try:
             os.write(code, elf(blob()))
-            self._overseer = Overseer.start(code, ["restorer"], 1, False, data.fileno())
+            self._overseer = Overseer.start(code, ["restorer"], 1, False, data.fileno(), journal)
         finally:
             os.close(code)
             self._data = data
@@ -54,6 +56,17 @@ class Restoree:
     def run(self, program: Program) -> Results:
         """Run it in the restoree; AssertionError with what failed, in words."""
         return self._run(1, program)
+
+    def oversee(self, program: Program) -> Results:
+        """Run it in the overseer."""
+        return self._run(0, program)
+
+    def release(self, program: bytes) -> None:
+        """Run the commit, in which the overseer may die."""
+        try:
+            self._overseer.release(program)
+        except RestorerDied:
+            return
 
     def try_run(self, program: Program) -> str:
         """What failed, in words, or nothing."""
@@ -101,7 +114,12 @@ class Restoree:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # a test has seen to its end, and reaped it
         self._overseer.kill()
-        os.waitpid(self.pid, 0)  # an orphan now, and orphans come to the tests
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)  # an orphan now, and orphans come to the tests
         self._feed.close()
         self._data.close()

@@ -24,6 +24,7 @@ from migrate.coordinator import Migration
 from migrate.engine.kinds.locks import Held
 from migrate.errors import Failed, MigrateError
 from migrate.links import connected
+from migrate.options import Options
 from migrate.progress import Quiet
 from tests.hosts import Host
 
@@ -33,6 +34,7 @@ ROOT = str(Path(__file__).parents[2])
 async def main(*argv: str) -> None:
     """Answers faults with what became of the migration, line by line."""
     options = parse(argv)
+    assert isinstance(options, Options)
     while True:
         async with connected(options, Quiet()) as (rescue, destination, relay):
             _answer(code=0)
@@ -41,7 +43,7 @@ async def main(*argv: str) -> None:
                     return
                 faults.arm(fault)
                 relay._off = False  # by the last one's roll-back
-                fresh = replace(rescue, touched=False, halted=False, locks=Held(()))
+                fresh = replace(rescue, touched=False, halted=False, prepared=False, locks=Held(()))
                 migration = Migration(options, Quiet(), fresh, destination, relay, trio.CancelScope())
                 begun = time.monotonic()
                 code, error = 0, ""

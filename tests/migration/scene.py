@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from migrate.engine.overseer import Records, release
+from migrate.engine.program import Program
 from migrate.engine.tracee.area import areas
 from migrate.engine.tracee.memory import Memory
 from tests import observe
@@ -99,6 +101,12 @@ class Scene:
         raise ProcessLookupError("not on the destination")
 
 
+def commit(outer: int) -> tuple[Program, int]:
+    """The program of the commit of such a process, to count its ops; and how many of them can be revoked."""
+    tids = [int(name) for name in os.listdir(f"/proc/{outer}/task")]
+    return release(outer, tids, stopped=False, stay=False, records=Records(b"", b"", b""))
+
+
 def states(outer: int) -> set[str]:
     """The state letters of its threads."""
     stats = [(path / "stat").read_text() for path in Path(f"/proc/{outer}/task").iterdir()]
@@ -149,10 +157,15 @@ class Stage(Scene):
         """A migration with a fault, to its end."""
         return self.launcher.start(*self.command, fault=fault).wait()
 
-    def hold(self, point: str) -> tuple[Hold, Run]:
-        """Start a migration and wait until it has come to a point, where it stays."""
+    def recover(self, *arguments: str) -> Result:
+        """`migrate recover`, to its end."""
+        return self.launcher.start("--json", "recover", *arguments).wait()
+
+    def hold(self, point: str, *more: str, fault: str = "") -> tuple[Hold, Run]:
+        """Start a migration and wait until it has come to a point, where it stays. ``more``: options; ``fault``: others
+        besides."""
         hold = Hold(self.directory, point)
-        run = self.launcher.start(*self.command, fault=hold.fault)
+        run = self.launcher.start(*more, *self.command, fault=",".join(filter(None, (hold.fault, fault))))
         hold.reached(run)
         return hold, run
 

@@ -5,13 +5,14 @@ A "program" is a line of text. Page frames are written to FAKE_RESTORER_PAGES, g
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
 import sys
 import time
 
-CONTROL, DATA = 3, 0
+CONTROL, DATA, JOURNAL = 3, 0, 4
 
 
 def main() -> None:
@@ -33,6 +34,12 @@ def main() -> None:
             word, _, rest = program.decode().partition(" ")
             if word == "die":
                 os.kill(os.getpid(), int(rest))
+            elif word == "journal":  # records, and what to do then
+                lines, word, rest = json.loads(rest)
+                for line in lines:
+                    os.write(JOURNAL, line.encode())
+                if word == "die":
+                    os.kill(os.getpid(), int(rest))
             elif word == "exit":
                 os._exit(int(rest))
             elif word == "hang":

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from migrate.arguments import parse
 from migrate.errors import UsageError
-from migrate.options import Options
+from migrate.options import Connection, Inquiry, Options
 from migrate.transport.target import parse as parse_destination
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -23,15 +23,25 @@ def test_the_least_that_is_needed() -> None:
 def test_everything_at_once() -> None:
     given = (
         "-p 2222 -i a -i b -F none -J bastion,x@y:1 --sudo --max-downtime 50ms --max-rounds 7 --no-converge continue "
-        "--bandwidth 1Gbit/s --compress lz4 --tracker digest --cpu-check xstate --no-clock --verify --stdio null "
-        "--log l --json -vv 812 me@node2"
+        "--bandwidth 1Gbit/s --compress lz4 --tracker digest --cpu-check xstate --no-clock --verify --reconnect-for 5s "
+        "--stdio null --log l --json -vv 812 me@node2"
     )
     assert parse(given.split()) == Options(
         pid=812, dest="me@node2", port=2222, identities=("a", "b"), ssh_config="none",
         jump="bastion,x@y:1", sudo=True, max_downtime=0.05, max_rounds=7, no_converge="continue", bandwidth=125e6,
-        compress="lz4", tracker="digest", cpu_check="xstate", no_clock=True, verify=True, stdio="null",
-        log="l", json=True, verbose=2, quiet=False,
+        compress="lz4", tracker="digest", cpu_check="xstate", no_clock=True, verify=True, reconnect_for=5.0,
+        stdio="null", log="l", json=True, verbose=2, quiet=False,
     )  # fmt: skip
+
+
+def test_status_and_recover() -> None:
+    assert parse(["status"]) == Inquiry("status")
+    assert parse("-F none --json status me@node2 -p 2222".split()) == Inquiry(
+        "status", Connection("me@node2", 2222, ssh_config="none"), json=True
+    )
+    assert parse(["recover"]) == Inquiry("recover")
+    id = "261121100343-9f3a2c1b"
+    assert parse(["-v", "recover", id, "--abort"]) == Inquiry("recover", id=id, force="abort", verbose=1)
 
 
 @given(st.text())
@@ -63,6 +73,11 @@ def test_any_text_is_a_destination_or_an_error(text: str) -> None:
         ("812 node2 --max-down 1s", "unrecognized arguments"),
         ("812 node2 -q -v", "contradict"),
         ("812 :22", "is not a destination"),
+        ("812 node2 --abort", "--abort is for migrate recover"),
+        ("status --commit", "--commit is for migrate recover"),
+        ("recover 812", "'812' is not the id of a migration"),
+        ("recover ../../etc/passwd", "is not the id of a migration"),
+        ("recover 261121100343-9f3a2c1b --commit --abort", "not allowed with"),
     ],
 )
 def test_usage_errors_say_what_is_wrong(arguments: str, message: str) -> None:

@@ -24,9 +24,11 @@ from migrate.pie import blob
 from migrate.transport import frames, local
 from migrate.transport.agent import Agent, AgentError, ConnectionLost, open_agent
 from migrate.transport.frames import CONTENTS, PAGE, Run
+from tests.tasks import children
 
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_restorer.py")
+ID = "261121100343-9f3a2c1b"
 Test = Callable[["Side"], Awaitable[None]]
 
 
@@ -67,6 +69,14 @@ def pages(tmp_path: Path) -> Path:
 
 def fake(pages: Path) -> list[str]:
     return [sys.executable, "-S", str(FAKE), str(pages)]
+
+
+async def prepare(subject: Side, program: bytes, release: bytes, revocable: int = 1) -> int:
+    """A program for the overseer, and the one of the commit. Returns the overseer's number."""
+    (child,) = children(subject.stream.process.pid)
+    await subject.agent.request("stage", program + release, release=len(release), revocable=revocable)
+    assert (await subject.agent.request("prepare", parts=[[0, len(program)]], restoree=child))["failed"] == -1
+    return child
 
 
 def alive(pid: int) -> bool:
@@ -148,14 +158,17 @@ def test_stdio_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for path in paths:
             assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
         if committed:
+            await subject.agent.request("begin", migration=ID, lease=9, about={})
+            await subject.agent.request("overseer", restorees=0)
+            await prepare(subject, b"ok", b"go")
             await subject.agent.request("commit")
 
     committed = False
-    with_agent(test)
+    with_agent(test, fake(tmp_path / "pages"))
     assert not any(path.exists() for path in paths)
     committed = True
     paths.clear()
-    with_agent(test)
+    with_agent(test, fake(tmp_path / "pages"))
     assert all(path.exists() for path in paths)
 
 
@@ -168,8 +181,9 @@ def test_programs_are_routed(pages: Path) -> None:
         started = await ask("overseer", restorees=2)
         assert alive(started["pid"]) and "fake_restorer" in Path(f"/proc/{started['pid']}/cmdline").read_text()
         assert "[stack]" in started["maps"]
+        assert os.readlink(f"/proc/{started['pid']}/fd/4") == "/dev/null"
         descriptors = {int(name) for name in os.listdir(f"/proc/{started['pid']}/fd")}
-        assert {0, 1, 2, 3, 4, 5} <= descriptors
+        assert {0, 1, 2, 3, 4, 5, 6} <= descriptors
         assert os.readlink(f"/proc/{started['pid']}/fd/1") == "/dev/null"
         ours, theirs = (os.stat(f"/proc/{pid}/fd/0").st_ino for pid in (subject.stream.process.pid, started["pid"]))
         assert ours == theirs
@@ -405,7 +419,7 @@ def test_real_overseer(new_pid_namespace: bool) -> None:
         assert int(Path(f"/proc/{started['pid']}/personality").read_text(), 16) == 0x0040000
         status = Path(f"/proc/{started['pid']}/status").read_text()
         assert status.partition("SigBlk:")[2].split()[0] == "0" * 16 == status.partition("SigIgn:")[2].split()[0]
-        assert sorted(os.listdir(f"/proc/{started['pid']}/fd"), key=int) == ["0", "1", "2", "3", "4"]
+        assert sorted(os.listdir(f"/proc/{started['pid']}/fd"), key=int) == ["0", "1", "2", "3", "4", "5"]
         program = Program("facts")
         pid = program.syscall("getpid", label="its number")
         where = program.space(16)
@@ -454,17 +468,21 @@ def test_a_write_that_faults_ends_it_in_words() -> None:
     with_agent(test)
 
 
-def test_committed_overseer_outlives_the_agent() -> None:
+def test_committed_overseer_outlives_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     pids: list[int] = []
 
     async def test(subject: Side) -> None:
+        await subject.agent.request("begin", migration=ID, lease=9, about={})
         pids.append((await subject.agent.request("overseer", restorees=0))["pid"])
-        await subject.agent.request("commit")
-        program = Program("release")
+        assert os.readlink(f"/proc/{pids[0]}/fd/4").endswith(f"{ID}.destination")
+        program, nothing = Program("release"), Program("nothing")
         program.syscall("prctl", 1, 0, label="outlive the agent")
         program.op(OpKind.PARK, 3, label="stay")
-        image = program.link().image
-        assert (await subject.agent.request("run", image, parts=[[0, len(image)]]))["failed"] == -1
+        nothing.syscall("getpid", label="nothing")
+        assert await prepare(subject, nothing.link().image, program.link().image) == pids[0]
+        assert (await subject.agent.request("commit"))["outcome"] == "moved"
+        assert (await subject.agent.request("commit"))["outcome"] == "moved", "asked again, as after a lost answer"
         with pytest.raises(AgentError, match="too late"):
             await subject.agent.request("abort")
         await subject.agent.request("bye")
@@ -484,8 +502,7 @@ def test_overseer_that_cannot_start() -> None:
         with pytest.raises(AgentError, match="execve of /no/such/program: No such file") as caught:
             await subject.agent.request("overseer", restorees=1)
         assert caught.value.errno == 2
-        children = Path(f"/proc/{subject.stream.process.pid}/task/{subject.stream.process.pid}/children").read_text()
-        assert children == ""
+        assert not children(subject.stream.process.pid)
 
     with_agent(test, ["/no/such/program"])
 

@@ -26,7 +26,7 @@ def test_sentence_of_a_failure_does_not_claim_success() -> None:
 def test_json_has_the_promised_keys_and_no_others() -> None:
     told = json.loads(REPORT.json())
     assert list(told) == [
-        "ok", "pid", "new_pid", "dest", "downtime_ms", "total_s", "rounds", "bytes_sent", "tracker", "vdso",
+        "ok", "id", "pid", "new_pid", "dest", "downtime_ms", "total_s", "rounds", "bytes_sent", "tracker", "vdso",
         "phases_ms", "error", "stdio_log",
     ]  # fmt: skip
     assert told["rounds"][2] == {"pages": 312, "bytes_sent": 0, "seconds": 0.012346, "dirty_pages_after": 9}

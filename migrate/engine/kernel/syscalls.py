@@ -56,6 +56,7 @@ NUMBERS: dict[str, int] = {
     "msgrcv": 70,
     "fcntl": 72,
     "flock": 73,
+    "fdatasync": 75,
     "ftruncate": 77,
     "getcwd": 79,
     "chdir": 80,

@@ -1,0 +1,131 @@
+"""What the destination agent has promised about one migration: its journal, and who may ask for it.
+
+From PREPARED on the agent alone decides no more: COMMIT may be on its way. So when its connection ends it waits for a
+new one's question, and only when it has heard nothing for its lease does it call all off, in writing first.
+
+Standard library only, Python 3.9: this travels to the destination.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+from agents import settling
+from agents.journal import ABORTED, BEGUN, DESTINATION, PREPARED, RELEASED, Directory, Journal
+
+_POLL = 0.002  # seconds between two looks whether a hold is over
+
+
+class Commitment:
+    """One migration, as far as it has come. ``state``: BEGUN, PREPARED, RELEASED or ABORTED, and ``why`` that."""
+
+    def __init__(self, directory: Directory, record: Journal, door: socket.socket, lease: float, faults: str) -> None:
+        """``lease``: seconds. ``faults``: for tests, as of migrate/faults.py."""
+        self.directory, self.record, self.door, self._lease = directory, record, door, lease
+        self.state, self.why = BEGUN, ""
+        self.program, self.revocable = b"", 0
+        self._faults = dict(part.rpartition(":")[::2] for part in faults.split(",") if part)
+        self._restoree = 0
+        self.heard()
+
+    @classmethod
+    def begin(cls, id: str, lease: float, faults: str, about: dict[str, Any]) -> Commitment:
+        """Its journal is made. OSError, JournalError: it cannot be."""
+        directory = Directory.opened()
+        try:
+            record = directory.create(id, DESTINATION, **about)
+            try:
+                door = settling.listen(directory, id)
+            except BaseException:
+                record.close()
+                raise
+        except BaseException:
+            directory.close()
+            raise
+        made = cls(directory, record, door, lease, faults)
+        made.reach("there-begun")
+        return made
+
+    # The lease
+
+    def heard(self) -> None:
+        """The coordinator, or who asks in its place, has given a sign of life."""
+        self._until = time.monotonic() + self._lease
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is given up."""
+        return max(0.0, self._until - time.monotonic())
+
+    # States
+
+    def prepare(self, program: bytes, revocable: int, overseer: int, restoree: int) -> None:
+        """All is restored; ``program`` lets it go, and until its first ``revocable`` ops are done nothing has run.
+
+        It is on the disk together with COMMITTED: nobody needs to find it there after a crash, which ends everything.
+        """
+        self.program, self.revocable, self._restoree = program, revocable, restoree
+        people = {"overseer": settling.person(overseer), "restoree": settling.person(restoree)}
+        self.record.append(PREPARED, sync=False, **people)
+        self.state = PREPARED
+        # Whoever closes the session: we are not done.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.reach("there-prepared")
+
+    def released(self) -> None:
+        """The overseer has let it go. It has written that down itself, but for a disk that was full."""
+        self.state = RELEASED
+        if self.record.records()[-1].state != RELEASED:
+            self.record.mend()
+            self.record.append(RELEASED)
+
+    def abort(self, why: str) -> None:
+        """Before anything is killed. The overseer must not be at work. Where it cannot be written down it holds all the
+        same: it is what follows from a journal without an end (see `settling`)."""
+        if self.state not in (BEGUN, PREPARED):
+            return
+        prepared, self.state, self.why = self.state == PREPARED, ABORTED, why
+        try:
+            self.record.mend()
+            self.record.append(ABORTED, sync=prepared, why=why)
+        except OSError as error:
+            self.why += f" (its journal could not be written: {error.strerror})"
+
+    def found_out(self) -> None:
+        """The overseer died in the middle of the commit: how far it came."""
+        told = settling.decide(self.record)
+        states = {settling.MOVED: RELEASED, settling.ROLLED_BACK: ABORTED}
+        self.state, self.why = states.get(told["outcome"], settling.IN_DOUBT), told["why"]
+
+    def told(self) -> dict[str, Any]:
+        """For who asks: as `settling.settle` answers."""
+        outcomes = {
+            BEGUN: settling.UNDER_WAY,
+            PREPARED: settling.PREPARED,
+            RELEASED: settling.MOVED,
+            ABORTED: settling.ROLLED_BACK,
+        }
+        return {"outcome": outcomes.get(self.state, settling.IN_DOUBT), "why": self.why, "pid": self._restoree}
+
+    def close(self) -> None:
+        """Nobody can ask any more, but for the journal."""
+        self.door.close()
+        settling.unlisten(self.directory, self.record.id)
+        self.record.close()
+        self.directory.close()
+
+    # For tests
+
+    def reach(self, point: str) -> None:
+        """A point at which a fault may be asked for."""
+        action, _, detail = self._faults.get(point, "").partition("=")
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif action == "hold":
+            os.close(os.open(detail, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            while os.path.exists(detail):
+                time.sleep(_POLL)

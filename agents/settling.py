@@ -1,0 +1,296 @@
+"""What became of a migration on the destination: asked of the agent that holds it, or else found out from its journal.
+
+The agent holds the lock of the journal while it lives, and listens on a socket beside it. When it is dead nobody will
+send the overseer anything any more, and the journal tells how far that came (`release` in migrate/engine/overseer.py):
+
+- up to COMMITTED it ends without having let the process run a single instruction: PTRACE_O_EXITKILL. Only a crash of
+  the whole host leaves that open, as what came after COMMITTED may not have reached the disk: then it counts as run.
+- RELEASING: between this record and the next one lies the one system call that unties the last thread. Whether it was
+  made shows in whether the process lives.
+- RELEASED: it lives, whoever dies.
+
+Standard library only, Python 3.9: this travels to the destination.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+from typing import Any
+
+from agents import journal
+from agents.journal import ABORTED, COMMITTED, DESTINATION, RELEASED, RELEASING, Directory, Journal, Record
+
+# Outcomes
+MOVED, ROLLED_BACK, IN_DOUBT, UNDER_WAY, PREPARED, UNKNOWN, BROKEN_OFF = (
+    *("moved", "rolled back", "in doubt", "under way", "prepared", "unknown", "broken off"),
+)
+ASK, COMMIT, ABORT = "ask", "commit", "abort"
+PATIENCE = 10.0  # seconds for processes that were killed to be gone
+KEPT = 30 * 24 * 3600.0  # seconds that the journal of a migration that has ended is kept
+_NAP = 0.01
+_LONGEST = 4096  # bytes of a question or an answer on the socket
+_ANSWER = 20.0  # seconds for the agent that holds it to answer
+_PF_EXITING = 0x4  # include/linux/sched.h
+_SIGKILL = 1 << 8  # in a mask of signals
+_UCRED = struct.Struct("3i")  # pid, uid, gid; unix(7)
+
+LIVES, DYING, GONE = "lives", "dying", "gone"
+
+
+def stat_fields(path: str) -> list[str]:
+    """Of a stat file in /proc, from the state (field 3) on."""
+    with open(path, errors="replace") as file:
+        return file.read().rpartition(")")[2].split()
+
+
+def start_time(pid: int) -> int:
+    """When a process was started, in ticks since boot: with its number and the boot_id it is unmistakable."""
+    return int(stat_fields(f"/proc/{pid}/stat")[19])
+
+
+def fate(pid: int, start: int) -> str:
+    """Whether a process lives, or has been killed and is not gone yet. A zombie is gone."""
+    try:
+        if start_time(pid) != start:
+            return GONE
+        threads = [_thread_fate(f"/proc/{pid}/task/{tid}") for tid in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):
+        return GONE
+    return LIVES if LIVES in threads else DYING if DYING in threads else GONE
+
+
+def _thread_fate(path: str) -> str:
+    try:
+        fields = stat_fields(f"{path}/stat")
+        if fields[0] in "ZX":
+            return GONE
+        with open(f"{path}/status") as file:
+            pending = next(int(text.split()[1], 16) for text in file if text.startswith("SigPnd:"))
+    except (FileNotFoundError, ProcessLookupError):
+        return GONE
+    return DYING if pending & _SIGKILL or int(fields[6]) & _PF_EXITING else LIVES
+
+
+def person(pid: int) -> list[int]:
+    """What `fate` wants to know of a process."""
+    return [pid, start_time(pid)]
+
+
+# From the journal
+
+
+def settle(directory: Directory, id: str, how: str) -> dict[str, Any]:
+    """What became of it: ``outcome`` and ``why``. With COMMIT or ABORT a migration that is prepared comes to its end;
+    one whose agent is dead does so in any case."""
+    try:
+        record = directory.open(id, DESTINATION)
+    except FileNotFoundError:
+        return {"outcome": UNKNOWN, "why": f"there is no journal of it in {directory.path}"}
+    deadline = time.monotonic() + PATIENCE
+    with record:
+        while not record.lock():
+            told = _ask(directory, id, how)
+            if told is not None:
+                return told
+            if time.monotonic() > deadline:
+                return {"outcome": UNDER_WAY, "why": "its agent there lives and does not answer"}
+            time.sleep(_NAP)
+        unlisten(directory, id)  # of an agent that was killed
+        return decide(record)
+
+
+def decide(record: Journal) -> dict[str, Any]:
+    """The agent is dead, and we hold its lock: by the journal, and by who lives. What was found out is written down."""
+    deadline = time.monotonic() + PATIENCE
+    lived = False
+    while True:
+        records = record.records()
+        outcome, why = judge(records)
+        if outcome != UNDER_WAY:
+            break
+        state, facts = (records[-1].state, _facts(records)) if records else ("", {})
+        overseer, restoree = (fate(*facts[who]) if who in facts else GONE for who in ("overseer", "restoree"))
+        if overseer == GONE and state == RELEASING and restoree == LIVES:
+            # One that was just killed shows as such within moments.
+            if lived:
+                record.mend()
+                record.append(RELEASED, found=True)
+                continue
+            lived = True
+            time.sleep(0.2)
+            continue
+        if overseer == GONE and restoree == GONE:
+            if state == RELEASING:
+                outcome = IN_DOUBT
+                why = "its overseer was killed at the very moment of letting it go, and nobody can tell if it ran"
+                break
+            outcome, why = ROLLED_BACK, "its agent died before it was let go"
+            try:
+                record.mend()
+                record.append(ABORTED, why=why)
+            except OSError as error:  # true all the same, and the next who asks finds out the same
+                why += f" (which could not be written down: {error})"
+            break
+        if time.monotonic() > deadline:
+            who = "overseer" if overseer != GONE else "restoree"
+            outcome, why = IN_DOUBT, f"its {who} (process {facts[who][0]} there) hangs"
+            break
+        time.sleep(_NAP)
+    return {"outcome": outcome, "why": why, **_told(records)}
+
+
+def judge(records: list[Record]) -> tuple[str, str]:
+    """What the records alone tell when nobody holds the journal; UNDER_WAY: it depends on who lives."""
+    state = records[-1].state if records else ""
+    if state == RELEASED:
+        return MOVED, ""
+    if state == ABORTED:
+        return ROLLED_BACK, str(records[-1].fields.get("why", ""))
+    if records and records[-1].boot != journal.boot_id():
+        if state in (COMMITTED, RELEASING):
+            return MOVED, "that host was started anew since: the process has ended with it"
+        return ROLLED_BACK, "that host was started anew before it was committed"
+    return UNDER_WAY, ""
+
+
+def _facts(records: list[Record]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for record in records:
+        found.update(record.fields)
+    return found
+
+
+def _told(records: list[Record]) -> dict[str, Any]:
+    restoree = _facts(records).get("restoree")
+    return {"pid": restoree[0]} if restoree else {}
+
+
+# The socket
+
+
+def listen(directory: Directory, id: str) -> socket.socket:
+    """Where an agent that holds a migration can be asked. In a directory that is closed to all others."""
+    path = directory.socket_path(id)
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(door.fileno(), 0o600)  # the inode that bind(2) makes has the mode of the socket, unix(7)
+        door.bind(path)
+        door.listen(4)
+    except BaseException:
+        door.close()
+        raise
+    return door
+
+
+def unlisten(directory: Directory, id: str) -> None:
+    """Nobody is there any more."""
+    try:
+        os.unlink(directory.socket_path(id))
+    except FileNotFoundError:
+        pass  # somebody tidied up
+
+
+def heed(door: socket.socket) -> tuple[socket.socket, str] | None:
+    """Who asks, and for what; None: nobody who may, or nothing that makes sense."""
+    visitor, _ = door.accept()
+    visitor.settimeout(2.0)
+    try:
+        peer = visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        if _UCRED.unpack(peer)[1] not in (0, os.geteuid()):
+            raise PermissionError(1, "another user")
+        how = json.loads(_line(visitor))["how"]
+        if how not in (ASK, COMMIT, ABORT):
+            raise ValueError(how)
+    except (OSError, ValueError, TypeError, KeyError):
+        visitor.close()
+        return None
+    return visitor, how
+
+
+def answer(visitor: socket.socket, told: dict[str, Any]) -> None:
+    """Tell who asked, and close."""
+    with visitor:
+        try:
+            visitor.sendall(json.dumps(told).encode() + b"\n")
+        except OSError:
+            pass  # it is gone; the journal has it too
+
+
+def _ask(directory: Directory, id: str, how: str) -> dict[str, Any] | None:
+    """The agent that holds it; None: there is none, yet or any more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(_ANSWER)
+        try:
+            asking.connect(directory.socket_path(id))
+            asking.sendall(json.dumps({"how": how}).encode() + b"\n")
+            return dict(json.loads(_line(asking)))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def _line(stream: socket.socket) -> bytes:
+    received = b""
+    while not received.endswith(b"\n") and len(received) < _LONGEST:
+        piece = stream.recv(_LONGEST - len(received))
+        if not piece:
+            raise ConnectionResetError
+        received += piece
+    return received
+
+
+# What there is
+
+
+def survey(directory: Directory) -> list[dict[str, Any]]:
+    """Every migration that this host knows of, the oldest first: ``id``, ``role``, ``outcome``, ``why``, ``state`` and
+    ``time`` of the last record, and all that was noted of it. Old ones that have come to an end are removed."""
+    found = []
+    for id, role in directory.names():
+        told: dict[str, Any] = {"id": id, "role": role}
+        try:
+            with directory.open(id, role) as record:
+                free = record.lock()
+                records = record.records()
+                if free and _stale(records):
+                    directory.remove(id, role)
+                    continue
+                told.update(_facts(records))
+                if not free:
+                    told.update(outcome=UNDER_WAY, why="")
+                elif role == DESTINATION:
+                    unlisten(directory, id)
+                    told.update(decide(record))
+                else:
+                    told["outcome"], told["why"] = judge_source(records)
+                if records:
+                    told.update(state=records[-1].state, began=records[0].time, time=records[-1].time)
+        except FileNotFoundError:
+            continue  # somebody else tidied up
+        except (OSError, journal.JournalError) as error:
+            told.update(outcome=UNKNOWN, why=str(error))
+        found.append(told)
+    return found
+
+
+def judge_source(records: list[Record]) -> tuple[str, str]:
+    """What a source's journal tells whose coordinator is dead."""
+    state = records[-1].state if records else journal.BEGUN
+    if state == journal.DONE:
+        return MOVED, ""
+    if state == journal.ROLLED_BACK:
+        return ROLLED_BACK, str(records[-1].fields.get("why", ""))
+    if any(record.state == journal.INTENT for record in records):
+        return IN_DOUBT, "COMMIT may have been sent"
+    if records and records[-1].boot != journal.boot_id():
+        return ROLLED_BACK, "this host was started anew in the middle of it"
+    return BROKEN_OFF, "the command was killed before the commit; the process runs on here"
+
+
+def _stale(records: list[Record]) -> bool:
+    """Whether it has come to its end, long ago."""
+    ends = (RELEASED, ABORTED, journal.DONE, journal.ROLLED_BACK)
+    return bool(records) and records[-1].state in ends and records[-1].time < time.time() - KEPT
