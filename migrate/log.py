@@ -104,7 +104,9 @@ class Logged:
         self._flush()
 
     def finished(self, report: Report) -> None:
-        self._write("moved" if report.ok else "failed", **json.loads(report.json()))
+        told = json.loads(report.json())
+        told.pop("id", None)  # ours, as in every line
+        self._write("moved" if report.ok else "failed", **told)
         self._inner.finished(report)
 
     def failed(self, exit_code: int, error: str) -> None:
