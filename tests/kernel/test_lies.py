@@ -62,6 +62,7 @@ class Process:
 def process(victims: Victims, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
     # trio keeps the thread in which it starts processes for ten seconds, and would be said to have left it behind
     monkeypatch.setattr("trio._core._thread_cache.IDLE_TIMEOUT", 0.1)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     made = Process(victims, tmp_path)
     yield made
     made.close()
