@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,11 +97,11 @@ def _table(lines: Sequence[Line]) -> Iterator[str]:
     rows = [("MIGRATION", "JOURNAL", "PROCESS", "WAY", "BEGAN", "OUTCOME")]
     rows += [(each.id, each.host, each.process, each.way, each.began, each.outcome) for each in lines]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = max(20, shutil.get_terminal_size((120, 24)).columns - 4)
+    room = max(20, shutil.get_terminal_size((120, 24)).columns)
     for row, line in zip(rows, (None, *lines), strict=True):
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         if line is not None and line.why:
-            yield f"    {line.why if len(line.why) <= room else line.why[: room - 1] + '…'}"
+            yield from textwrap.wrap(line.why, room, initial_indent="    ", subsequent_indent="    ")
 
 
 # Recover
