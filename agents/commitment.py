@@ -80,7 +80,7 @@ class Commitment:
     def released(self) -> None:
         """The overseer has let it go. It has written that down itself, but for a disk that was full."""
         self.state = RELEASED
-        if self.record.records()[-1].state != RELEASED:
+        if not self.record.ends_with(RELEASED):
             self.record.mend()
             self.record.append(RELEASED)
 
