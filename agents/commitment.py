@@ -30,6 +30,7 @@ class Commitment:
         self.program, self.revocable = b"", 0
         self._faults = dict(part.rpartition(":")[::2] for part in faults.split(",") if part)
         self._restoree = 0
+        self._final = False
         self.heard()
 
     @classmethod
@@ -79,7 +80,7 @@ class Commitment:
     def released(self) -> None:
         """The overseer has let it go. It has written that down itself, but for a disk that was full."""
         self.state = RELEASED
-        if self.record.records()[-1].state != RELEASED:
+        if not self.record.ends_with(RELEASED):
             self.record.mend()
             self.record.append(RELEASED)
 
@@ -100,6 +101,7 @@ class Commitment:
         told = settling.decide(self.record)
         states = {settling.MOVED: RELEASED, settling.ROLLED_BACK: ABORTED}
         self.state, self.why = states.get(told["outcome"], settling.IN_DOUBT), told["why"]
+        self._final = bool(told["final"])
 
     def told(self) -> dict[str, Any]:
         """For who asks: as `settling.settle` answers."""
@@ -109,7 +111,8 @@ class Commitment:
             RELEASED: settling.MOVED,
             ABORTED: settling.ROLLED_BACK,
         }
-        return {"outcome": outcomes.get(self.state, settling.IN_DOUBT), "why": self.why, "pid": self._restoree}
+        outcome = outcomes.get(self.state, settling.IN_DOUBT)
+        return {"outcome": outcome, "why": self.why, "pid": self._restoree, "final": self._final}
 
     def close(self) -> None:
         """Nobody can ask any more, but for the journal."""

@@ -36,6 +36,7 @@ LOCKS, INTENT, DONE, ROLLED_BACK = "locks", "intent", "done", "rolled back"
 
 _ID = re.compile(r"\d{12}-[0-9a-f]{8}")
 _NAME = re.compile(rf"({_ID.pattern})\.({SOURCE}|{DESTINATION})")
+_TAIL = 512  # bytes; more than any record of the commit has
 _LIMIT = 1 << 20  # bytes; a journal has a few hundred, and some for each lock
 
 
@@ -232,6 +233,12 @@ class Journal:
         if len(content) > _LIMIT:
             raise JournalError(f"{self.path} is larger than any journal")
         return parse(content, self.path)[0]
+
+    def ends_with(self, state: str) -> bool:
+        """Whether that is the last state. Quicker than to read it all: the answer to COMMIT waits for this."""
+        size = os.fstat(self.fd).st_size
+        tail = os.pread(self.fd, _TAIL, max(0, size - _TAIL)).split(b"\n")
+        return not tail[-1] and len(tail) > 1 and f'{{"state":"{state}",'.encode() in tail[-2]
 
     def mend(self) -> None:
         """Cut off a record that was not finished. Only for who holds the lock, while nobody writes."""

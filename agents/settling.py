@@ -29,6 +29,7 @@ MOVED, ROLLED_BACK, IN_DOUBT, UNDER_WAY, PREPARED, UNKNOWN, BROKEN_OFF = (
     *("moved", "rolled back", "in doubt", "under way", "prepared", "unknown", "broken off"),
 )
 ASK, COMMIT, ABORT = "ask", "commit", "abort"
+FORCE_COMMIT, FORCE_ABORT = "force-commit", "force-abort"  # what nobody can tell, the user has decided
 PATIENCE = 10.0  # seconds for processes that were killed to be gone
 KEPT = 30 * 24 * 3600.0  # seconds that the journal of a migration that has ended is kept
 _NAP = 0.01
@@ -85,7 +86,7 @@ def person(pid: int) -> list[int]:
 
 def settle(directory: Directory, id: str, how: str) -> dict[str, Any]:
     """What became of it: ``outcome`` and ``why``. With COMMIT or ABORT a migration that is prepared comes to its end;
-    one whose agent is dead does so in any case."""
+    one whose agent is dead does so in any case, but for the one that nobody can tell, which takes FORCE_…."""
     try:
         record = directory.open(id, DESTINATION)
     except FileNotFoundError:
@@ -93,20 +94,27 @@ def settle(directory: Directory, id: str, how: str) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE
     with record:
         while not record.lock():
-            told = _ask(directory, id, how)
+            told = _ask(directory, id, how.replace("force-", ""))
             if told is not None:
                 return told
             if time.monotonic() > deadline:
                 return {"outcome": UNDER_WAY, "why": "its agent there lives and does not answer"}
             time.sleep(_NAP)
         unlisten(directory, id)  # of an agent that was killed
-        return decide(record)
+        told = decide(record)
+        if told["final"] and how in (FORCE_COMMIT, FORCE_ABORT):
+            state, outcome = (RELEASED, MOVED) if how == FORCE_COMMIT else (ABORTED, ROLLED_BACK)
+            record.mend()
+            record.append(state, why=f"by --{how[6:]}; {told['why']}")
+            told.update(outcome=outcome, final=False)
+        return told
 
 
 def decide(record: Journal) -> dict[str, Any]:
-    """The agent is dead, and we hold its lock: by the journal, and by who lives. What was found out is written down."""
+    """The agent is dead, and we hold its lock: by the journal, and by who lives. What was found out is written down.
+    ``final``: it is in doubt for good."""
     deadline = time.monotonic() + PATIENCE
-    lived = False
+    lived = final = False
     while True:
         records = record.records()
         outcome, why = judge(records)
@@ -125,7 +133,7 @@ def decide(record: Journal) -> dict[str, Any]:
             continue
         if overseer == GONE and restoree == GONE:
             if state == RELEASING:
-                outcome = IN_DOUBT
+                outcome, final = IN_DOUBT, True
                 why = "its overseer was killed at the very moment of letting it go, and nobody can tell if it ran"
                 break
             outcome, why = ROLLED_BACK, "its agent died before it was let go"
@@ -140,7 +148,7 @@ def decide(record: Journal) -> dict[str, Any]:
             outcome, why = IN_DOUBT, f"its {who} (process {facts[who][0]} there) hangs"
             break
         time.sleep(_NAP)
-    return {"outcome": outcome, "why": why, **_told(records)}
+    return {"outcome": outcome, "why": why, "final": final, **_told(records)}
 
 
 def judge(records: list[Record]) -> tuple[str, str]:

@@ -22,11 +22,13 @@ _LAST = 2.0  # seconds that the last try gets in any case
 
 @dataclass(frozen=True)
 class Outcome:
-    """``what``: one of agents/settling.py. ``pid``: its number on the destination, where that is known."""
+    """``what``: one of agents/settling.py. ``pid``: its number on the destination, where that is known. ``final``:
+    asking again is of no use."""
 
     what: str
     why: str = ""
     pid: int | None = None
+    final: bool = False
 
 
 async def ask(connection: Connection, display: Display, id: str, how: str) -> Outcome:
@@ -38,7 +40,8 @@ async def ask(connection: Connection, display: Display, id: str, how: str) -> Ou
             patience.deadline = trio.current_time() + _ANSWER
             reply = await agent.request("settle", migration=id, how=how)
         pid = reply.meta.get("pid")
-        return Outcome(str(reply["outcome"]), str(reply["why"]), int(pid) if pid else None)
+        final = reply["outcome"] in (settling.MOVED, settling.ROLLED_BACK) or bool(reply.meta.get("final"))
+        return Outcome(str(reply["outcome"]), str(reply["why"]), int(pid) if pid else None, final)
     raise Failed("no answer in time")
 
 
@@ -57,7 +60,7 @@ async def ask_again(connection: Connection, display: Display, id: str, how: str,
                 last = Outcome(settling.UNKNOWN, str(error))
         if patience.cancelled_caught:
             last = Outcome(settling.UNKNOWN, "no answer in time")
-        if last.what in (settling.MOVED, settling.ROLLED_BACK) or time.monotonic() + pause > end:
+        if last.final or time.monotonic() + pause > end:
             return last
         display.detail(f"{connection.dest}: {last.why or last.what}; asking again in {pause:g} s")
         await trio.sleep(pause)

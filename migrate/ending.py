@@ -20,6 +20,7 @@ from migrate.rescue import Rescue
 from migrate.transport.agent import AgentError
 
 LEASE = 120.0  # seconds that a prepared destination waits for a word, at least
+_LOCKS = 5.0  # seconds to get back what the restoree may hold, with the process stopped
 _ABORT = 10.0  # seconds for the destination to end what there is of the process: large memory takes its time
 
 
@@ -97,6 +98,10 @@ class Ending:
             free = await self.rescue.let_go()
 
         with trio.CancelScope(shield=True):
+            if self._waits and self.rescue.locks.locks:
+                # On a file system that both hosts share the one there has the locks, until it is gone.
+                with trio.move_on_after(_LOCKS):
+                    await self._call_off()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.relay.stop)
                 nursery.start_soon(let_go)
@@ -106,19 +111,24 @@ class Ending:
                     self.ledger.rolled_back(why)
                 except Failed as error:
                     self.display.warn(str(error))
-            if self.rescue.prepared and (self.destination.agent.lost or self.silent) and not self._told:
+            if self._waits:
                 await self._call_off()
 
+    @property
+    def _waits(self) -> bool:
+        """Whether the destination may be prepared, with nobody to tell it what to do."""
+        return self.rescue.prepared and not self._told and (self.destination.agent.lost or self.silent)
+
     async def _call_off(self) -> None:
-        """The destination may be prepared, and would wait for its lease: it is told over a new connection, while the
-        process runs on here already."""
+        """The destination would wait for its lease: it is told over a new connection."""
         with trio.move_on_after(_ABORT):
             try:
-                await ask(self.options.connection, self.display, self.id, settling.ABORT)
-                return
+                outcome = await ask(self.options.connection, self.display, self.id, settling.ABORT)
+                self._told = outcome.what == settling.ROLLED_BACK
             except MigrateError as error:
                 self.display.detail(f"{self.destination.name} could not be told: {error}")
-        self.display.note(f"what there is of the process on {self.destination.name} ends by itself, in {LEASE:g} s")
+        if not self._told:
+            self.display.note(f"what is left of it on {self.destination.name} ends by itself after {LEASE:g} s")
 
     async def _abort(self, why: str) -> None:
         """Nothing is left there. A destination that is gone ends the restoree by itself, at the end of its connection

@@ -64,7 +64,9 @@ async def _learned(record: Journal, copy: Copy, force: str | None, display: Disp
 
     One that is prepared there is not needed while the copy here is whole; but it is the last one when that is gone."""
     how = settling.ABORT if copy.lives() and force != "commit" else settling.COMMIT
-    if how == settling.COMMIT and copy.lives() and not copy.stands_still:
+    if force:
+        how = settling.FORCE_COMMIT if force == "commit" else settling.FORCE_ABORT
+    if force == "commit" and copy.lives() and not copy.stands_still:
         raise InDoubt(f"migration {record.id}: {copy.who} runs here: --commit would make it run twice")
     try:
         found = await ask(copy.connection, display, record.id, how)

@@ -27,6 +27,7 @@ def test_written_and_read(home: Path) -> None:
         with directory.create(ID, DESTINATION, comm="é\n", pid=812) as made:
             made.append(PREPARED, sync=False, restoree=[1, 2])
             assert [record.state for record in made.records()] == [BEGUN, PREPARED]
+            assert made.ends_with(PREPARED) and not made.ends_with(BEGUN)
             first = made.records()[0]
             assert first.fields == {"comm": "é\n", "pid": 812} and first.boot == journal.boot_id()
             with directory.open(ID, DESTINATION) as other:
@@ -80,8 +81,9 @@ def test_garbage(content: bytes) -> None:
 def test_what_was_torn_is_cut_off_before_more_is_written(home: Path) -> None:
     with Directory.opened() as directory, directory.create(ID, SOURCE) as made:
         os.write(made.fd, journal.line(PREPARED, "b")[:-5])
-        assert len(made.records()) == 1
+        assert len(made.records()) == 1 and not made.ends_with(PREPARED)
         made.mend()
+        assert made.ends_with(BEGUN)
         made.append(ABORTED)
         assert [record.state for record in made.records()] == [BEGUN, ABORTED]
 

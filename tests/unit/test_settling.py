@@ -105,8 +105,10 @@ def test_the_overseer_dies_in_the_commit(
 
     prepared(test, tmp_path, release(written_by_it, "die", "9"), restoree.pid)
     assert written()[-1] == last
-    if last in (ABORTED, RELEASED):
-        assert settle(settling.ASK) == outcome
+    assert settle(settling.ASK) == outcome
+    if outcome == settling.IN_DOUBT:
+        assert settle(settling.COMMIT) == settle(settling.ABORT) == outcome
+        assert settle(settling.FORCE_ABORT) == settle(settling.FORCE_COMMIT) == settling.ROLLED_BACK
 
 
 def test_a_record_of_the_commit_is_torn(tmp_path: Path, restoree: Process) -> None:
