@@ -191,19 +191,22 @@ class Destination:
         is noted."""
         await self.agent.request("begin", migration=migration, lease=lease, faults=faults, about=about)
 
-    async def stage(self, programs: Sequence[tuple[int, Linked]], release: Program, revocable: int) -> Staged:
+    async def stage(
+        self, programs: Sequence[tuple[int, Linked]], release: Linked, revocable: int, restoree: int
+    ) -> Staged:
         """Send programs, to be run at a word, and the one of the commit; when one of its first ``revocable`` ops fails,
-        nothing of the process has run. Of several stagings the last one counts."""
-        batch, linked = _Batch.of(programs), faults.spoil(release.link())
+        nothing of the process has run. ``restoree``: its number as the agent sees it. Of several stagings the last one
+        counts."""
+        batch, linked = _Batch.of(programs), faults.spoil(release)
         size = len(linked.image)
-        pending = await self.agent.submit("stage", batch.blob + linked.image, release=size, revocable=revocable)
+        about = {"release": size, "revocable": revocable, "restoree": restoree}
+        pending = await self.agent.submit("stage", batch.blob + linked.image, **about)
         return Staged(batch, linked, pending)
 
-    async def prepare(self, staged: Staged, restoree: int) -> Running:
-        """Give the word. When it is done, the migration is prepared there. ``restoree``: its number as the agent sees
-        it."""
+    async def prepare(self, staged: Staged) -> Running:
+        """Give the word. When it is done, the migration is prepared there."""
         await staged.pending.reply()
-        pending = await self.agent.submit("prepare", parts=staged.batch.described, restoree=restoree)
+        pending = await self.agent.submit("prepare", parts=staged.batch.described)
         return Running(pending, staged.batch.parts, self._where)
 
     async def commit(self, staged: Staged) -> None:
