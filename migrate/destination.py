@@ -17,7 +17,7 @@ from migrate.engine.kernel.timens import Offsets, offsets
 from migrate.engine.kinds import mapping, task, timers
 from migrate.engine.program import MAX_PROGRAM, Linked, Program
 from migrate.engine.program.listing import describe_failure
-from migrate.errors import NotCommitted, OpFailed
+from migrate.errors import Failed, NotCommitted, OpFailed
 from migrate.transport.agent import Agent, AgentError, Pending
 
 OVERSEER, RESTOREE = 0, 1  # slots
@@ -220,10 +220,12 @@ class Destination:
             if error.kind in ("not-committed", "pages"):
                 raise NotCommitted(str(error)) from error
             raise
-        failed, outcome = int(reply["failed"]), str(reply["outcome"])
-        what = str(reply["why"])
-        if failed >= 0:
-            what = describe_failure(staged.release, failed, int(reply["result"]), "releasing", self._where)
+        try:
+            failed, outcome, what = int(reply["failed"]), str(reply["outcome"]), str(reply["why"])
+            if failed >= 0:
+                what = describe_failure(staged.release, failed, int(reply["result"]), "releasing", self._where)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise Failed(f"{self.name} answered COMMIT with what makes no sense: {error!r:.200}") from error
         if outcome == settling.ROLLED_BACK:
             raise NotCommitted(what)
         if outcome != settling.MOVED or failed >= 0:
