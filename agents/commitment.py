@@ -30,6 +30,7 @@ class Commitment:
         self.program, self.revocable = b"", 0
         self._faults = dict(part.rpartition(":")[::2] for part in faults.split(",") if part)
         self._restoree = 0
+        self._people: dict[str, list[int]] = {}
         self._final = False
         self.heard()
 
@@ -64,14 +65,18 @@ class Commitment:
 
     # States
 
-    def prepare(self, program: bytes, revocable: int, overseer: int, restoree: int) -> None:
+    def get_ready(self, overseer: int, restoree: int) -> None:
+        """Who is who, in PREPARED: looked up while there is time for it."""
+        self._restoree = restoree
+        self._people = {"overseer": settling.person(overseer), "restoree": settling.person(restoree)}
+
+    def prepare(self, program: bytes, revocable: int) -> None:
         """All is restored; ``program`` lets it go, and until its first ``revocable`` ops are done nothing has run.
 
         It is on the disk together with COMMITTED: nobody needs to find it there after a crash, which ends everything.
         """
-        self.program, self.revocable, self._restoree = program, revocable, restoree
-        people = {"overseer": settling.person(overseer), "restoree": settling.person(restoree)}
-        self.record.append(PREPARED, sync=False, **people)
+        self.program, self.revocable = program, revocable
+        self.record.append(PREPARED, sync=False, **self._people)
         self.state = PREPARED
         # Whoever closes the session: we are not done.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -277,14 +277,16 @@ class Agent(Custody):
         finally:
             os.close(program)
 
-    def verb_stage(self, blob: bytes, release: int = 0, revocable: int = 0) -> Reply:
+    def verb_stage(self, blob: bytes, release: int = 0, revocable: int = 0, restoree: int = 0) -> Reply:
         """Programs for the next ``run`` that brings none: they travel while something else has to be waited for. The
         last ``release`` bytes are the program of the commit, which travels ahead too, so that COMMIT is one small
-        message, and one that a new connection can bring."""
+        message, and one that a new connection can bring. ``restoree``: its number, as we see it."""
         if not 0 <= release <= len(blob):
             raise ValueError(f"{release} of {len(blob)} bytes")
         self._staged = blob[: len(blob) - release]
         self._release = bytes(blob[len(blob) - release :]), revocable
+        if self._commitment is not None and self._overseer is not None and release:
+            self._commitment.get_ready(self._overseer.pid, restoree)
         return {}, b""
 
     def verb_run(self, blob: bytes, parts: list[list[int]], return_image: bool = False) -> Reply:
@@ -309,15 +311,14 @@ class Agent(Custody):
             rest = rest[size:]
         return answer, image
 
-    def verb_prepare(self, blob: bytes, parts: list[list[int]], restoree: int) -> Reply:
-        """`run` of what is staged, the last one: when nothing fails the migration is prepared. ``restoree``: its
-        number, as we see it."""
+    def verb_prepare(self, blob: bytes, parts: list[list[int]]) -> Reply:
+        """`run` of what is staged, the last one: when nothing fails the migration is prepared."""
         program, revocable = self._release
         if self._commitment is None or self._overseer is None or not program:
             raise ValueError("no migration has begun, or the program of its commit is not here")
         answer, image = self.verb_run(blob, parts)
         if answer["failed"] < 0:
-            self._commitment.prepare(program, revocable, self._overseer.pid, restoree)
+            self._commitment.prepare(program, revocable)
         return answer, image
 
     def verb_sync(self, blob: bytes) -> Reply:

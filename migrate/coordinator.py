@@ -11,9 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import trio
 
@@ -39,7 +37,7 @@ from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, Pending, making_sense, sole
+from migrate.transport.agent import Agent, Pending, making_sense
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
 _VERIFIED = 500e6  # bytes per second that are verified, or more
@@ -272,6 +270,8 @@ class Migration:
         await replica.lay_out(reply.blob)
         return int(reply["pages"])
 
+    _halting = True
+
     async def _rehearse(self, replica: Replica) -> None:
         """The freeze, but for its end: refusals that show only from inside come now, and all paths are warm."""
         self.display.detail("rehearsal")
@@ -289,12 +289,18 @@ class Migration:
             for _, linked in compiled:
                 for line in listing(linked).splitlines():
                     self.display.detail(line)
+        assert self._records is not None
+        replica.releasing(image, self._records)
+        self._halting = not image.process.stopped
 
     # The freeze
 
     async def _freeze_and_commit(self, replica: Replica) -> float:
         """Stop it here, finish it there, and let go of one of the two. The downtime in seconds."""
         self.display.phase("freezing")
+        # That COMMIT may be sent must be on the disk before it is; the disk takes its time, which is not to be spent
+        # while the process stands still.
+        await self.ledger.intend(self._halting)
         self.display.suspend()
         gc.collect()
         gc.freeze()
@@ -338,9 +344,8 @@ class Migration:
         if sending is None:
             await replica.follow(image.vmas, ())
             sending = await self.source.submit("send_last", remapped=replica.take_remade())
-        # That COMMIT may be sent must be on the disk before it is, and the disk takes its time.
-        finish = partial(self._finish, replica, image, sending, begun)
-        await _both(partial(self.ledger.intend, self.rescue.halted), finish)
+        self.ledger.will_halt(self.rescue.halted)
+        await self._finish(replica, image, sending, begun)
         return begun
 
     async def _finish(self, replica: Replica, image: ProcessImage, sending: Pending, begun: float) -> None:
@@ -393,16 +398,6 @@ class Migration:
         expected where more is; and what TCP needs to get over a few lost packets, its timeouts doubling from 0.2 s."""
         verifying = self._resident / _VERIFIED if self.options.verify else 0
         return 5 + 10 * (max(self.options.max_downtime, self._expected) + verifying)
-
-
-async def _both(one: Callable[[], Awaitable[None]], other: Callable[[], Awaitable[None]]) -> None:
-    """At the same time."""
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(one)
-            await other()
-    except BaseExceptionGroup as group:
-        raise sole(group) from None
 
 
 def _channels(preview: Preview, facts: Facts) -> overseer.Channels:

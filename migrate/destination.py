@@ -19,7 +19,7 @@ from migrate.engine.kernel.timens import Offsets, offsets
 from migrate.engine.kinds import mapping, task, timers
 from migrate.engine.program import MAX_PROGRAM, Linked, OpKind, Program
 from migrate.engine.program.listing import describe_failure
-from migrate.errors import NotCommitted, NumberTaken, OpFailed
+from migrate.errors import Failed, NotCommitted, NumberTaken, OpFailed
 from migrate.transport.agent import Agent, AgentError, Nonsense, Pending, Reply, making_sense
 
 OVERSEER, RESTOREE = 0, 1  # slots
@@ -222,19 +222,22 @@ class Destination:
         is noted."""
         await self.agent.request("begin", migration=migration, lease=lease, faults=faults, about=about)
 
-    async def stage(self, programs: Sequence[tuple[int, Linked]], release: Program, revocable: int) -> Staged:
+    async def stage(
+        self, programs: Sequence[tuple[int, Linked]], release: Linked, revocable: int, restoree: int
+    ) -> Staged:
         """Send programs, to be run at a word, and the one of the commit; when one of its first ``revocable`` ops fails,
-        nothing of the process has run. Of several stagings the last one counts."""
-        batch, linked = _Batch.of(programs), faults.spoil(release.link())
+        nothing of the process has run. ``restoree``: its number as the agent sees it. Of several stagings the last one
+        counts."""
+        batch, linked = _Batch.of(programs), faults.spoil(release)
         size = len(linked.image)
-        pending = await self.agent.submit("stage", batch.blob + linked.image, release=size, revocable=revocable)
+        about = {"release": size, "revocable": revocable, "restoree": restoree}
+        pending = await self.agent.submit("stage", batch.blob + linked.image, **about)
         return Staged(batch, linked, pending)
 
-    async def prepare(self, staged: Staged, restoree: int) -> Running:
-        """Give the word. When it is done, the migration is prepared there. ``restoree``: its number as the agent sees
-        it."""
+    async def prepare(self, staged: Staged) -> Running:
+        """Give the word. When it is done, the migration is prepared there."""
         await staged.pending.reply()
-        pending = await self.agent.submit("prepare", parts=staged.batch.described, restoree=restoree)
+        pending = await self.agent.submit("prepare", parts=staged.batch.described)
         return Running(pending, staged.batch.parts, self._where)
 
     async def commit(self, staged: Staged) -> None:
@@ -248,9 +251,12 @@ class Destination:
             if error.kind in ("not-committed", "pages"):
                 raise NotCommitted(str(error)) from error
             raise
-        failed, outcome, what = reply.number("failed"), reply["outcome"], str(reply["why"])
-        if failed >= 0:
-            what = describe_failure(staged.release, failed, reply.number("result"), "releasing", self._where)
+        try:
+            failed, outcome, what = int(reply["failed"]), str(reply["outcome"]), str(reply["why"])
+            if failed >= 0:
+                what = describe_failure(staged.release, failed, int(reply["result"]), "releasing", self._where)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise Failed(f"{self.name} answered COMMIT with what makes no sense: {error!r:.200}") from error
         if outcome == settling.ROLLED_BACK:
             raise NotCommitted(what)
         if outcome != settling.MOVED or failed >= 0:

@@ -39,9 +39,12 @@ async def ask(connection: Connection, display: Display, id: str, how: str) -> Ou
         async with reached(connection, prompt(display), display) as (agent, _):
             patience.deadline = trio.current_time() + _ANSWER
             reply = await agent.request("settle", migration=id, how=how)
-        pid = reply.meta.get("pid")
-        final = reply["outcome"] in (settling.MOVED, settling.ROLLED_BACK) or bool(reply.meta.get("final"))
-        return Outcome(str(reply["outcome"]), str(reply["why"]), int(pid) if pid else None, final)
+        try:
+            pid = reply.meta.get("pid")
+            final = reply["outcome"] in (settling.MOVED, settling.ROLLED_BACK) or bool(reply.meta.get("final"))
+            return Outcome(str(reply["outcome"]), str(reply["why"]), int(pid) if pid else None, final)
+        except (KeyError, TypeError, ValueError) as error:
+            raise Failed(f"the answer makes no sense: {error!r:.200}") from error
     raise Failed("no answer in time")
 
 

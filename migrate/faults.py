@@ -1,13 +1,13 @@
 """Faults for tests: ``MIGRATE_FAULT=point:action[,point:action…]`` makes a migration go wrong at a named point.
 
 Points of the coordinator, in order: ``connected``, ``preflight``, ``begun`` (its journal is there), ``created``,
-``tracked``, ``round``, ``rehearsed``, ``frozen``, ``sent``, ``restored``, ``intent`` (in the journal; at the same time
-as ``restored``), ``before-commit``, ``halted`` (the last one before COMMIT), ``commit-sent``, ``acknowledged``,
-``ended`` (the copy here was killed), ``done`` (in the journal), ``committed``. Points of the source agent, in the
-frozen window: ``source-stopped``, ``source-collected``, ``source-unlocked``, ``source-halted``, ``source-killed``
-(the copy, after the commit). Of the destination agent: ``there-begun``, ``there-prepared`` (in its journal),
-``there-commit`` (COMMIT has come), ``there-released`` (its answer is not sent). ``op:N`` is the N-th op (from 0) of
-all that is sent to the destination to be run; those of the commit are among them, and come last.
+``tracked``, ``round``, ``rehearsed``, ``intent`` (in the journal), ``frozen``, ``sent``, ``restored``,
+``before-commit``, ``halted`` (the last one before COMMIT), ``commit-sent``, ``acknowledged``, ``ended`` (the copy here
+was killed), ``done`` (in the journal), ``committed``. Points of the source agent, in the frozen window:
+``source-stopped``, ``source-collected``, ``source-unlocked``, ``source-halted``, ``source-killed`` (the copy, after the
+commit). Of the destination agent: ``there-begun``, ``there-prepared`` (in its journal), ``there-commit`` (COMMIT has
+come), ``there-released`` (its answer is not sent). ``op:N`` is the N-th op (from 0) of all that is sent to the
+destination to be run; those of the commit are among them, and come last.
 
 Actions: ``fail`` (an error is raised; the op fails with ENOSYS), ``kill`` (SIGKILL to whoever is at the point; the
 restorer that comes to the op exits), ``sleep=SECONDS``, ``hold=PATH`` (the file is made, and the point is left when the

@@ -25,6 +25,7 @@ class Ledger:
     id: str
     _journal: Journal
     _directory: Directory
+    _halted: bool | None = None
 
     @classmethod
     async def begin(cls, options: Options, comm: str) -> Ledger:
@@ -65,12 +66,19 @@ class Ledger:
 
     async def intend(self, halted: bool) -> None:
         """COMMIT may be sent from now on. ``halted``: a SIGSTOP of ours will keep the process from running here."""
-        self._append(INTENT, halted=halted)
+        self.will_halt(halted)
         try:
             await trio.to_thread.run_sync(os.fdatasync, self._journal.fd, abandon_on_cancel=True)
         except OSError as error:
             raise self._unwritable(error) from error
         await faults.reach("intent")
+
+    def will_halt(self, halted: bool) -> None:
+        """Of several intents the last one counts. On the disk is what matters after a crash, which ends the copy here
+        in any case."""
+        if halted != self._halted:
+            self._append(INTENT, halted=halted)
+            self._halted = halted
 
     async def done(self) -> None:
         """It runs there, and the copy here was killed. Failed: that could not be written down."""

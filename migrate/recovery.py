@@ -98,7 +98,8 @@ class Copy:
         self._asks = asks
         self._pid, self._start = int(facts["pid"]), int(facts["start"])
         self._booted = records[0].boot == journal.boot_id()
-        self._halted = any(each.state == INTENT and each.fields["halted"] for each in records)
+        intents = [bool(each.fields["halted"]) for each in records if each.state == INTENT]
+        self._halted = bool(intents) and intents[-1]
         self._locks = next((bytes.fromhex(each.fields["held"]) for each in records if each.state == LOCKS), b"")
         self.who = f"process {self._pid} ({facts['comm']})"
         connection = {name: facts[name] for name in ("dest", "port", "ssh_config", "jump", "sudo")}

@@ -37,6 +37,7 @@ class Replica:
         self._running: list[Running] = []
         self._compiler = restore.Compiler()
         self._vdso = RestoredVDSO((), ground.verdict, ())
+        self._release: tuple[tuple[object, ...], Linked, int] | None = None
         self._pid = 0
         self.outer_pid = 0  # by which the destination knows the process: another one in a PID namespace of its own
 
@@ -134,13 +135,21 @@ class Replica:
     async def stage(self, image: ProcessImage, records: overseer.Records) -> Staged:
         """Send them, and the program of the commit, while the source looks for the last pages. ``records``: of the
         commit, for the journal there."""
-        tids = [thread.tid for thread in image.threads]
+        release, revocable = self.releasing(image, records)
+        return await self.destination.stage(self.compile(image), release, revocable, self.outer_pid)
+
+    def releasing(self, image: ProcessImage, records: overseer.Records) -> tuple[Linked, int]:
+        """The program of the commit, mostly that of the rehearsal, and how many of its ops can be revoked."""
         # Who wants a signal when its parent dies must not get it because the overseer leaves (PR_SET_PDEATHSIG).
         stay = self.as_init or any(thread.state.controls.parent_death_signal for thread in image.threads)
-        release, revocable = overseer.release(image.process.pid, tids, image.process.stopped, stay, records)
-        return await self.destination.stage(self.compile(image), release, revocable)
+        tids = tuple(thread.tid for thread in image.threads)
+        inputs = image.process.pid, tids, image.process.stopped, stay, records
+        if self._release is None or self._release[0] != inputs:
+            program, revocable = overseer.release(*inputs)
+            self._release = inputs, program.link(), revocable
+        return self._release[1:]
 
     async def finish(self, programs: Staged) -> None:
         """All is restored, and stands still in the overseer's hands."""
-        self._running.append(await self.destination.prepare(programs, self.outer_pid))
+        self._running.append(await self.destination.prepare(programs))
         await self._settle()

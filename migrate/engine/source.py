@@ -12,13 +12,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from select import POLLIN, poll, select
+from select import POLLIN, poll
 from typing import Any
 
-from agents import settling
-from migrate import faults, pie
+from migrate import faults
+from migrate.engine import aftercare
+from migrate.engine.aftercare import KILL_PATIENCE, check, take_back
 from migrate.engine.cpu import Cpu
-from migrate.engine.dump import Dumper, hide_stop, own_pid
+from migrate.engine.dump import Dumper, own_pid
 from migrate.engine.image.codec import decode, encode
 from migrate.engine.kernel.probes import has_forced_reads
 from migrate.engine.kernel.proc import Proc
@@ -36,21 +37,18 @@ from migrate.engine.memory.planner import RoundPlanner, Run
 from migrate.engine.memory.pump import PagePump
 from migrate.engine.memory.tracker import Scan, Tracker
 from migrate.engine.preview import Layout, Preview
-from migrate.engine.program import Program, Results
+from migrate.engine.program import Program
 from migrate.engine.tracee import leftovers
 from migrate.engine.tracee.claim import Claim
-from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.inspection import why_not_traceable
 from migrate.engine.tracee.swallow import swallow
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.wire import Writer
-from migrate.errors import Failed, OpFailed, Refused
+from migrate.errors import Failed, Refused
 from migrate.pie import local
 
 Answer = tuple[dict[str, Any], bytes]
 SendPages = Callable[[int, bytes, memoryview], None]  # flags, meta, contents
-_LOCK_PATIENCE = 2.0  # seconds
-_KILL_PATIENCE = 30.0  # seconds; a large address space takes its time to go
 _EMPTY = memoryview(b"")
 
 
@@ -284,7 +282,7 @@ class Source:
         self._released = table.locks
         program, pid = Program("releasing the locks"), self.dumper.proc.pid
         locks.release(program, table.locks)
-        _check(self.dumper.parasite().run({pid: program})[pid], program.title, pid)
+        check(self.dumper.parasite().run({pid: program})[pid], program.title, pid)
         faults.hit("source-unlocked")
         return {}, b""
 
@@ -298,7 +296,7 @@ class Source:
             self._committing = self._halted = False
             if self._released:
                 released, self._released = self._released, ()
-                _take_back(self.dumper.parasite(), self.dumper.proc.pid, released)
+                take_back(self.dumper.parasite(), self.dumper.proc.pid, released)
         finally:
             self._frozen = False
             gc.enable()
@@ -333,40 +331,17 @@ class Source:
         dumper.tracee.resume()
         gone = poll()
         gone.register(dumper.tracee.pidfd, POLLIN)
-        if not gone.poll(_KILL_PATIENCE * 1000):
-            raise Failed(f"pid {dumper.proc.pid} was killed and is not gone after {_KILL_PATIENCE:g} s")
+        if not gone.poll(KILL_PATIENCE * 1000):
+            raise Failed(f"pid {dumper.proc.pid} was killed and is not gone after {KILL_PATIENCE:g} s")
         return {}, b""
 
     def do_cure(self, pid: int, halted: bool, start: int | None = None, blob: bytes = b"") -> Answer:
-        """Put right what a source agent that was killed has left behind. ``halted``: it may have stopped the process
-        for the commit; ``start``: when the process was started, where its number may be another's by now; ``blob``: the
-        locks that it may have released."""
-        with Tracee(pid) as tracee:
-            _check_person(pid, start)
-            freed = leftovers.cure(tracee)
-            hide_stop(tracee)
-            if halted and tracee.stopped_by == signal.SIGSTOP:
-                signal.pidfd_send_signal(tracee.pidfd, signal.SIGCONT)
-                swallow(tracee, signal.SIGCONT)
-            if blob:
-                with Injection(tracee, pie.blob()) as parasite:
-                    _take_back(parasite, pid, decode(locks.Held, blob).locks)
-        return {"freed": freed}, b""
+        """See `aftercare.cure`. ``blob``: the locks."""
+        return {"freed": aftercare.cure(pid, halted, start, decode(locks.Held, blob).locks if blob else ())}, b""
 
     def do_end(self, pid: int, start: int | None = None) -> Answer:
-        """After the commit, in place of a source agent that was killed: end the copy that it left stopped."""
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return {}, b""
-        try:
-            _check_person(pid, start)
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            if not select([pidfd], [], [], _KILL_PATIENCE)[0]:
-                raise Failed(f"pid {pid} was killed and is not gone after {_KILL_PATIENCE:g} s")
-        finally:
-            os.close(pidfd)
+        """See `aftercare.end`."""
+        aftercare.end(pid, start)
         return {}, b""
 
     def close(self) -> None:
@@ -388,31 +363,6 @@ class Source:
             if self._claim is not None:
                 self._claim.close()
                 self._claim = None
-
-
-def _check_person(pid: int, start: int | None) -> None:
-    """Once there is a pidfd of it, a number stays what it is."""
-    if start is not None and settling.start_time(pid) != start:
-        raise Failed(f"process {pid} is another one by now")
-
-
-def _take_back(parasite: Parasite, pid: int, released: tuple[locks.Lock, ...]) -> None:
-    """On a file system that both hosts share the restoree may have the locks, until it is gone."""
-    deadline = time.monotonic() + _LOCK_PATIENCE
-    while True:
-        program = Program("taking back the locks")
-        locks.restore(program, released)
-        result = parasite.run({pid: program})[pid]
-        if result.failed is None or time.monotonic() > deadline:
-            break
-        time.sleep(0.005)
-    _check(result, program.title, pid)
-
-
-def _check(result: Results, doing: str, pid: int) -> None:
-    if result.failed is not None:
-        op, error = result.failed
-        raise OpFailed(f"{doing} of pid {pid}: {op.label}: {os.strerror(-error)}")
 
 
 def area_of(vma: VMA) -> Area:

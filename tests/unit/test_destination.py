@@ -74,8 +74,9 @@ def fake(pages: Path) -> list[str]:
 async def prepare(subject: Side, program: bytes, release: bytes, revocable: int = 1) -> int:
     """A program for the overseer, and the one of the commit. Returns the overseer's number."""
     (child,) = children(subject.stream.process.pid)
-    await subject.agent.request("stage", program + release, release=len(release), revocable=revocable)
-    assert (await subject.agent.request("prepare", parts=[[0, len(program)]], restoree=child))["failed"] == -1
+    about = {"release": len(release), "revocable": revocable, "restoree": child}
+    await subject.agent.request("stage", program + release, **about)
+    assert (await subject.agent.request("prepare", parts=[[0, len(program)]]))["failed"] == -1
     return child
 
 

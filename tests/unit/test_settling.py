@@ -59,8 +59,8 @@ def prepared(
                 ask = subject.agent.request
                 await ask("begin", migration=ID, lease=lease, about={"comm": "xz"})
                 await ask("overseer", restorees=0)
-                await ask("stage", b"ok" + program, release=len(program), revocable=3)
-                await ask("prepare", parts=[[0, 2]], restoree=restoree)
+                await ask("stage", b"ok" + program, release=len(program), revocable=3, restoree=restoree)
+                await ask("prepare", parts=[[0, 2]])
                 await test(subject)
 
     trio.run(main)
