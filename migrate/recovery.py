@@ -66,7 +66,7 @@ async def _learned(record: Journal, copy: Copy, force: str | None, display: Disp
     how = settling.ABORT if copy.lives() and force != "commit" else settling.COMMIT
     if force:
         how = settling.FORCE_COMMIT if force == "commit" else settling.FORCE_ABORT
-    if force == "commit" and copy.lives() and not copy.stands_still:
+    if force == "commit" and copy.lives() and not await copy.stands_still():
         raise InDoubt(f"migration {record.id}: {copy.who} runs here: --commit would make it run twice")
     try:
         found = await ask(copy.connection, display, record.id, how)
@@ -109,10 +109,15 @@ class Copy:
         """Whether it is there, running or not. After a start of the host anew it is not."""
         return self._booted and settling.fate(self._pid, self._start) != GONE
 
-    @property
-    def stands_still(self) -> bool:
-        """Whether it has been stopped, and so has not run since."""
-        return settling.stat_fields(f"/proc/{self._pid}/stat")[0] in "Tt"
+    async def stands_still(self) -> bool:
+        """Whether it has been stopped, and so has not run since. While an agent of the command that was killed still
+        holds it, that is not known yet."""
+        deadline = trio.current_time() + _PATIENCE
+        while True:
+            state = settling.stat_fields(f"/proc/{self._pid}/stat")[0]
+            if state != "t" or trio.current_time() > deadline:
+                return state == "T"
+            await trio.sleep(_NAP)
 
     async def end(self) -> None:
         """The process runs elsewhere."""
