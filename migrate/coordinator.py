@@ -17,7 +17,7 @@ import trio
 from migrate import faults, preflight
 from migrate.destination import Destination, Facts
 from migrate.engine import overseer, restore
-from migrate.engine.clocks import wanted_offsets
+from migrate.engine.clocks import behind, wanted_offsets
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.timens import NSEC, Offsets
 from migrate.engine.kinds.locks import Held
@@ -96,6 +96,7 @@ class Migration:
 
     _tracker = ""
     _vdso = ""
+    _shifted: _Shifted | None = None
 
     @property
     def source(self) -> Agent:
@@ -166,6 +167,8 @@ class Migration:
             f"its clocks go on in a time namespace, by {wanted.monotonic / NSEC:+.6f} s; "
             f"they gain {error / 1e6:.3f} ms at most"
         )
+        if error:
+            self._shifted = _Shifted(wanted, Offsets(*preview.clock_offsets), facts.offsets)
         return wanted
 
     async def _stdio(self, preview: Preview) -> str | None:
@@ -178,6 +181,20 @@ class Migration:
         comm = "".join(c if c.isalnum() and c.isascii() else "_" for c in preview.comm)
         reply = await self.destination.agent.request("stdio_log", name=f"{comm}-{preview.pid}.log")
         return str(reply["path"])
+
+    async def _behind(self) -> float:
+        """Seconds that the process must stand still so that none of its clocks goes back: while its memory was copied,
+        the destination's may have been the slower ones. Mostly none, or far less than it stands still for anyhow."""
+        shifted = self._shifted
+        if shifted is None:
+            return 0.0
+        here, there = await self.destination.clocks(shifted.own)
+        pretended = float(faults.pretended("drift").partition("=")[2] or 0)
+        seconds = behind(shifted.given, shifted.task, here, there) / NSEC + pretended
+        if seconds > self.options.max_downtime:
+            what = f"the clocks of {self.destination.name} have lost {seconds:.3f} s on ours while it was copied"
+            raise Failed(f"{what}, and its own must not go back; allow more with --max-downtime, or try again")
+        return seconds
 
     # While it runs
 
@@ -251,8 +268,9 @@ class Migration:
         gc.freeze()
         gc.disable()
         try:
+            still = await self._behind()
             with trio.fail_after(self._patience):
-                image, begun = await self._freeze(replica)
+                image, begun = await self._freeze(replica, still)
                 await faults.reach("before-commit")
                 # From here on an end of the agent leaves the process stopped, not running.
                 self.rescue.halted = not image.process.stopped
@@ -272,7 +290,8 @@ class Migration:
             gc.unfreeze()
             self.display.resume()
 
-    async def _freeze(self, replica: Replica) -> tuple[ProcessImage, float]:
+    async def _freeze(self, replica: Replica, still: float) -> tuple[ProcessImage, float]:
+        """``still``: how long it stands still at least."""
         reply = await self.source.request("freeze")
         begun = float(reply["begun"])
         self.phases = {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
@@ -301,6 +320,7 @@ class Migration:
         sent = time.monotonic()
         await faults.reach("sent")
         await replica.finish(programs)
+        await trio.sleep_until(trio.current_time() + begun + still - time.monotonic())
         await faults.reach("restored")
         self.phases["scan"] = float(last["scan"])
         self.phases["send"] = sent - begun - sum(self.phases.values())
@@ -356,6 +376,16 @@ class Migration:
         """Seconds that the process is kept stopped at most before it is called off: ten times what was allowed, or
         expected where more is; and what TCP needs to get over a few lost packets, its timeouts doubling from 0.2 s."""
         return 5 + 10 * max(self.options.max_downtime, self._expected)
+
+
+@dataclass(frozen=True)
+class _Shifted:
+    """The clocks of a process that has another machine's. ``given``: its time namespace there, as reckoned before its
+    memory was copied; ``task``: that here; ``own``: the destination agent's."""
+
+    given: Offsets
+    task: Offsets
+    own: Offsets
 
 
 def _channels(preview: Preview, facts: Facts) -> overseer.Channels:

@@ -150,10 +150,15 @@ class Destination:
             int(texts["/proc/sys/vm/max_map_count"] or b"65530"),
             int(texts["/proc/sys/fs/pipe-max-size"] or b"1048576"),
             here,
-            Clocks(told["boot_id"], told["monotonic_ns"] - own.monotonic, told["boottime_ns"] - own.boottime),
+            _clocks(told, own),
             own if shown else None,
             answered - asked,
         )
+
+    async def clocks(self, own: Offsets) -> tuple[Clocks, Clocks]:
+        """Ours, and what were the destination's just before. ``own``: of the agent's time namespace."""
+        told = await self.agent.request("hello")
+        return Clocks.here(), _clocks(told.meta, own)
 
     async def stat(self, paths: Sequence[str]) -> dict[str, dict[str, int]]:
         """lstat-like answers by path; ``errno`` where there is none."""
@@ -213,3 +218,7 @@ class Destination:
     async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels, clocks: Offsets | None) -> None:
         """The restoree, empty; with ``clocks`` in a time namespace of its own."""
         await (await self.run(OVERSEER, overseer.create(pid, hole, channels, clocks))).done()
+
+
+def _clocks(told: dict[str, Any], own: Offsets) -> Clocks:
+    return Clocks(told["boot_id"], told["monotonic_ns"] - own.monotonic, told["boottime_ns"] - own.boottime)

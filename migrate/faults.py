@@ -9,8 +9,9 @@ Actions: ``fail`` (an error is raised; the op fails with ENOSYS), ``kill`` (SIGK
 restorer that comes to the op exits), ``sleep=SECONDS``, ``hold=PATH`` (the file is made, and the point is left when the
 file is gone), and for an op ``hang`` (it never returns).
 
-Two points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) or
-``vdso:missing`` (it has none), and ``droppable:missing`` (it has no MAP_DROPPABLE memory).
+Three points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) or
+``vdso:missing`` (it has none), ``droppable:missing`` (it has no MAP_DROPPABLE memory), and
+``drift:lost=SECONDS`` (its clocks have lost that on ours since they were compared).
 
 Where the variable is not set, a point costs a comparison.
 """
@@ -34,7 +35,7 @@ _POLL = 0.002  # seconds between two looks whether a hold is over
 _OPS_AT = struct.Struct("<8xI")  # struct program, program.h
 _PAUSE, _EXIT_GROUP, _NO_CALL = 34, 231, 0xFFFF  # numbers of system calls; the last one is none
 
-_ACTIONS = ("fail", "kill", "sleep", "hold", "hang", "differs", "missing")
+_ACTIONS = ("fail", "kill", "sleep", "hold", "hang", "differs", "missing", "lost")
 
 
 def _parse(text: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import hosts
+from tests import hosts, moves
 from tests.migration.journey import Journey, Journeys
 from tests.migration.test_vdso import turn
 from tests.victims import Victims
@@ -82,6 +82,24 @@ def test_deadlines_stay_where_they_are(shift: int, victims: Victims, tmp_path: P
             journey.move(look=False)
             turn(journey)
         journey.verdict(30)
+
+
+def test_no_clock_goes_back_though_the_others_is_slower(victims: Victims, tmp_path: Path) -> None:
+    """What the destination's clocks lose while the memory is copied, the process stands still for; or it stays, where
+    that is longer than was allowed."""
+    with shifted(5000, True, tmp_path) as pair:
+        journey = Journeys(pair, victims).start("clocks", "1")
+        env = {"MIGRATE_FAULT": "drift:lost=0.4"}
+        refused = moves.finish(moves.start(pair.a, journey.task.pid, pair.b.destination, env=env))
+        assert refused.code == 5 and "have lost 0.4" in refused.err and "--max-downtime" in refused.err
+        journey.must_live()
+        journey.env = env
+        assert journey.move("--max-downtime", "1s", look=False).report["downtime_ms"] >= 400
+        turn(journey)
+        journey.env = None
+        journey.move(look=False)
+        journey.tell()
+        journey.verdict()
 
 
 def test_periodic_timers_keep_their_beat(victims: Victims, tmp_path: Path) -> None:
