@@ -42,6 +42,7 @@ from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.leaving import Code, Stacks, leave
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.rseq import registered
+from migrate.engine.tracee.together import Seen
 from migrate.engine.tracee.tree import ThreadState, Tracee
 from migrate.errors import OpFailed, Problem, Refused
 from migrate.pie import blob, local
@@ -67,6 +68,7 @@ class Dumper:
         self._threads: dict[int, tuple[tuple[object, ...], task.Thread]] = {}
         self.own_vdso = own_vdso.OwnVDSO(vdso.VDSO(()))
         self._code: Code | None = None
+        self._seen: list[Seen] = []  # its threads, when they were last stopped
         self._nodefer = False  # it has handlers with SA_NODEFER, as far as is known
         self._parasite: Parasite | None = None
         self._inside = ExitStack()  # undoes the injection
@@ -146,7 +148,7 @@ class Dumper:
         # Before the queues: a signal in the set of status and not in its queue is one that could not be queued.
         files = {name: self._text(self.proc.pid, name) for name in task.PROCESS_FILES}
         statuses = {tid: self._text(tid, "status") for tid in self.tracee.tids}
-        states = self.tracee.threads()
+        states = self.tracee.threads(self._seen)
         found: list[tuple[DescriptorTable, FsState | None, list[Problem]]] = []
         own = own_pid(statuses[self.proc.pid])
         guessed = self.tracee.registrations.guessed and not frozen
@@ -291,7 +293,11 @@ class Dumper:
     def stop(self) -> None:
         """Stop every thread. From here on it would go on as it was, even if we were killed."""
         self.tracee.stop()
-        hide_stop(self.tracee)
+        self._see()
+
+    def _see(self) -> None:
+        self._seen = self.tracee.look()
+        hide_stop(self.tracee, self._seen)
 
     def stop_outside(self) -> tuple[float, float]:
         """`stop`, with no thread in the middle of a function of its vDSO: on the destination that is another one, and
@@ -308,9 +314,9 @@ class Dumper:
             stopped = time.monotonic()
             try:
                 mappings = [(vma.start, vma.end) for vma in self.spaces.reread()]
-                problems, ran = leave(self.tracee, code, Stacks(mappings, self._nodefer), _LEAVING)
+                problems, ran = leave(self.tracee, self._seen, code, Stacks(mappings, self._nodefer), _LEAVING)
                 if ran:
-                    hide_stop(self.tracee)
+                    self._see()
             except BaseException:
                 self.resume()
                 raise
@@ -358,12 +364,13 @@ class _MainProgram:
     keys: bool
 
 
-def hide_stop(tracee: Tracee) -> None:
-    """No sign in a system call that its thread was stopped."""
-    for tid, registers in tracee.all_registers().items():
-        unseen = uninterrupted(registers)
-        if unseen is not registers:
-            tracee.set_registers(tid, unseen)
+def hide_stop(tracee: Tracee, seen: Sequence[Seen]) -> None:
+    """No sign in a system call that its thread was stopped. ``seen``: all threads; what is changed is noted there."""
+    for each in seen:
+        unseen = uninterrupted(each.registers)
+        if unseen is not each.registers:
+            tracee.set_registers(each.tid, unseen)
+            each.registers = unseen
 
 
 def own_pid(raw: bytes) -> int:

@@ -336,7 +336,7 @@ class Source:
         for the commit; ``blob``: the locks that it may have released."""
         with Tracee(pid) as tracee:
             freed = leftovers.cure(tracee)
-            hide_stop(tracee)
+            hide_stop(tracee, tracee.look())
             if halted and tracee.stopped_by == signal.SIGSTOP:
                 signal.pidfd_send_signal(tracee.pidfd, signal.SIGCONT)
                 swallow(tracee, signal.SIGCONT)

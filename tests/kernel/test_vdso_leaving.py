@@ -102,7 +102,7 @@ def test_out_of_it_and_no_way_back(microseconds: str, victims: Victims, tmp_path
     with insider(victims, tmp_path / "go", "8", microseconds) as victim:
         for _ in range(TIMES):
             victim.tracee.stop()
-            problems, ran = leave(victim.tracee, victim.code, victim.stacks, PATIENCE)
+            problems, ran = leave(victim.tracee, victim.tracee.look(), victim.code, victim.stacks, PATIENCE)
             assert not problems and not victim.looking_back()
             moved += ran
             victim.tracee.resume()
@@ -121,7 +121,7 @@ def test_when_there_is_no_time_nothing_is_changed(victims: Victims, tmp_path: Pa
         refused = 0
         for _ in range(TIMES):
             victim.tracee.stop()
-            problems, _ = leave(victim.tracee, victim.code, victim.stacks, 0.0)
+            problems, _ = leave(victim.tracee, victim.tracee.look(), victim.code, victim.stacks, 0.0)
             refused += bool(problems)
             assert all("vDSO" in problem.what for problem in problems)
             victim.tracee.resume()
@@ -150,7 +150,7 @@ def test_its_tracer_is_killed_after_any_request(victims: Victims, tmp_path: Path
         with Tracee(victim.process.pid) as tracee:
             for _ in range(TIMES):
                 tracee.stop()
-                problems, _ = leave(tracee, victim.code, victim.stacks, PATIENCE)
+                problems, _ = leave(tracee, tracee.look(), victim.code, victim.stacks, PATIENCE)
                 if not problems:
                     break
                 tracee.resume()  # somebody is on his way home
@@ -168,7 +168,7 @@ def _come_and_leave(victim: Insider) -> int:
     try:
         with Tracee(victim.process.pid) as tracee:
             tracee.stop()
-            problems, _ = leave(tracee, victim.code, victim.stacks, PATIENCE)
+            problems, _ = leave(tracee, tracee.look(), victim.code, victim.stacks, PATIENCE)
             return 2 if problems else 0
     except BaseException:
         traceback.print_exc()

@@ -16,15 +16,16 @@ from __future__ import annotations
 import errno
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.memory import RemoteAddress
-from migrate.engine.tracee.registers import NO_SYSCALL, Registers
+from migrate.engine.tracee.registers import NO_SYSCALL
 from migrate.engine.tracee.sigframe import R10, RAX, RIP, Frame, Ranges, frames
+from migrate.engine.tracee.together import Seen
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.tracee.waiting import attentive, wait_until
 from migrate.errors import Problem
@@ -92,8 +93,11 @@ class _Call:
         return code.ljust(STUB_SIZE, b"\xcc")
 
 
-def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[list[Problem], bool]:
-    """Have every thread of the stopped process out of the code, and none about to return to it.
+def leave(
+    tracee: Tracee, seen: Sequence[Seen], code: Code, stacks: Stacks, seconds: float
+) -> tuple[list[Problem], bool]:
+    """Have every thread of the stopped process out of the code, and none about to return to it. ``seen``: all threads,
+    as they are now.
 
     Which threads do not come out in ``seconds``, in words; and whether any thread has run. All are stopped again in any
     case. Raises ProcessEnded, and Refused when there is no room for stubs.
@@ -103,12 +107,13 @@ def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[l
     try:
         while True:
             found = {}
-            for tid, registers in tracee.all_registers().items():
-                calls = _Reader(tracee, tid, code, stacks).calls(registers)
+            for each in seen:
+                calls = _Reader(tracee, each, code, stacks).calls()
                 if calls is None:
-                    return [_problem(tracee, tid, "it is in its vDSO, and nobody can tell where that returns to")], ran
+                    what = "it is in its vDSO, and nobody can tell where that returns to"
+                    return [_problem(tracee, each.tid, what)], ran
                 if calls:
-                    found[tid] = calls
+                    found[each.tid] = calls
             _tidy(tracee, code)
             if not found:
                 return [], ran
@@ -118,6 +123,7 @@ def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[l
             ran = True
             _Outing(tracee, stacks, found).run(deadline)
             tracee.stop()  # what ran may have made threads, or ended
+            seen = tracee.look()
     except ProcessLookupError as error:
         raise ProcessEnded(f"process {tracee.pid} was killed while it was being looked at") from error
 
@@ -139,12 +145,13 @@ class _Reader:
     """What is on the stacks of one thread."""
 
     tracee: Tracee
-    tid: int
+    thread: Seen
     code: Code
     stacks: Stacks
 
-    def calls(self, registers: Registers) -> list[tuple[int, int]] | None:
+    def calls(self) -> list[tuple[int, int]] | None:
         """Slot and content of each call that has not returned. None: of one it cannot be told."""
+        registers = self.thread.registers
         places = [(registers.rip, registers.rsp, registers.rbp)] if registers.rip in self.code else []
         places += [(frame.rip, frame.rsp, frame.rbp) for frame in self._returns(registers.rsp)]
         found = []
@@ -163,11 +170,11 @@ class _Reader:
 
     def _returns(self, rsp: int) -> list[Frame]:
         """The frames that lead back into the code."""
-        found = [frame for frame in frames(rsp, self.stacks.mappings, self._read) if frame.rip in self.code]
-        if not found:
-            return []
-        blocked = ptrace.get_signal_mask(self.tid)
-        return [frame for frame in found if frame.alive(blocked, self.stacks.nodefer)]
+        blocked, nodefer = self.thread.signal_mask, self.stacks.nodefer
+        if not blocked and not nodefer:
+            return []  # none can be alive
+        found = frames(rsp, self.stacks.mappings, self._read)
+        return [frame for frame in found if frame.rip in self.code and frame.alive(blocked, nodefer)]
 
     def _word(self, address: int) -> int:
         return int(_WORD.unpack(self._read(address, 8))[0])
