@@ -216,7 +216,7 @@ class Source:
     def do_rehearse(self) -> Answer:
         """The image of the process as it would be now. Finds what shows only from inside, and warms every path."""
         dumper = self.dumper
-        begun, _ = dumper.stop_outside()
+        begun = dumper.stop_outside().begun
         try:
             image = dumper.image(frozen=False)
         finally:
@@ -230,7 +230,7 @@ class Source:
         ``changed``: the layout is not that of the last look. Times in seconds; ``begun`` is of CLOCK_MONOTONIC."""
         dumper = self.dumper
         gc.disable()
-        begun, leaving = dumper.stop_outside()
+        begun, looking, leaving = dumper.stop_outside()
         self._frozen = True
         stopped = time.monotonic()
         faults.hit("source-stopped")
@@ -244,9 +244,9 @@ class Source:
             raise
         return {
             "begun": begun,
-            "stop": stopped - begun - leaving,
+            "stop": stopped - begun - looking - leaving,
             "vdso": leaving,
-            "collect": collected - stopped,
+            "collect": collected - stopped + looking,
             "changed": dumper.vmas != self._looked,
             "locks": len(image.descriptors.locks),
         }, answer

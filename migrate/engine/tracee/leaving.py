@@ -24,7 +24,7 @@ from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.registers import NO_SYSCALL, Registers
-from migrate.engine.tracee.sigframe import R10, RAX, RIP, Frame, Ranges, frames
+from migrate.engine.tracee.sigframe import R10, RAX, RIP, Frame, Mappings, extent, frames, may_have_frames
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.tracee.waiting import attentive, wait_until
 from migrate.errors import Problem
@@ -69,9 +69,9 @@ class Code:
 
 @dataclass(frozen=True)
 class Stacks:
-    """``mappings``: all of the process, lowest first; ``nodefer``: it has handlers with SA_NODEFER."""
+    """``mappings``: of the process; ``nodefer``: it has handlers with SA_NODEFER."""
 
-    mappings: Ranges
+    mappings: Mappings
     nodefer: bool
 
 
@@ -92,8 +92,11 @@ class _Call:
         return code.ljust(STUB_SIZE, b"\xcc")
 
 
-def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[list[Problem], bool]:
-    """Have every thread of the stopped process out of the code, and none about to return to it.
+def leave(
+    tracee: Tracee, code: Code, stacks: Stacks, look: Callable[[], Stacks], seconds: float
+) -> tuple[list[Problem], bool]:
+    """Have every thread of the stopped process out of the code, and none about to return to it. ``look``: at the
+    stacks once more, when a thread has run.
 
     Which threads do not come out in ``seconds``, in words; and whether any thread has run. All are stopped again in any
     case. Raises ProcessEnded, and Refused when there is no room for stubs.
@@ -103,7 +106,7 @@ def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[l
     try:
         while True:
             found = {}
-            for tid, registers in tracee.all_registers().items():
+            for tid, registers in _suspects(tracee, code, stacks):
                 calls = _Reader(tracee, tid, code, stacks).calls(registers)
                 if calls is None:
                     return [_problem(tracee, tid, "it is in its vDSO, and nobody can tell where that returns to")], ran
@@ -118,8 +121,29 @@ def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[l
             ran = True
             _Outing(tracee, stacks, found).run(deadline)
             tracee.stop()  # what ran may have made threads, or ended
+            stacks = look()
     except ProcessLookupError as error:
         raise ProcessEnded(f"process {tracee.pid} was killed while it was being looked at") from error
+
+
+def _suspects(tracee: Tracee, code: Code, stacks: Stacks) -> list[tuple[int, Registers]]:
+    """The threads that may be concerned; mostly none. All stacks are read at once."""
+    found, others, runs = [], [], []
+    for tid, registers in tracee.all_registers().items():
+        end = stacks.mappings.end(registers.rsp)
+        if registers.rip in code:
+            found.append((tid, registers))
+        elif end:
+            start, size = extent(registers.rsp, end)
+            others.append((tid, registers))
+            runs.append((RemoteAddress(start), size))
+    try:
+        contents = tracee.memory.read_many(runs)
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            raise
+        return found + others  # one of them cannot be read: each by itself
+    return found + [other for other, content in zip(others, contents, strict=True) if may_have_frames(content)]
 
 
 def _tidy(tracee: Tracee, code: Code) -> None:
