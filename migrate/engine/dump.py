@@ -360,6 +360,11 @@ class Dumper:
         finally:
             self.tracee.resume()
 
+    def look_again(self) -> None:
+        """All of smaps, as it is without us."""
+        self._withdraw()
+        self.vmas = self.spaces.read()
+
     def _withdraw(self) -> None:
         inside, self._inside, self._parasite = self._inside, ExitStack(), None
         inside.close()

@@ -155,7 +155,10 @@ class Source:
         assert self._tracker is not None
         if vmas != self._areas_of:
             self._areas_of, self._areas = vmas, [area_of(vma) for vma in vmas]
-        plan = self._planner.plan(self._tracker.scan(self._areas, self._planner.known, protect), self._areas)
+        scan = self._tracker.scan(self._areas, self._planner.known, protect)
+        for page in self.dumper.tracee.pad.copies():
+            scan.written.discard(page, page + PAGE)
+        plan = self._planner.plan(scan, self._areas)
         for address, pages in [*plan.drop, *plan.punch]:
             self._gone.add(address, address + pages * PAGE)
         return {"pages": plan.pages}
@@ -260,7 +263,7 @@ class Source:
         if set(self._fill()) - self._filled:
             # Memory was mapped, written and made read-only since the last look, in a place where maps showed the same
             # before. That it has ever been writable is shown by smaps alone.
-            dumper.vmas = dumper.spaces.read()
+            dumper.look_again()
             self._scan_memory(dumper.vmas, protect=False)
             self._filled = set(self._fill())
             return {"again": True, "scan": 0.0}, encode(Layout(tuple(dumper.vmas), tuple(self._filled)))
