@@ -188,7 +188,7 @@ class Migration:
         shifted = self._shifted
         if shifted is None:
             return 0.0
-        here, there = await self.destination.clocks(shifted.own)
+        here, there, _ = await self.destination.clocks(shifted.own)
         pretended = float(faults.pretended("drift").partition("=")[2] or 0)
         seconds = behind(shifted.given, shifted.task, here, there) / NSEC + pretended
         if seconds > self.options.max_downtime:

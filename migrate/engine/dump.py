@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from migrate.engine import vdso
 from migrate.engine.kernel.accounting import timers
@@ -44,6 +45,7 @@ from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.leaving import Code, Stacks, leave
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.rseq import registered
+from migrate.engine.tracee.sigframe import Mappings
 from migrate.engine.tracee.together import Seen
 from migrate.engine.tracee.tree import ThreadState, Tracee
 from migrate.errors import OpFailed, Problem, Refused
@@ -56,6 +58,15 @@ _PAUSES = (0.001, 0.01, 0.05, 0.1, 0.2)  # seconds that it runs on for when they
 _UNREST = 1000  # looks at queues and timers; each but the last saw a signal arrive
 _STATUS = 4096  # bytes to read of a status at first
 _ROOM = 256 << 10  # bytes of programs that the parasite's area has room for at once
+
+
+class Stopped(NamedTuple):
+    """How a process was stopped. ``begun``: of time.monotonic(); ``looking``, ``leaving``: seconds that it took to look
+    at its layout, and to have all threads out of the vDSO."""
+
+    begun: float
+    looking: float
+    leaving: float
 
 
 class Dumper:
@@ -73,6 +84,8 @@ class Dumper:
         self.own_vdso = own_vdso.OwnVDSO(vdso.VDSO(()))
         self._code: Code | None = None
         self._seen: list[Seen] = []  # its threads, when they were last stopped
+        self._known_stacks: tuple[list[VMA], Mappings] | None = None
+        self._standing = False  # no thread has run since that was looked at
         self._nodefer = False  # it has handlers with SA_NODEFER, as far as is known
         self._parasite: Parasite | None = None
         self._inside = ExitStack()  # undoes the injection
@@ -160,7 +173,12 @@ class Dumper:
     def image(self, frozen: bool) -> ProcessImage:
         """The image of the stopped process. ``frozen``: for good, so what is read is final and files are flushed.
         Raises Refused with all that cannot be moved."""
-        self.vmas = self.spaces.reread() if frozen else self.spaces.read()
+        if not frozen:
+            self.vmas = self.spaces.read()
+        elif self._standing and self._known_stacks is not None:
+            self.vmas = self._known_stacks[0]
+        else:
+            self.vmas = self.spaces.reread()
         if self.spaces.vanished:
             raise OpFailed(f"the memory of pid {self.proc.pid} changes while it is stopped: another process shares it")
         # Before the queues: a signal in the set of status and not in its queue is one that could not be queued.
@@ -302,6 +320,7 @@ class Dumper:
     def parasite(self) -> Parasite:
         """The parasite, injected at the first call after a stop."""
         if self._parasite is None:
+            self._standing = False  # it has memory of its own
             with ExitStack() as stack:
                 parasite = stack.enter_context(Injection(self.tracee, blob(), _ROOM))
                 self._inside = stack.pop_all()
@@ -317,35 +336,45 @@ class Dumper:
         self._seen = self.tracee.look()
         hide_stop(self.tracee, self._seen)
 
-    def stop_outside(self) -> tuple[float, float]:
+    def stop_outside(self) -> Stopped:
         """`stop`, with no thread in the middle of a function of its vDSO: on the destination that is another one, and
         where it is the same its data is not. (What a function has read of one clock, and the offset of the time
         namespace that it then adds, must be of one machine; and a process that leaves its time namespace has no page
         of such offsets any more.)
 
-        When it began (of time.monotonic()), and the seconds that the latter took. Raises Refused when a thread stays
-        inside (a handler that has interrupted such a function and does not return, say); it runs on then."""
+        Raises Refused when a thread stays inside (a handler that has interrupted such a function and does not return,
+        say); it runs on then."""
         code = self._code = self._code or _code(self.own_vdso)
         for pause in _PAUSES:
             begun = time.monotonic()
             self.stop()
             stopped = time.monotonic()
             try:
-                mappings = [(vma.start, vma.end) for vma in self.spaces.reread()]
-                problems, ran = leave(self.tracee, self._seen, code, Stacks(mappings, self._nodefer), _LEAVING)
+                stacks = self._stacks()
+                looked = time.monotonic()
+                problems, ran = leave(self.tracee, self._seen, code, stacks, self._stacks, _LEAVING)
                 if ran:
                     self._see()
             except BaseException:
                 self.resume()
                 raise
             if not problems:
-                return begun, time.monotonic() - stopped
+                return Stopped(begun, looked - stopped, time.monotonic() - looked)
             self.resume()
             time.sleep(pause)
         raise Refused(problems)
 
+    def _stacks(self) -> Stacks:
+        """As they are now. The layout that is read for it stands for as long as no thread runs."""
+        vmas = self.spaces.reread()
+        if self._known_stacks is None or self._known_stacks[0] is not vmas:
+            self._known_stacks = vmas, Mappings([(vma.start, vma.end) for vma in vmas])
+        self._standing = True
+        return Stacks(self._known_stacks[1], self._nodefer)
+
     def resume(self) -> None:
         """Let it go on as it was: no parasite, and no sign in a system call that it was stopped."""
+        self._standing = False
         try:
             self._withdraw()
             for tid, registers in self.tracee.all_registers().items():
@@ -354,6 +383,11 @@ class Dumper:
                     self._waits[tid] = wait
         finally:
             self.tracee.resume()
+
+    def look_again(self) -> None:
+        """All of smaps, as it is without us."""
+        self._withdraw()
+        self.vmas = self.spaces.read()
 
     def _withdraw(self) -> None:
         inside, self._inside, self._parasite = self._inside, ExitStack(), None

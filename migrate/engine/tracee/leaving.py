@@ -24,7 +24,17 @@ from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.registers import NO_SYSCALL
-from migrate.engine.tracee.sigframe import R10, RAX, RIP, Frame, Ranges, frames
+from migrate.engine.tracee.sigframe import (
+    R10,
+    RAX,
+    RIP,
+    Frame,
+    Mappings,
+    extent,
+    frames,
+    may_be_in_a_handler,
+    may_have_frames,
+)
 from migrate.engine.tracee.together import Seen
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.tracee.waiting import attentive, wait_until
@@ -70,9 +80,9 @@ class Code:
 
 @dataclass(frozen=True)
 class Stacks:
-    """``mappings``: all of the process, lowest first; ``nodefer``: it has handlers with SA_NODEFER."""
+    """``mappings``: of the process; ``nodefer``: it has handlers with SA_NODEFER."""
 
-    mappings: Ranges
+    mappings: Mappings
     nodefer: bool
 
 
@@ -94,10 +104,10 @@ class _Call:
 
 
 def leave(
-    tracee: Tracee, seen: Sequence[Seen], code: Code, stacks: Stacks, seconds: float
+    tracee: Tracee, seen: Sequence[Seen], code: Code, stacks: Stacks, look: Callable[[], Stacks], seconds: float
 ) -> tuple[list[Problem], bool]:
     """Have every thread of the stopped process out of the code, and none about to return to it. ``seen``: all threads,
-    as they are now.
+    as they are now; ``look``: at the stacks once more, when a thread has run.
 
     Which threads do not come out in ``seconds``, in words; and whether any thread has run. All are stopped again in any
     case. Raises ProcessEnded, and Refused when there is no room for stubs.
@@ -107,7 +117,7 @@ def leave(
     try:
         while True:
             found = {}
-            for each in seen:
+            for each in _suspects(tracee, seen, code, stacks):
                 calls = _Reader(tracee, each, code, stacks).calls()
                 if calls is None:
                     what = "it is in its vDSO, and nobody can tell where that returns to"
@@ -123,9 +133,30 @@ def leave(
             ran = True
             _Outing(tracee, stacks, found).run(deadline)
             tracee.stop()  # what ran may have made threads, or ended
-            seen = tracee.look()
+            seen, stacks = tracee.look(), look()
     except ProcessLookupError as error:
         raise ProcessEnded(f"process {tracee.pid} was killed while it was being looked at") from error
+
+
+def _suspects(tracee: Tracee, seen: Sequence[Seen], code: Code, stacks: Stacks) -> list[Seen]:
+    """The threads that may be concerned; mostly none. All stacks are read at once."""
+    found, others, runs = [], [], []
+    for each in seen:
+        rsp = each.registers.rsp
+        end = stacks.mappings.end(rsp)
+        if each.registers.rip in code:
+            found.append(each)
+        elif end and may_be_in_a_handler(each.signal_mask, stacks.nodefer):
+            start, size = extent(rsp, end)
+            others.append(each)
+            runs.append((RemoteAddress(start), size))
+    try:
+        contents = tracee.memory.read_many(runs)
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            raise
+        return found + others  # one of them cannot be read: each by itself
+    return found + [other for other, content in zip(others, contents, strict=True) if may_have_frames(content)]
 
 
 def _tidy(tracee: Tracee, code: Code) -> None:
@@ -171,8 +202,8 @@ class _Reader:
     def _returns(self, rsp: int) -> list[Frame]:
         """The frames that lead back into the code."""
         blocked, nodefer = self.thread.signal_mask, self.stacks.nodefer
-        if not blocked and not nodefer:
-            return []  # none can be alive
+        if not may_be_in_a_handler(blocked, nodefer):
+            return []
         found = frames(rsp, self.stacks.mappings, self._read)
         return [frame for frame in found if frame.rip in self.code and frame.alive(blocked, nodefer)]
 
