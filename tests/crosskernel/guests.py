@@ -41,6 +41,11 @@ VICTIMS = "victims"
 """Below the test bed's directory: the cache of compiled victims, to which guests may add."""
 START = """\
 mkdir -p {made}
+# as udev does it; without /dev/fd TOMOYO, which Debian's 5.10 has on, lets nobody execute what has but a descriptor
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
 # copies, because the names of files in a FUSE file system that is not cached are soon forgotten: nothing can be mounted
 # on them then, or made in them
 cp -pr {directory}/passwd {directory}/shadow {victims} /run/
