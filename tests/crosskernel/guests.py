@@ -34,7 +34,7 @@ CPU = "Haswell-noTSX,-cx16"
 that a process may come back. Without cx16, which no guest has: qemu 7.2 leaves operands of cmpxchg16b in the flags, and
 when an interrupt comes next, they are saved and restored as flags; the kernel's allocator uses the instruction, and
 half the boots of 6.12 ended in a panic or hung."""
-BOOT_SECONDS = 120.0
+BOOT_SECONDS = 300.0
 XDG = {"XDG_STATE_HOME": "/var/tmp/state", "XDG_CACHE_HOME": "/var/tmp/cache"}
 DAEMONS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")  # of qemu-system-common, and since Debian 13 its own
 VICTIMS = "victims"
@@ -111,7 +111,7 @@ class Guest(Node):
 
     def connect(self) -> None:
         """Open the SSH connection."""
-        options = ["-o", "ControlMaster=yes", "-o", "ConnectTimeout=60"]
+        options = ["-o", "ControlMaster=yes", "-o", "ConnectTimeout=120"]
         self.start(["ssh", "-F", str(self.ssh_config), "-S", str(self.control), *options, "-N", self.name], "ssh.log")
         wait_until(f"a connection to {self.name}", lambda: self.is_up() and self.control.exists(), BOOT_SECONDS)
 
@@ -149,12 +149,15 @@ class Topology:
         for name in missing:
             wait_until(f"{name} to boot", self.guests[name].is_up, BOOT_SECONDS)
             self.guests[name].connect()
+            self.guests[name].clean = self.guests[name].look()
 
-    def finish(self) -> None:
-        """End of a test: what it started is killed, on every endpoint."""
-        for node in (self.host, *self.guests.values()):
+    def finish(self) -> list[str]:
+        """End of a test: what it started is killed, on every endpoint. Returns what is left behind all the same."""
+        nodes: list[Node] = [self.host, *self.guests.values()]
+        for node in nodes:
             node.finish()
         self._bridge.finish()
+        return [line for node in nodes for line in node.left()]
 
 
 @contextmanager
@@ -170,7 +173,10 @@ def topology() -> Iterator[Topology]:
         process = stack.enter_context(hosts.booted(host))
         host.run(["ip", "link", "add", "eth0", "type", "bridge"])
         hosts.connected(host, process)
-        yield Topology(base, config, net, host, stack)
+        made = Topology(base, config, net, host, stack)
+        wait_until("sshd on the host", lambda: hosts.listens(host))
+        made.host.clean = made.host.look()
+        yield made
 
 
 def write_accounts(directory: Path) -> None:

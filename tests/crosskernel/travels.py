@@ -63,7 +63,7 @@ class Travel:
         # nothing is measured here: two emulated machines share a core, and the rounds take what they take
         patience = ["--max-downtime", "5s", "--no-converge", "continue"]
         command = [PROGRAM, "--json", "-v", "-F", str(source.ssh_config), *patience, *check, *options]
-        done = source.run([*command, str(self.pid), there.destination], timeout=200, check=False)
+        done = source.run([*command, str(self.pid), there.destination], timeout=600, check=False)
         said = f"{self.at} to {dest}: exit {done.returncode}\n{done.stdout}{done.stderr}{self.complaint}"
         lines = done.stdout.splitlines()
         assert lines, said
@@ -80,7 +80,7 @@ class Travel:
         """Have it look at itself."""
         (self.directory / "go").touch()
 
-    def verdict(self, seconds: float = 60.0) -> str:
+    def verdict(self, seconds: float = 120.0) -> str:
         """Wait for its end; an AssertionError says what it complained of. Returns what it said."""
         self.node.wait_gone(self.pid, seconds)
         assert not self.err and self.out.endswith("pass\n"), self.complaint + self._kernel_said()
@@ -105,7 +105,7 @@ class Travels:
     def start(self, victim: str, at: str, *args: str) -> Travel:
         """Start a compiled victim on an endpoint, and wait until it is ready."""
         travel = self.run(victim, at, [self._shipped(victim), *args])
-        wait_until(f"{victim} on {at}", lambda: "ready\n" in travel.out or travel.err, 60)
+        wait_until(f"{victim} on {at}", lambda: "ready\n" in travel.out or travel.err, 120)
         assert "ready\n" in travel.out, travel.complaint
         return travel
 
