@@ -8,8 +8,16 @@ import pytest
 
 from tests import leaks
 from tests.crosskernel.guests import Topology, topology
-from tests.crosskernel.travels import Travels
+from tests.crosskernel.travels import MOVED, Travels
 from tests.victims import Victims
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was moved, what was decided, and how long it took: nothing of that is a test on machines like these."""
+    if MOVED:
+        terminalreporter.section("moves between kernels")
+        for line in MOVED:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
