@@ -7,7 +7,7 @@ BLOB := migrate/pie/blob.bin
 # Two hosts on one machine are namespaces, and making those takes root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: setup packages check test test-kernels demo bench clean
+.PHONY: setup packages kernels check test test-kernels demo bench clean
 
 setup: packages $(VENV)/installed $(BLOB)
 
@@ -24,6 +24,10 @@ $(BLOB): $(wildcard migrate/pie/*.c migrate/pie/*.h migrate/pie/*.S migrate/pie/
 	$(BIN)/python -m migrate.pie.build
 	@touch $@
 
+# Debian's kernels, which the tests across kernels boot; they fetch them themselves where nobody has.
+kernels: setup
+	$(AS_ROOT) $(BIN)/python -m tests.crosskernel.kernels
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -32,7 +36,7 @@ check: setup
 test: check
 	$(AS_ROOT) $(BIN)/python -m pytest -m "not every_kernel" $(PYTEST_ARGS)
 
-test-kernels: setup
+test-kernels: kernels
 	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel $(PYTEST_ARGS)
 
 demo: setup

@@ -11,7 +11,8 @@
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 
-enum { PERIOD = 5000000 }; /* nanoseconds between two ticks of every timer */
+enum { PERIOD = 10000000 }; /* nanoseconds between two ticks of every timer */
+enum { REST = 20 };         /* how many times as long as it works a thread rests: an emulated machine has other work */
 
 static int (*vdso_clock_gettime)(clockid_t, struct timespec *);
 static int (*vdso_clock_getres)(clockid_t, struct timespec *);
@@ -53,6 +54,19 @@ static void look_at_clock(int which)
 	check(now >= before, "clock %d went back by %ld ns", clock, (long)(before - now));
 	while (seen < now && !atomic_compare_exchange_weak(&latest[which], &seen, now))
 		;
+}
+
+/* How long the calling thread has worked, in nanoseconds. From the start again after a move. */
+static int64_t worked(void)
+{
+	return asked_by_syscall(CLOCK_THREAD_CPUTIME_ID);
+}
+
+static void rest(int64_t worked_before)
+{
+	int64_t ns = (worked() - worked_before) * REST;
+
+	usleep(ns < 500000 ? 500 : ns > 500000000 ? 500000 : ns / 1000);
 }
 
 /* The vDSO and the system call tell the same, unless we were moved between the two: the time of day of two hosts need
@@ -99,13 +113,15 @@ static void *call_vdso(void *unused)
 {
 	(void)unused;
 	while (!over) {
+		int64_t before = worked();
+
 		for (int i = 0; i < 300; i++)
 			look_at_clock(i & 1);
 		compare(CLOCK_MONOTONIC);
 		compare(CLOCK_REALTIME);
 		compare_the_rest();
 		calls++;
-		usleep(500);
+		rest(before);
 	}
 	return NULL;
 }
@@ -169,6 +185,8 @@ __attribute__((target("avx2"))) static void *hold_registers(void *unused)
 	(void)unused;
 	_mm_setcsr(mxcsr);
 	while (!over) {
+		int64_t before = worked();
+
 		for (long round = 1; round <= 50; round++) {
 			__m256i a = _mm256_set1_epi64x(scramble(round)), b = _mm256_set1_epi64x(~scramble(round));
 			double third = 1.0;
@@ -182,7 +200,7 @@ __attribute__((target("avx2"))) static void *hold_registers(void *unused)
 			check(third * 3.0 > 1.0 && _mm_getcsr() >> 6 == mxcsr >> 6, "mxcsr %#x", _mm_getcsr());
 		}
 		rounds++;
-		usleep(1000);
+		rest(before);
 	}
 	return NULL;
 }
@@ -262,12 +280,14 @@ int main(int argc, char **argv)
 		check(!pthread_create(&threads[i], NULL, bodies[i], NULL));
 	ready();
 	for (; !told(); lines++) {
+		int64_t began = worked();
+
 		check(fprintf(log, "%ld %ld\n", lines, (long)asked_by_vdso(CLOCK_MONOTONIC)) > 0);
 		if (grown < most) {
 			heap = grow(heap, lines);
 			grown += heap->words * sizeof(uint64_t);
 		}
-		usleep(2000);
+		rest(began);
 	}
 	long before[] = { handled, calls, sleeps, expirations, rounds };
 	const struct timespec pause = { 0, 1000000 };

@@ -18,6 +18,7 @@ TFD_TIMER_ABSTIME = 1
 TFD_IOC_SET_TICKS = 0x40085400  # _IOW('T', 0, u64), linux/timerfd.h; needs CONFIG_CHECKPOINT_RESTORE
 _SECOND = 10**9
 _LOOKS = 3
+_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,11 @@ class TimerFd:
     def dump(cls, file: OpenFile) -> TimerFd | None:
         info, read_at = file.info, 0
         interval = _time(info, "it_interval")
-        if interval and not _time(info, "it_value"):
-            # A periodic timer that fired is not started again until someone asks; then the periods since are counted.
-            with file.duplicate() as fd:
-                timerfd_gettime(fd)
-            _, info, _ = _look(file)
         clock, flags = int(info.one("clockid")), int(info.one("settime flags"), 8)
         absolute = flags & TFD_TIMER_ABSTIME
-        if absolute and _time(info, "it_value"):
-            # How long it still has is true for the moment of the look, and we may lose the CPU around it.
-            _, info, read_at = min((_look(file) for _ in range(_LOOKS)), key=lambda look: look[0])
-        # A short period may be over again by now; that is counted in the ticks, and the next is a whole one away.
+        if interval or absolute and _time(info, "it_value"):
+            info, read_at = _best_look(file, interval, _LOOKS if absolute else 1)
+        # A period may be too short to be met running; it is counted in the ticks, and the next is a whole one away.
         value = _time(info, "it_value") or interval
         if value and absolute:
             value += file.dump.at(clock, read_at or time.monotonic_ns())
@@ -68,6 +63,25 @@ class TimerFd:
             ticks = program.data(struct.pack("<Q", self.ticks))
             program.syscall("ioctl", number, TFD_IOC_SET_TICKS, ticks, label=label)
         return number
+
+
+def _best_look(file: OpenFile, interval: int, wanted: int) -> tuple[FdInfo, int]:
+    """What fdinfo says of a timer that runs, and when that was by our CLOCK_MONOTONIC."""
+    looks: list[tuple[int, FdInfo, int]] = []
+    for _ in range(_TRIES):
+        look = _look(file)
+        if interval and not _time(look[1], "it_value"):
+            # A periodic timer that fired is not started again until someone asks; then the periods since are counted.
+            # It may fire again before we have looked, where we lose the CPU for that long.
+            with file.duplicate() as fd:
+                timerfd_gettime(fd)
+            continue
+        looks.append(look)
+        if len(looks) == wanted:
+            break
+    # How long it still has is true for the moment of the look, and we may lose the CPU around it.
+    _, info, read_at = min(looks or [look], key=lambda each: each[0])
+    return info, read_at
 
 
 def _look(file: OpenFile) -> tuple[int, FdInfo, int]:
