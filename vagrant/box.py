@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 from tests.crosskernel import initrd, kernels
-from vagrant import contained
+from vagrant import bundle, contained
 
 HERE = Path(__file__).parent
 NAME = "migrate-local"
@@ -28,6 +28,8 @@ RELEASE = "bookworm"
 PACKAGES = "python3,openssh-server,sudo,iproute2,procps,kmod,busybox-static"
 MACHINES = {"source": "5.10", "destination": "7.2"}
 SIZE = "1200M"
+NEEDS = "opt/migrate-needs"
+"""Where the packages are that migrate needs."""
 
 
 def build(target: Path) -> None:
@@ -46,26 +48,27 @@ def build(target: Path) -> None:
     if not key.exists():
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", NAME, "-f", str(key)], check=True)
     box, stamp = target / f"{NAME}.box", target / f"{NAME}.recipe"
-    recipe = _recipe(key.with_suffix(".pub"))
+    needs = bundle.needs(target)
+    recipe = _recipe(key.with_suffix(".pub"), needs)
     if box.exists() and stamp.exists() and stamp.read_text() == recipe:
         return
     with tempfile.TemporaryDirectory(prefix="box-", dir=target) as scratch:
-        image = _image(Path(scratch), key.with_suffix(".pub").read_text())
+        image = _image(Path(scratch), key.with_suffix(".pub").read_text(), needs)
         made = _box(Path(scratch), image)
         stamp.unlink(missing_ok=True)
         made.rename(box)
         stamp.write_text(recipe)
 
 
-def _recipe(key: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _recipe(key: Path, needs: Path) -> str:
+    digest = hashlib.blake2b(needs.name.encode(), digest_size=16)
     for path in (Path(__file__), HERE / "guest" / "init", key):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _image(scratch: Path, key: str) -> Path:
-    """A root file system with what a machine needs, as a disk image."""
+def _image(scratch: Path, key: str, needs: Path) -> Path:
+    """A root file system with what a machine needs, and what migrate needs, as a disk image."""
     root = scratch / "root"
     mirror = kernels.debian_mirror()
     subprocess.run(
@@ -91,6 +94,7 @@ def _image(scratch: Path, key: str) -> Path:
     (root / "etc/ssh/sshd_config.d/vagrant.conf").write_text("UsePAM no\nUseDNS no\n")
     for path in (root / "etc/ssh").glob("ssh_host_*"):
         path.unlink()  # each machine makes its own
+    shutil.copytree(needs, root / NEEDS)
     (root / "etc/fstab").write_text("")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
     disk = scratch / "disk"

@@ -44,8 +44,8 @@ PACKAGES = (
 )  # fmt: skip
 PLACE = "/tmp/digits"
 """The program's directory, on each of the machines."""
-STARTER = """#!/bin/sh
-PYTHONPATH=/opt/migrate exec python3 -m migrate.cli "$@"
+STARTER = f"""#!/bin/sh
+PYTHONPATH=/opt/migrate:/{box.NEEDS} exec python3 -m migrate.cli "$@"
 """
 OPTIONS = ("-v", "--json", "--max-downtime", "2s", "--no-converge", "continue")
 """The downtime that is aimed at is that of emulated machines, ten to twenty times slower than this one."""
@@ -153,14 +153,21 @@ def _kvm_works(boxes: Path) -> bool:
     return subprocess.run([str(HERE / "kvm-works"), str(kernel)]).returncode == 0
 
 
-def introduce(made: Machines, tar: Path) -> None:
-    """Bring migrate to both, and the program; each may log in at the other as root."""
+def introduce(made: Machines, needs: Path | None) -> None:
+    """Bring migrate to both, with what it needs where that is not there yet, and the program; each may log in at the
+    other as root."""
     key = made.work / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "vagrant-demo", "-f", str(key)], check=True)
 
+    whole = made.work / "root"
+    bundle.migrate(whole / "opt/migrate")
+    if needs:
+        shutil.copytree(needs, whole / box.NEEDS)
+    bundle.pack(whole / "opt", made.work / "opt.tar")
+
     def unpack(name: str) -> str:
-        directories = f"mkdir -p /opt/migrate {PLACE}"
-        return made.run(name, f"{directories} && tar -x -C /opt/migrate && cat /etc/ssh/ssh_host_ed25519_key.pub", tar)
+        command = f"mkdir -p {PLACE} && tar -x -C /opt && cat /etc/ssh/ssh_host_ed25519_key.pub"
+        return made.run(name, command, made.work / "opt.tar")
 
     def acquaint(name: str) -> None:
         files = {
@@ -210,6 +217,7 @@ def migrate(made: Machines, pid: int, origin: str, target: str) -> Answer:
 
 def check(answer: Answer, kernels: Sequence[str]) -> None:
     """All digits are right, by other formulas than the program's; each thread was on these kernels, in this order."""
+    sys.set_int_max_str_digits(0)
     for name, digits in answer["digits"].items():
         starts = answer["kernels"][name]
         if [kernel for _, kernel in starts] != kernels:
@@ -247,12 +255,12 @@ NUMBERS: Mapping[str, Callable[[int], int]] = {
 """The numbers of digits.py, times ``one``."""
 
 
-def demonstrate(work: Path, name: str, tar: Path) -> None:
+def demonstrate(work: Path, name: str, needs: Path | None = None) -> None:
     """The whole of it, once there is a libvirt. DemoFailed when something does not hold."""
     reports = []
     with machines(work, name) as made:
         with step("migrate on both; each may log in at the other as root"):
-            introduce(made, tar)
+            introduce(made, needs)
         with step("a program on source"):
             start = f"setsid python3 /opt/digits.py {PLACE} </dev/null >/dev/null 2>&1 & echo $!"
             pid = int(made.run("source", start))
@@ -312,13 +320,9 @@ def run(name: str) -> int:
     install()
     with kept() as place, tempfile.TemporaryDirectory(prefix="run-", dir=place) as scratch:
         work = Path(scratch)
-        tar = work / "migrate.tar"
         if name == LOCAL:
             with step("two kernels, and a box of Debian packages"):
                 box.main(place)
-        with step("migrate, and what it needs"):
-            bundle.bundle(place, tar)
-        if name == LOCAL:
             inside = [sys.executable, "-m", "vagrant.demo", "--box", str(place), "--inside", scratch]
             command = [str(HERE / "private-libvirt"), str(work / "libvirt"), *inside]
             try:
@@ -326,7 +330,7 @@ def run(name: str) -> int:
             except subprocess.CalledProcessError:
                 return 1  # it has said why
         else:
-            demonstrate(work, name, tar)
+            demonstrate(work, name, bundle.needs(place))
     say("\ndemo passed")
     return 0
 
@@ -353,7 +357,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not arguments.inside:
             return run(arguments.box)
-        demonstrate(arguments.inside, arguments.box, arguments.inside / "migrate.tar")
+        demonstrate(arguments.inside, arguments.box)
     except Interrupted as signalled:
         say(f"\n{signalled}: everything was taken down")
         return 130
