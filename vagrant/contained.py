@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -30,11 +31,15 @@ def run(argv: Sequence[str], network: bool = True) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the first process of the PID namespace, with which all others end (pid_namespaces(7)).
-
-    unshare(1) waits for it, and it is not done before the others are. Until it has forked there is none.
-    """
-    while process.poll() is None:
-        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGKILL)
-        time.sleep(0.02)
+    """Kill the first process of the PID namespace, with which all others end, before it has (pid_namespaces(7))."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and not (found := children.read_text().split()):
+        time.sleep(0.02)  # unshare(1) has not forked yet
+    if process.returncode is not None:
+        return
+    first = os.pidfd_open(int(found[0]))
+    process.kill()  # before it can complain: unshare 2.38 does, of its own sigprocmask, when its child is killed
+    signal.pidfd_send_signal(first, signal.SIGKILL)
+    select.select([first], [], [])  # it has ended
+    os.close(first)
+    process.wait()
