@@ -7,7 +7,7 @@ BLOB := migrate/pie/blob.bin
 # Two hosts on one machine are namespaces, and making those takes root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: setup packages kernels check test test-kernels demo bench clean
+.PHONY: setup packages kernels check test test-kernels demo vagrant-demo bench clean
 
 setup: packages $(VENV)/installed $(BLOB)
 
@@ -41,6 +41,10 @@ test-kernels: kernels
 
 demo: setup
 	$(AS_ROOT) $(BIN)/python -m tests.demo
+
+# BOX=debian/bookworm64 for a public box, which needs a running libvirt
+vagrant-demo: setup
+	$(AS_ROOT) $(BIN)/python -m vagrant.demo $(if $(BOX),--box $(BOX))
 
 bench: setup
 	$(AS_ROOT) $(BIN)/python -m benchmarks
