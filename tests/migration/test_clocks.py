@@ -62,21 +62,21 @@ def test_clocks_go_on(
     allowed = sum(round_trips) * 1e6
     assert all(bool(each) == other_boot for each in round_trips)
     gained = [(int(low), int(high)) for word, low, high in (line for line in said if line[0] == "gained")]
-    steps = [(int(step), int(real)) for word, step, real in (line for line in said if line[0] == "step")]
-    longest, real = max(steps)
+    steps = [tuple(map(int, line[1:])) for line in said if line[0] == "step"]
+    longest, least, most_real = max(steps)
     downtime = max(float(outcome.report["downtime_ms"]) for outcome in journey.outcomes)
     with capsys.disabled():
         print(
             f" gained {gained[0][1] / 1e6:.3f} of at most {allowed / 1e6:.3f} ms; longest step {longest / 1e6:.1f} ms "
-            f"in {real / 1e6:.1f} real ones; longest downtime {downtime:.1f} ms ",
+            f"in {least / 1e6:.1f} to {most_real / 1e6:.1f} real ones; longest downtime {downtime:.1f} ms ",
             end="",
         )
     assert len(gained) == 2 and len(steps) == 3
     for low, high in gained:  # never lost; and what it has gained, it has gained by the round trips
         assert high >= 0 and low <= allowed + BRACKET
     # A step is as long as it really was, and what was gained: of the downtime nothing is lost or counted twice.
-    for step, real in steps:
-        assert abs(step - real) <= allowed + 10 * BRACKET or step < downtime * 1e6
+    for step, low, high in steps:
+        assert low - BRACKET <= step <= high + allowed + BRACKET
 
 
 @pytest.mark.parametrize("shift", [5000, -100])
