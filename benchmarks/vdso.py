@@ -11,10 +11,11 @@ from rich.table import Table
 
 from benchmarks.measure import Load, victim
 from migrate.engine import vdso
+from migrate.engine.outside import native_vdso
 from migrate.engine.vdso import VDSO, decide
 from tests import moves
 from tests.hosts import Pair
-from tests.kernel.foreign import NEAR, carry_out, native, plan
+from tests.kernel.foreign import NEAR, carry_out, plan
 from tests.unit import vdsos
 from tests.victims import Victims
 
@@ -27,7 +28,7 @@ def calls() -> Table:
     vDSO called directly, by turns in one process."""
     table = Table("vDSO of", "direct ns", "proxied ns", "difference ns", "ratio", "by system call ns", title="a call")
     for kernel in vdsos.KERNELS:
-        direct, proxied = _measure(kernel, native())
+        direct, proxied = _measure(kernel, native_vdso())
         _, system_call = _measure(kernel, VDSO(()))
         one, other, third = (statistics.median(each) for each in (direct, proxied, system_call))
         # The best of many rounds each; the median of those.

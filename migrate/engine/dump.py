@@ -19,7 +19,7 @@ from migrate.engine import vdso
 from migrate.engine.kernel.accounting import timers
 from migrate.engine.kernel.buffers import address_of
 from migrate.engine.kernel.held import MAYBE_MORE, HeldFiles
-from migrate.engine.kernel.maps import maps, smaps
+from migrate.engine.kernel.maps import smaps
 from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
@@ -37,6 +37,7 @@ from migrate.engine.kinds.scheduling import cpu_mask, default_slice
 from migrate.engine.kinds.vma import PROT_EXEC, VMA
 from migrate.engine.kinds.vma_read import AddressSpaceReader, mapped_objects
 from migrate.engine.memory.guards import guard_pages
+from migrate.engine.outside import code_of, native_vdso
 from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.program import Linked, Program, Results
 from migrate.engine.tracee import ptrace
@@ -120,7 +121,7 @@ class Dumper:
 
         self.spaces.rename(lambda vmas: vmas)
         self._code = None
-        self.own_vdso = own_vdso.look(self.spaces.read(), read, _native_vdso(), f"pid {self.proc.pid}")
+        self.own_vdso = own_vdso.look(self.spaces.read(), read, native_vdso(), f"pid {self.proc.pid}")
         return self.spaces.rename(self.own_vdso.named)
 
     def _hold(self) -> None:
@@ -344,7 +345,7 @@ class Dumper:
 
         Raises Refused when a thread stays inside (a handler that has interrupted such a function and does not return,
         say); it runs on then."""
-        code = self._code = self._code or _code(self.own_vdso)
+        code = self._code = self._code or code_of(self.own_vdso)
         for pause in _PAUSES:
             begun = time.monotonic()
             self.stop()
@@ -435,30 +436,6 @@ def _rseq(state: ThreadState) -> Rseq | None:
     if state.rseq is None:
         return None
     return Rseq(state.rseq.address, state.rseq.size, state.rseq.signature)
-
-
-def _native_vdso() -> vdso.VDSO:
-    """That of this process, and so of every other that this kernel has started."""
-    program = Program("our own vDSO")
-    decode = vdso.collect(program, vdso.areas(maps(Path("/proc/self/maps").read_text())))
-    return decode(local.run(program.link()))
-
-
-def _code(own: own_vdso.OwnVDSO) -> Code:
-    """That of a vDSO in the process: the task's, and what its proxy leads to."""
-    native = _native_vdso()
-    parts = [(area, vdso.Unwinder(image)) for area, image in own.code(native)]
-    ranges = tuple((area.start, area.end) for area, _ in parts)
-
-    def inside(address: int) -> bool:
-        return any(start <= address < end for start, end in ranges)
-
-    def slot(rip: int, rsp: int, rbp: int, word: Callable[[int], int]) -> int | None:
-        area, unwinder = next(part for part in parts if part[0].start <= rip < part[0].end)
-        return unwinder.slot(area.start, rip, rsp, rbp, inside, word)
-
-    tails = tuple((a.start + len(image.image), a.end) for a, image in own.code(native) if image.image)
-    return Code(ranges, own.entries, slot, tails)
 
 
 def _host() -> task.Host:

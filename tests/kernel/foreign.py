@@ -6,23 +6,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from migrate.engine import vdso
-from migrate.engine.kernel.maps import maps
-from migrate.engine.program import Program
-from migrate.engine.vdso import VDSO
+from migrate.engine.outside import native_vdso
 from migrate.engine.vdso.proxy import Build
-from migrate.pie import local
 from tests.unit import vdsos
 from tests.victims import Victims
 
 NEAR, FAR = vdsos.BASE - (64 << 20), 0x1000_0000_0000
-
-
-def native() -> VDSO:
-    """This kernel's."""
-    program = Program("our own vDSO")
-    decode = vdso.collect(program, vdso.areas(maps(Path("/proc/self/maps").read_text())))
-    return decode(local.run(program.link()))
 
 
 def plan(directory: Path, made: Build) -> list[str]:
@@ -30,7 +19,7 @@ def plan(directory: Path, made: Build) -> list[str]:
     (directory / "proxy").write_bytes(made.content)
     (directory / "own").write_bytes(made.own)
     rt = {area.name: area.start for area in made.rt}
-    lines = [f"move {a.name} {rt[a.name]:x}" if a.name in rt else f"drop {a.name}" for a in native().areas]
+    lines = [f"move {a.name} {rt[a.name]:x}" if a.name in rt else f"drop {a.name}" for a in native_vdso().areas]
     mark, *places, proxy = made.mapped
     lines.append(f"map {mark.start:x} {mark.size:x} 5 {directory}/own")
     lines += [f"map {place.start:x} {place.size:x} 1 -" for place in places]

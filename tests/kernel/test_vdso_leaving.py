@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from migrate.engine.dump import Dumper
 from migrate.engine.kernel.maps import Mapping, maps
+from migrate.engine.kernel.proc import Proc
 from migrate.engine.tracee.leaving import Code, Stacks, leave
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.sigframe import Mappings
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.vdso import VDSO, Unwinder, areas
-from migrate.errors import Problem
+from migrate.errors import Problem, Refused
 from tests.kernel.test_tracee_killed import die_after
 from tests.victims import Victims
 
@@ -179,3 +181,24 @@ def _come_and_leave(victim: Insider) -> int:
     except BaseException:
         traceback.print_exc()
         return 1
+
+
+def test_who_does_not_come_out_is_refused_and_finds_his_way(victims: Victims, tmp_path: Path) -> None:
+    """A handler that has interrupted a function of it and stays."""
+    env = {"VICTIM_GO": str(tmp_path / "go")}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([victims("trapped")], stdout=pipe, stderr=pipe, text=True, env=env) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            before = Path(f"/proc/{process.pid}/maps").read_text()
+            with Proc(process.pid) as proc:
+                dumper = Dumper(proc, Tracee(process.pid))
+                dumper.look()
+                with pytest.raises(Refused, match="in a signal handler that has interrupted one"):
+                    dumper.stop_outside()
+                assert Path(f"/proc/{process.pid}/maps").read_text() == before
+                dumper.close()
+            (tmp_path / "go").touch()
+            assert process.communicate(timeout=20) == ("pass\n", "")
+        finally:
+            process.kill()

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from migrate.engine import vdso
+from migrate.engine.outside import native_vdso
 from migrate.engine.vdso import VDSO, Decision, decide, stubs
 from migrate.engine.vdso.stubs import bare
-from tests.kernel.foreign import FAR, NEAR, carry_out, native, plan
+from tests.kernel.foreign import FAR, NEAR, carry_out, plan
 from tests.unit import vdsos
 from tests.victims import Victims
 
@@ -18,7 +19,7 @@ from tests.victims import Victims
 @pytest.mark.parametrize("base", [NEAR, FAR])
 @pytest.mark.parametrize("kernel", vdsos.KERNELS)
 def test_every_function_does_its_work(kernel: str, base: int, there: str, victims: Victims, tmp_path: Path) -> None:
-    verdict = decide(vdsos.vdso(kernel), native() if there == "native" else VDSO(()), "it", differ=True)
+    verdict = decide(vdsos.vdso(kernel), native_vdso() if there == "native" else VDSO(()), "it", differ=True)
     assert verdict.decision is Decision.PROXY and not verdict.problems
     made = vdso.build(verdict, base)
     lines = plan(tmp_path, made)
@@ -32,7 +33,7 @@ def test_every_function_does_its_work(kernel: str, base: int, there: str, victim
 def test_no_system_call_where_the_destinations_own_makes_none(kernel: str, victims: Victims, tmp_path: Path) -> None:
     """Each use of each function, once at the task's address and once at that of the rt-vdso, when the system calls that
     they stand for have come to fail."""
-    verdict = decide(vdsos.vdso(kernel), native(), "it", differ=True)
+    verdict = decide(vdsos.vdso(kernel), native_vdso(), "it", differ=True)
     made = vdso.build(verdict, NEAR)
     area, rt = verdict.task.area, VDSO(made.rt).area
     assert area is not None and rt is not None
