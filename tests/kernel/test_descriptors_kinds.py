@@ -324,9 +324,10 @@ def test_timer_that_fires_again_before_it_is_looked_at(monkeypatch: pytest.Monke
     """On a busy machine more than a period may pass between asking it and looking at it; its phase stays."""
     waits = iter([0.05, 0.03])
 
-    def asked(fd: int) -> None:
-        timerfd_gettime(fd)
+    def asked(fd: int) -> int:
+        left = timerfd_gettime(fd)
         time.sleep(next(waits, 0))
+        return left
 
     monkeypatch.setattr("migrate.engine.kinds.timerfd.timerfd_gettime", asked)
     period = 0.02

@@ -36,14 +36,15 @@ class TimerFd:
 
     @classmethod
     def dump(cls, file: OpenFile) -> TimerFd | None:
-        info, read_at = file.info, 0
+        info = file.info
+        value, read_at = _time(info, "it_value"), 0
         interval = _time(info, "it_interval")
         clock, flags = int(info.one("clockid")), int(info.one("settime flags"), 8)
         absolute = flags & TFD_TIMER_ABSTIME
-        if interval or absolute and _time(info, "it_value"):
-            info, read_at = _best_look(file, interval, _LOOKS if absolute else 1)
+        if interval or absolute and value:
+            info, value, read_at = _best_look(file, _LOOKS if absolute else 1)
         # A period may be too short to be met running; it is counted in the ticks, and the next is a whole one away.
-        value = _time(info, "it_value") or interval
+        value = value or interval
         if value and absolute:
             value += file.dump.at(clock, read_at or time.monotonic_ns())
         return cls(clock, flags, value, interval, int(info.one("ticks")))
@@ -65,31 +66,26 @@ class TimerFd:
         return number
 
 
-def _best_look(file: OpenFile, interval: int, wanted: int) -> tuple[FdInfo, int]:
-    """What fdinfo says of a timer that runs, and when that was by our CLOCK_MONOTONIC."""
-    looks: list[tuple[int, FdInfo, int]] = []
-    for _ in range(_TRIES):
-        look = _look(file)
-        if interval and not _time(look[1], "it_value"):
+def _best_look(file: OpenFile, wanted: int) -> tuple[FdInfo, int, int]:
+    """What fdinfo says of a timer, how long until it fires, and when that was by our CLOCK_MONOTONIC; nanoseconds."""
+    looks = []
+    with file.duplicate() as fd:
+        for _ in range(_TRIES):
+            before = time.monotonic_ns()
             # A periodic timer that fired is not started again until someone asks; then the periods since are counted.
-            # It may fire again before we have looked, where we lose the CPU for that long.
-            with file.duplicate() as fd:
-                timerfd_gettime(fd)
-            continue
-        looks.append(look)
-        if len(looks) == wanted:
-            break
-    # How long it still has is true for the moment of the look, and we may lose the CPU around it.
-    _, info, read_at = min(looks or [look], key=lambda each: each[0])
-    return info, read_at
-
-
-def _look(file: OpenFile) -> tuple[int, FdInfo, int]:
-    """How long it took, what fdinfo says now, and when that was by our CLOCK_MONOTONIC; nanoseconds."""
-    before = time.monotonic_ns()
-    text = file.dump.proc.text(f"fdinfo/{file.numbers[0]}")
-    after = time.monotonic_ns()
-    return after - before, fdinfo(text), (before + after) // 2
+            value = timerfd_gettime(fd)
+            after = time.monotonic_ns()
+            info = fdinfo(file.dump.proc.text(f"fdinfo/{file.numbers[0]}"))
+            look = after - before, info, value, (before + after) // 2
+            left = _time(info, "it_value")
+            if left > value or bool(left) != bool(value):
+                continue  # it fired between the two, where we lost the CPU, and fdinfo has counted that
+            looks.append(look)
+            if len(looks) == wanted:
+                break
+    # How long it still has is true for the moment of the question, and we may lose the CPU around it.
+    _, info, value, read_at = min(looks or [look], key=lambda each: each[0])
+    return info, value, read_at
 
 
 def _time(info: FdInfo, name: str) -> int:
