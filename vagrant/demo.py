@@ -300,7 +300,7 @@ def install() -> None:
 
 @contextmanager
 def kept() -> Iterator[Path]:
-    """The directory of what is kept, ours alone for now, and without what runs that were killed have left there."""
+    """The directory of what is kept, ours alone for now. What was left there by halves is removed before and after."""
     place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "migrate-vagrant")
     place.mkdir(parents=True, exist_ok=True)
     with (place / "lock").open("w") as lock:
@@ -309,10 +309,17 @@ def kept() -> Iterator[Path]:
         except BlockingIOError:
             say("another demo is running: waiting for its end")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        for pattern in ("run-*", "half-*", "box-*"):
-            for left in place.glob(pattern):
-                shutil.rmtree(left)
-        yield place
+        _sweep(place)
+        try:
+            yield place
+        finally:
+            _sweep(place)
+
+
+def _sweep(place: Path) -> None:
+    for pattern in ("run-*", "half-*", "box-*"):
+        for left in place.glob(pattern):
+            shutil.rmtree(left)
 
 
 def run(name: str) -> int:
