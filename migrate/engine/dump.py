@@ -279,7 +279,13 @@ class Dumper:
         """The one that also answers for the process; linked anew only when it must be another."""
         flush = [vma for vma in self.vmas if vma.shared]
         keys = any(vma.pkey and vma.prot != PROT_EXEC for vma in self.vmas)
-        key = (listed, tuple(flush), keys)
+        # A timer for a thread that has ended goes on and notifies nobody; it cannot be made so again (timer_create(2)).
+        living = {state.tid for state in states}
+        found = [
+            timer._replace(notify="none", thread=False) if timer.thread and timer.target not in living else timer
+            for timer in timers(listed.decode())
+        ]
+        key = (tuple(found), tuple(flush), keys)
         if self._main is None or self._main.key != key:
             program = Program(f"what pid {own} knows of itself")
             # First what every thread is asked: so the same decoder fits.
@@ -287,7 +293,7 @@ class Dumper:
             tids = None
             if listed and own != self.proc.pid:
                 tids = {state.tid: own_pid(self._text(state.tid, "status")) for state in states}
-            process = task.collect_process(program, timers(listed.decode()), tids)
+            process = task.collect_process(program, found, tids)
             mm = MM.collect(program, self.proc, keys)
             born = children.ask(program)
             address_space.compile_flush(program, flush)
