@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from tests.tasks import wait_until
 from tests.victims import HERE as VICTIM_SOURCES
 from tests.victims import Victims, default_cache
 
+CHECKOUT = Path(__file__).parents[2]
 HOST = "host"
 """The name of the endpoint that runs this machine's own kernel."""
 MEMORY = "768M"
@@ -163,6 +165,8 @@ class Topology:
 @contextmanager
 def topology() -> Iterator[Topology]:
     """The host, and guests as they are asked for; all of it is gone afterwards."""
+    # guests cannot keep what they compile, and would do it again for every command
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "agents", "migrate", "tests"], cwd=CHECKOUT, check=True)
     net = f"10.{200 + os.getpid() % 50}.255"
     with hosts.directory() as base, ExitStack() as stack:
         for source in VICTIM_SOURCES.glob("*.c"):  # now, because compilers are slow in a guest
