@@ -343,6 +343,20 @@ def test_timer_that_fires_again_before_it_is_looked_at(monkeypatch: pytest.Monke
         assert state.ticks == round(periods) - 1
 
 
+def test_timer_that_fires_while_it_is_away_counts_everything() -> None:
+    """Unread expirations from before, and those that were due before it is armed again."""
+    with child() as source:
+        start, period = time.clock_gettime(time.CLOCK_MONOTONIC), 0.02
+        fd = source.do(timerfd, 1, 1, start + period, period)
+        time.sleep(5 * period)
+        with moved(source) as target:
+            time.sleep(5 * period)
+            before = time.clock_gettime(time.CLOCK_MONOTONIC)
+            [ticks] = struct.unpack("Q", target.do(os.read, fd, 8))  # type: ignore[arg-type]
+            after = time.clock_gettime(time.CLOCK_MONOTONIC)
+            assert int((before - start) / period - 0.1) <= ticks <= int((after - start) / period + 0.1)
+
+
 def open_epoll() -> None:
     read, write = os.pipe()
     put(read, 8)

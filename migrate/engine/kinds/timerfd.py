@@ -58,11 +58,16 @@ class TimerFd:
     def open(self, placing: Placing, flags: int) -> int:
         program, label = placing.program, placing.label
         number = placing.call("timerfd_create", self.clock, os.O_CLOEXEC | flags & os.O_NONBLOCK)
-        when = program.data(struct.pack("<4q", *divmod(self.interval, _SECOND), *divmod(self.value, _SECOND)))
+        value, ticks = self.value, self.ticks
+        if self.settime_flags & TFD_TIMER_ABSTIME and 0 < ticks * self.interval < value:
+            # Armed for the first that was not read, it counts all of them itself. The next may have passed, too; it
+            # would fire at once, and to set the ticks then would lose that one (timerfd_ioctl, fs/timerfd.c).
+            value, ticks = value - ticks * self.interval, 0
+        when = program.data(struct.pack("<4q", *divmod(self.interval, _SECOND), *divmod(value, _SECOND)))
         program.syscall("timerfd_settime", number, self.settime_flags, when, 0, label=label)
-        if self.ticks:
-            ticks = program.data(struct.pack("<Q", self.ticks))
-            program.syscall("ioctl", number, TFD_IOC_SET_TICKS, ticks, label=label)
+        if ticks:
+            unread = program.data(struct.pack("<Q", ticks))
+            program.syscall("ioctl", number, TFD_IOC_SET_TICKS, unread, label=label)
         return number
 
 
