@@ -17,7 +17,8 @@ from migrate.engine.kinds.placing import Placing
 TFD_TIMER_ABSTIME = 1
 TFD_IOC_SET_TICKS = 0x40085400  # _IOW('T', 0, u64), linux/timerfd.h; needs CONFIG_CHECKPOINT_RESTORE
 _SECOND = 10**9
-_LOOKS = 3
+_CLOSE = 100_000  # nanoseconds around a question that tell the time of it well enough
+_LOOKS = 8  # else
 _TRIES = 20
 
 
@@ -42,7 +43,7 @@ class TimerFd:
         clock, flags = int(info.one("clockid")), int(info.one("settime flags"), 8)
         absolute = flags & TFD_TIMER_ABSTIME
         if interval or absolute and value:
-            info, value, read_at = _best_look(file, _LOOKS if absolute else 1)
+            info, value, read_at = _best_look(file, absolute)
         # A period may be too short to be met running; it is counted in the ticks, and the next is a whole one away.
         value = value or interval
         if value and absolute:
@@ -71,8 +72,9 @@ class TimerFd:
         return number
 
 
-def _best_look(file: OpenFile, wanted: int) -> tuple[FdInfo, int, int]:
-    """What fdinfo says of a timer, how long until it fires, and when that was by our CLOCK_MONOTONIC; nanoseconds."""
+def _best_look(file: OpenFile, exactly: bool) -> tuple[FdInfo, int, int]:
+    """What fdinfo says of a timer, how long until it fires, and when that was by our CLOCK_MONOTONIC; nanoseconds.
+    ``exactly``: the latter matters."""
     looks = []
     with file.duplicate() as fd:
         for _ in range(_TRIES):
@@ -86,7 +88,7 @@ def _best_look(file: OpenFile, wanted: int) -> tuple[FdInfo, int, int]:
             if left > value or bool(left) != bool(value):
                 continue  # it fired between the two, where we lost the CPU, and fdinfo has counted that
             looks.append(look)
-            if len(looks) == wanted:
+            if not exactly or look[0] < _CLOSE or len(looks) == _LOOKS:
                 break
     # How long it still has is true for the moment of the question, and we may lose the CPU around it.
     _, info, value, read_at = min(looks or [look], key=lambda each: each[0])
