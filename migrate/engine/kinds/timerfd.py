@@ -41,7 +41,7 @@ class TimerFd:
         value, read_at = _time(info, "it_value"), 0
         interval = _time(info, "it_interval")
         clock, flags = int(info.one("clockid")), int(info.one("settime flags"), 8)
-        absolute = flags & TFD_TIMER_ABSTIME
+        absolute = bool(flags & TFD_TIMER_ABSTIME)
         if interval or absolute and value:
             info, value, read_at = _best_look(file, absolute)
         # A period may be too short to be met running; it is counted in the ticks, and the next is a whole one away.
