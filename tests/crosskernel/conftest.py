@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -27,6 +28,7 @@ def endpoints() -> Iterator[Topology]:
     with topology() as found:
         yield found
     # qemu and virtiofsd, taps and bridges (which go with the host's network namespace), the test bed's directory
+    before = replace(before, threads=leaks.take().threads)  # pytest's watchdog is another one in every test
     left = [*leaks.settle(before), *([str(found.directory)] if found.directory.exists() else [])]
     leaks.kill_new(before)
     assert not left, "left behind:\n  " + "\n  ".join(left)
