@@ -17,13 +17,10 @@ from typing import NamedTuple
 
 from migrate.engine import vdso
 from migrate.engine.kernel.accounting import timers
-from migrate.engine.kernel.buffers import address_of
-from migrate.engine.kernel.held import MAYBE_MORE, HeldFiles
 from migrate.engine.kernel.maps import smaps
 from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
-from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.kinds import address_space, children, own_vdso, task
 from migrate.engine.kinds.controls import refusals
 from migrate.engine.kinds.descriptor_reader import DescriptorReader
@@ -40,6 +37,7 @@ from migrate.engine.memory.guards import guard_pages
 from migrate.engine.outside import code_of, native_vdso
 from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.program import Linked, Program, Results
+from migrate.engine.texts import Texts
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.injection import Injection, Parasite
@@ -51,13 +49,11 @@ from migrate.engine.tracee.together import Seen
 from migrate.engine.tracee.tree import ThreadState, Tracee
 from migrate.errors import OpFailed, Problem, Refused
 from migrate.pie import blob, local
-from migrate.pie.calls import Calls
 
 _QUICK = 0.03  # seconds
 _LEAVING = 0.03  # seconds that all threads together get to come out of the vDSO
 _PAUSES = (0.001, 0.01, 0.05, 0.1, 0.2)  # seconds that it runs on for when they did not
 _UNREST = 1000  # looks at queues and timers; each but the last saw a signal arrive
-_STATUS = 4096  # bytes to read of a status at first
 _ROOM = 256 << 10  # bytes of programs that the parasite's area has room for at once
 
 
@@ -78,7 +74,7 @@ class Dumper:
         self.spaces = AddressSpaceReader(proc)
         self.files = DescriptorReader(proc, tracee.pidfd)
         self.vmas: list[VMA] = []
-        self._held: dict[int, HeldFiles] = {}  # of the process and of each thread
+        self._texts = Texts(proc)
         self._pagemap = Pagemap(proc)
         self._waits: dict[int, Wait] = {}
         self._threads: dict[int, tuple[tuple[object, ...], task.Thread]] = {}
@@ -110,7 +106,7 @@ class Dumper:
         problems = [*self.spaces.problems, *problems, *more, *refusals(where, seccomp, None)]
         if born := children.seen(self.proc):
             problems.append(children.refusal(where, born))
-        self._hold()
+        self._texts.hold()
         return self.vmas, table, fs, problems
 
     def _look_at_vdso(self) -> list[VMA]:
@@ -123,46 +119,6 @@ class Dumper:
         self._code = None
         self.own_vdso = own_vdso.look(self.spaces.read(), read, native_vdso(), f"pid {self.proc.pid}")
         return self.spaces.rename(self.own_vdso.named)
-
-    def _hold(self) -> None:
-        """Open now what will be read in the frozen window."""
-        for tid in self.proc.tids():
-            try:
-                self._files(tid)
-            except FileNotFoundError:
-                continue  # it has ended since it was listed
-
-    def _files(self, tid: int) -> HeldFiles:
-        held = self._held.get(tid)
-        if held is None:
-            if tid == self.proc.pid:
-                held = HeldFiles(self.proc, task.PROCESS_FILES)
-            else:
-                with self.proc.thread(tid) as thread:
-                    held = HeldFiles(thread, task.THREAD_FILES)
-            self._held[tid] = held
-        return held
-
-    def _text(self, tid: int, name: str) -> bytes:
-        try:
-            return self._files(tid).read(name)
-        except ProcessLookupError:  # another thread has the number now
-            self._held.pop(tid).close()
-            return self._files(tid).read(name)
-
-    def _statuses(self) -> dict[int, bytes]:
-        """Of every thread. In one go: mostly each is there in one read."""
-        tids = self.tracee.tids
-        room = bytearray(_STATUS * len(tids))
-        places = range(address_of(room), address_of(room) + len(room), _STATUS)
-        numbers = [self._files(tid).number("status") for tid in tids]
-        calls = Calls()
-        calls.add_table(len(tids), (NUMBERS["pread64"], numbers, places, _STATUS))
-        found = {}
-        for tid, start, size in zip(tids, range(0, len(room), _STATUS), calls.make(), strict=True):
-            whole = 0 < size < MAYBE_MORE
-            found[tid] = bytes(room[start : start + size]) if whole else self._text(tid, "status")
-        return found
 
     def follow(self) -> None:
         """The address space once more. VmFlags change without a trace in maps (madvise), so where all of smaps is read
@@ -183,8 +139,7 @@ class Dumper:
         if self.spaces.vanished:
             raise OpFailed(f"the memory of pid {self.proc.pid} changes while it is stopped: another process shares it")
         # Before the queues: a signal in the set of status and not in its queue is one that could not be queued.
-        files = {name: self._text(self.proc.pid, name) for name in task.PROCESS_FILES}
-        statuses = self._statuses()
+        files, statuses = self._texts.process(), self._texts.statuses(self.tracee.tids)
         states = self.tracee.threads(self._seen)
         found: list[tuple[DescriptorTable, FsState | None, list[Problem]]] = []
         own = own_pid(statuses[self.proc.pid])
@@ -292,7 +247,7 @@ class Dumper:
             task.collect_thread(program, self._host)
             tids = None
             if listed and own != self.proc.pid:
-                tids = {state.tid: own_pid(self._text(state.tid, "status")) for state in states}
+                tids = {state.tid: own_pid(self._texts.read(state.tid, "status")) for state in states}
             process = task.collect_process(program, found, tids)
             mm = MM.collect(program, self.proc, keys)
             born = children.ask(program)
@@ -407,8 +362,7 @@ class Dumper:
         except (ProcessEnded, ProcessLookupError):
             pass  # it was killed, by us after a commit or by somebody else: nothing is left to be put right
         finally:
-            while self._held:
-                self._held.popitem()[1].close()
+            self._texts.close()
             self._pagemap.close()
             self.tracee.close()
 
