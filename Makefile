@@ -7,7 +7,7 @@ BLOB := migrate/pie/blob.bin
 # Two hosts on one machine are namespaces, and making those takes root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: setup packages check test test-kernels fuzz demo bench clean
+.PHONY: setup packages kernels check test test-kernels test-within-kernels fuzz demo vagrant-demo bench clean
 
 setup: packages $(VENV)/installed $(BLOB)
 
@@ -24,16 +24,23 @@ $(BLOB): $(wildcard migrate/pie/*.c migrate/pie/*.h migrate/pie/*.S migrate/pie/
 	$(BIN)/python -m migrate.pie.build
 	@touch $@
 
+# Debian's kernels, which the tests across kernels boot; they fetch them themselves where nobody has.
+kernels: setup
+	$(AS_ROOT) $(BIN)/python -m tests.crosskernel.kernels
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 test: check
-	$(AS_ROOT) $(BIN)/python -m pytest -m "not every_kernel" $(PYTEST_ARGS)
+	$(AS_ROOT) $(BIN)/python -m pytest -m "not every_kernel and not within_kernels" $(PYTEST_ARGS)
 
-test-kernels: setup
-	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel $(PYTEST_ARGS)
+test-kernels: kernels
+	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel -m "not within_kernels" $(PYTEST_ARGS)
+
+test-within-kernels: kernels
+	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel -m within_kernels $(PYTEST_ARGS)
 
 # What is fed with hostile bytes, and for how many seconds each; findings are left in fuzz/
 FUZZ_TARGETS ?= agent decoder preview layout image
@@ -45,6 +52,10 @@ fuzz: setup
 
 demo: setup
 	$(AS_ROOT) $(BIN)/python -m tests.demo
+
+# BOX=debian/bookworm64 for a public box, which needs a running libvirt
+vagrant-demo: setup
+	$(AS_ROOT) $(BIN)/python -m vagrant.demo $(if $(BOX),--box $(BOX))
 
 bench: setup
 	$(AS_ROOT) $(BIN)/python -m benchmarks

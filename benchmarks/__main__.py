@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import vdso
 from benchmarks.measure import Load, Move, apart, copying, move, stream, victim
 from tests.hosts import Pair, two_hosts
 
 console = Console(width=120)
-PHASES = ("stop", "collect", "scan", "send", "restore", "commit")
+PHASES = ("stop", "vdso", "collect", "scan", "send", "restore", "commit")
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
@@ -102,7 +103,13 @@ def growth(pair: Pair) -> None:
     console.print(table)
 
 
-TABLES = {"downtime": downtime, "throughput": throughput, "slowdown": slowdown, "growth": growth}
+def proxies(pair: Pair) -> None:
+    """The vDSO of another kernel."""
+    console.print(vdso.calls())
+    console.print(vdso.steps(pair))
+
+
+TABLES = {"downtime": downtime, "throughput": throughput, "slowdown": slowdown, "growth": growth, "vdso": proxies}
 
 
 def main(names: Sequence[str]) -> int:

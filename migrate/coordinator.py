@@ -19,7 +19,7 @@ from migrate import faults, preflight, verify
 from migrate.destination import Destination, Facts, Staged
 from migrate.ending import LEASE, Ending
 from migrate.engine import overseer, restore
-from migrate.engine.clocks import wanted_offsets
+from migrate.engine.clocks import behind, wanted_offsets
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.timens import NSEC, Offsets
 from migrate.engine.kinds.locks import Held
@@ -120,6 +120,7 @@ class Migration:
 
     _tracker = ""
     _vdso = ""
+    _shifted: _Shifted | None = None
 
     _records: overseer.Records | None = None
 
@@ -210,6 +211,8 @@ class Migration:
             f"its clocks go on in a time namespace, by {wanted.monotonic / NSEC:+.6f} s; "
             f"they gain {error / 1e6:.3f} ms at most"
         )
+        if error:
+            self._shifted = _Shifted(wanted, Offsets(*preview.clock_offsets), facts.offsets)
         return wanted
 
     async def _stdio(self, preview: Preview) -> str | None:
@@ -221,6 +224,20 @@ class Migration:
             return wanted
         comm = "".join(c if c.isalnum() and c.isascii() else "_" for c in preview.comm)
         return await self.destination.stdio_log(f"{comm}-{preview.pid}.log")
+
+    async def _behind(self) -> float:
+        """Seconds that the process must stand still so that none of its clocks goes back: while its memory was copied,
+        the destination's may have been the slower ones. Mostly none, or far less than it stands still for anyhow."""
+        shifted = self._shifted
+        if shifted is None:
+            return 0.0
+        here, there, _ = await self.destination.clocks(shifted.own)
+        pretended = float(faults.pretended("drift").partition("=")[2] or 0)
+        seconds = behind(shifted.given, shifted.task, here, there) / NSEC + pretended
+        if seconds > self.options.max_downtime:
+            what = f"the clocks of {self.destination.name} have lost {seconds:.3f} s on ours while it was copied"
+            raise Failed(f"{what}, and its own must not go back; allow more with --max-downtime, or try again")
+        return seconds
 
     # While it runs
 
@@ -306,8 +323,9 @@ class Migration:
         gc.freeze()
         gc.disable()
         try:
+            still = await self._behind()
             with trio.fail_after(self._patience):
-                begun = await self._freeze(replica)
+                begun = await self._freeze(replica, still)
                 await faults.reach("before-commit")
                 # From here on an end of the agent leaves the process stopped, not running.
                 await self.source.request("commit")
@@ -329,7 +347,8 @@ class Migration:
             gc.unfreeze()
             self.display.resume()
 
-    async def _freeze(self, replica: Replica) -> float:
+    async def _freeze(self, replica: Replica, still: float) -> float:
+        """``still``: how long it stands still at least."""
         reply = await self.source.request("freeze")
         begun = float(reply["begun"])
         self.phases = {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
@@ -345,10 +364,12 @@ class Migration:
             await replica.follow(image.vmas, ())
             sending = await self.source.submit("send_last", remapped=replica.take_remade())
         self.ledger.will_halt(self.rescue.halted)
-        await self._finish(replica, image, sending, begun)
+        await self._finish(replica, image, sending, begun, still)
         return begun
 
-    async def _finish(self, replica: Replica, image: ProcessImage, sending: Pending, begun: float) -> None:
+    async def _finish(
+        self, replica: Replica, image: ProcessImage, sending: Pending, begun: float, still: float
+    ) -> None:
         """Up to PREPARED."""
         assert self._records is not None
         programs = await replica.stage(image, self._records)
@@ -368,6 +389,7 @@ class Migration:
         await faults.reach("sent")
         self.rescue.prepared = True
         await replica.finish(programs)
+        await trio.sleep_until(trio.current_time() + begun + still - time.monotonic())
         self._staged = programs
         await faults.reach("restored")
         self.phases["scan"] = float(last["scan"])
@@ -398,6 +420,16 @@ class Migration:
         expected where more is; and what TCP needs to get over a few lost packets, its timeouts doubling from 0.2 s."""
         verifying = self._resident / _VERIFIED if self.options.verify else 0
         return 5 + 10 * (max(self.options.max_downtime, self._expected) + verifying)
+
+
+@dataclass(frozen=True)
+class _Shifted:
+    """The clocks of a process that has another machine's. ``given``: its time namespace there, as reckoned before its
+    memory was copied; ``task``: that here; ``own``: the destination agent's."""
+
+    given: Offsets
+    task: Offsets
+    own: Offsets
 
 
 def _channels(preview: Preview, facts: Facts) -> overseer.Channels:

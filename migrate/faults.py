@@ -13,8 +13,9 @@ Actions: ``fail`` (an error is raised; the op fails with ENOSYS), ``kill`` (SIGK
 restorer that comes to the op exits), ``sleep=SECONDS``, ``hold=PATH`` (the file is made, and the point is left when the
 file is gone), and for an op ``hang`` (it never returns).
 
-Three points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) or
-``vdso:missing`` (it has none), ``droppable:missing`` (it has no MAP_DROPPABLE memory), and ``lease:is=SECONDS``.
+Some points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) or
+``vdso:missing`` (it has none), ``droppable:missing`` (it has no MAP_DROPPABLE memory), ``drift:lost=SECONDS`` (its
+clocks have lost that on ours since they were compared), and ``lease:is=SECONDS``.
 
 ``page:flip=ADDRESS`` (hexadecimal) flips a bit of that page whenever it is on its way; it must not be compressed.
 
@@ -42,7 +43,7 @@ _OPS_AT = struct.Struct("<8xI")  # struct program, program.h
 _PAGE = 4096
 _PAUSE, _EXIT_GROUP, _NO_CALL = 34, 231, 0xFFFF  # numbers of system calls; the last one is none
 
-_ACTIONS = ("fail", "kill", "sleep", "hold", "hang", "differs", "missing", "is", "flip")
+_ACTIONS = ("fail", "kill", "sleep", "hold", "hang", "differs", "missing", "lost", "is", "flip")
 
 
 def _parse(text: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
 
+import hypothesis
 import pytest
 
 from migrate.engine.kernel.syscalls import NUMBERS
@@ -31,6 +32,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before anything is started: whatever is orphaned comes to us, so that it is seen."""
     leaks.become_subreaper()
     _heed_all_signals()
+    # how long an example takes is a matter of what else the machine does, and is not what a test asks
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=slow)
+    hypothesis.settings.load_profile("untimed")
 
 
 def _heed_all_signals() -> None:

@@ -1,7 +1,6 @@
 #!/bin/bash
-# What a machine needs: provision.sh NAME SOURCE-ADDRESS DESTINATION-ADDRESS, run as root by Vagrant. `demo` brings what
-# is installed here, and the key by which the two machines let each other in; without it (a plain `vagrant up`) that is
-# left out.
+# What a machine needs: provision.sh NAME SOURCE-ADDRESS DESTINATION-ADDRESS, run as root by Vagrant. migrate itself,
+# and the keys by which the machines let each other in, are brought by demo.py.
 set -euo pipefail
 name=$1
 shift
@@ -13,4 +12,3 @@ if ! command -v python3 >/dev/null; then
     apt-get update -q
     DEBIAN_FRONTEND=noninteractive apt-get install -q -y python3
 fi
-echo "$name: $(uname -r), $(python3 -V)"

@@ -31,7 +31,7 @@ def cure(pid: int, halted: bool, start: int | None, held: Sequence[locks.Lock]) 
     with Tracee(pid) as tracee:
         _check_person(pid, start)
         freed = leftovers.cure(tracee)
-        hide_stop(tracee)
+        hide_stop(tracee, tracee.look())
         if halted and tracee.stopped_by == signal.SIGSTOP:
             signal.pidfd_send_signal(tracee.pidfd, signal.SIGCONT)
             swallow(tracee, signal.SIGCONT)

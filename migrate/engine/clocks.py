@@ -46,6 +46,14 @@ def wanted_offsets(task: Offsets, here: Clocks, there: Clocks) -> Offsets:
     )
 
 
+def behind(given: Offsets, task: Offsets, here: Clocks, there: Clocks) -> int:
+    """Nanoseconds by which the clocks of the task would go back if it came to the destination now, in the time
+    namespace ``given``: what that machine's clocks have lost on ours since it was reckoned. ``here`` was read after
+    ``there``, so it is rather less."""
+    wanted = wanted_offsets(task, here, there)
+    return max(wanted.monotonic - given.monotonic, wanted.boottime - given.boottime, 0)
+
+
 def enter_time_namespace(program: Program, wanted: Offsets) -> None:
     """Children of whoever runs this are made in a time namespace of that offset. Needs CAP_SYS_TIME and
     CAP_SYS_ADMIN."""

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from migrate.engine import vdso
 from migrate.engine.kernel.accounting import timers
-from migrate.engine.kernel.held import HeldFiles
-from migrate.engine.kernel.maps import maps, smaps
+from migrate.engine.kernel.maps import smaps
 from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
@@ -34,14 +34,18 @@ from migrate.engine.kinds.scheduling import cpu_mask, default_slice
 from migrate.engine.kinds.vma import PROT_EXEC, VMA
 from migrate.engine.kinds.vma_read import AddressSpaceReader, mapped_objects
 from migrate.engine.memory.guards import guard_pages
+from migrate.engine.outside import code_of, native_vdso
 from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.program import Linked, Program, Results
+from migrate.engine.texts import Texts
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.leaving import Code, Stacks, leave
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.rseq import registered
+from migrate.engine.tracee.sigframe import Mappings
+from migrate.engine.tracee.together import Seen
 from migrate.engine.tracee.tree import ThreadState, Tracee
 from migrate.errors import OpFailed, Problem, Refused
 from migrate.pie import blob, local
@@ -53,6 +57,15 @@ _UNREST = 1000  # looks at queues and timers; each but the last saw a signal arr
 _ROOM = 256 << 10  # bytes of programs that the parasite's area has room for at once
 
 
+class Stopped(NamedTuple):
+    """How a process was stopped. ``begun``: of time.monotonic(); ``looking``, ``leaving``: seconds that it took to look
+    at its layout, and to have all threads out of the vDSO."""
+
+    begun: float
+    looking: float
+    leaving: float
+
+
 class Dumper:
     """Makes images of one process. Remembers what it saw, so that the last one is cheap."""
 
@@ -61,12 +74,15 @@ class Dumper:
         self.spaces = AddressSpaceReader(proc)
         self.files = DescriptorReader(proc, tracee.pidfd)
         self.vmas: list[VMA] = []
-        self._held: dict[int, HeldFiles] = {}  # of the process and of each thread
+        self._texts = Texts(proc)
         self._pagemap = Pagemap(proc)
         self._waits: dict[int, Wait] = {}
         self._threads: dict[int, tuple[tuple[object, ...], task.Thread]] = {}
         self.own_vdso = own_vdso.OwnVDSO(vdso.VDSO(()))
         self._code: Code | None = None
+        self._seen: list[Seen] = []  # its threads, when they were last stopped
+        self._known_stacks: tuple[list[VMA], Mappings] | None = None
+        self._standing = False  # no thread has run since that was looked at
         self._nodefer = False  # it has handlers with SA_NODEFER, as far as is known
         self._parasite: Parasite | None = None
         self._inside = ExitStack()  # undoes the injection
@@ -90,7 +106,7 @@ class Dumper:
         problems = [*self.spaces.problems, *problems, *more, *refusals(where, seccomp, None)]
         if born := children.seen(self.proc):
             problems.append(children.refusal(where, born))
-        self._hold()
+        self._texts.hold()
         return self.vmas, table, fs, problems
 
     def _look_at_vdso(self) -> list[VMA]:
@@ -101,34 +117,8 @@ class Dumper:
 
         self.spaces.rename(lambda vmas: vmas)
         self._code = None
-        self.own_vdso = own_vdso.look(self.spaces.read(), read, _native_vdso(), f"pid {self.proc.pid}")
+        self.own_vdso = own_vdso.look(self.spaces.read(), read, native_vdso(), f"pid {self.proc.pid}")
         return self.spaces.rename(self.own_vdso.named)
-
-    def _hold(self) -> None:
-        """Open now what will be read in the frozen window."""
-        for tid in self.proc.tids():
-            try:
-                self._files(tid)
-            except FileNotFoundError:
-                continue  # it has ended since it was listed
-
-    def _files(self, tid: int) -> HeldFiles:
-        held = self._held.get(tid)
-        if held is None:
-            if tid == self.proc.pid:
-                held = HeldFiles(self.proc, task.PROCESS_FILES)
-            else:
-                with self.proc.thread(tid) as thread:
-                    held = HeldFiles(thread, task.THREAD_FILES)
-            self._held[tid] = held
-        return held
-
-    def _text(self, tid: int, name: str) -> bytes:
-        try:
-            return self._files(tid).read(name)
-        except ProcessLookupError:  # another thread has the number now
-            self._held.pop(tid).close()
-            return self._files(tid).read(name)
 
     def follow(self) -> None:
         """The address space once more. VmFlags change without a trace in maps (madvise), so where all of smaps is read
@@ -140,13 +130,17 @@ class Dumper:
     def image(self, frozen: bool) -> ProcessImage:
         """The image of the stopped process. ``frozen``: for good, so what is read is final and files are flushed.
         Raises Refused with all that cannot be moved."""
-        self.vmas = self.spaces.reread() if frozen else self.spaces.read()
+        if not frozen:
+            self.vmas = self.spaces.read()
+        elif self._standing and self._known_stacks is not None:
+            self.vmas = self._known_stacks[0]
+        else:
+            self.vmas = self.spaces.reread()
         if self.spaces.vanished:
             raise OpFailed(f"the memory of pid {self.proc.pid} changes while it is stopped: another process shares it")
         # Before the queues: a signal in the set of status and not in its queue is one that could not be queued.
-        files = {name: self._text(self.proc.pid, name) for name in task.PROCESS_FILES}
-        statuses = {tid: self._text(tid, "status") for tid in self.tracee.tids}
-        states = self.tracee.threads()
+        files, statuses = self._texts.process(), self._texts.statuses(self.tracee.tids)
+        states = self.tracee.threads(self._seen)
         found: list[tuple[DescriptorTable, FsState | None, list[Problem]]] = []
         own = own_pid(statuses[self.proc.pid])
         guessed = self.tracee.registrations.guessed and not frozen
@@ -240,15 +234,21 @@ class Dumper:
         """The one that also answers for the process; linked anew only when it must be another."""
         flush = [vma for vma in self.vmas if vma.shared]
         keys = any(vma.pkey and vma.prot != PROT_EXEC for vma in self.vmas)
-        key = (listed, tuple(flush), keys)
+        # A timer for a thread that has ended goes on and notifies nobody; it cannot be made so again (timer_create(2)).
+        living = {state.tid for state in states}
+        found = [
+            timer._replace(notify="none", thread=False) if timer.thread and timer.target not in living else timer
+            for timer in timers(listed.decode())
+        ]
+        key = (tuple(found), tuple(flush), keys)
         if self._main is None or self._main.key != key:
             program = Program(f"what pid {own} knows of itself")
             # First what every thread is asked: so the same decoder fits.
             task.collect_thread(program, self._host)
             tids = None
             if listed and own != self.proc.pid:
-                tids = {state.tid: own_pid(self._text(state.tid, "status")) for state in states}
-            process = task.collect_process(program, timers(listed.decode()), tids)
+                tids = {state.tid: own_pid(self._texts.read(state.tid, "status")) for state in states}
+            process = task.collect_process(program, found, tids)
             mm = MM.collect(program, self.proc, keys)
             born = children.ask(program)
             address_space.compile_flush(program, flush)
@@ -282,6 +282,7 @@ class Dumper:
     def parasite(self) -> Parasite:
         """The parasite, injected at the first call after a stop."""
         if self._parasite is None:
+            self._standing = False  # it has memory of its own
             with ExitStack() as stack:
                 parasite = stack.enter_context(Injection(self.tracee, blob(), _ROOM))
                 self._inside = stack.pop_all()
@@ -291,37 +292,51 @@ class Dumper:
     def stop(self) -> None:
         """Stop every thread. From here on it would go on as it was, even if we were killed."""
         self.tracee.stop()
-        hide_stop(self.tracee)
+        self._see()
 
-    def stop_outside(self) -> tuple[float, float]:
+    def _see(self) -> None:
+        self._seen = self.tracee.look()
+        hide_stop(self.tracee, self._seen)
+
+    def stop_outside(self) -> Stopped:
         """`stop`, with no thread in the middle of a function of its vDSO: on the destination that is another one, and
         where it is the same its data is not. (What a function has read of one clock, and the offset of the time
         namespace that it then adds, must be of one machine; and a process that leaves its time namespace has no page
         of such offsets any more.)
 
-        When it began (of time.monotonic()), and the seconds that the latter took. Raises Refused when a thread stays
-        inside (a handler that has interrupted such a function and does not return, say); it runs on then."""
-        code = self._code = self._code or _code(self.own_vdso)
+        Raises Refused when a thread stays inside (a handler that has interrupted such a function and does not return,
+        say); it runs on then."""
+        code = self._code = self._code or code_of(self.own_vdso)
         for pause in _PAUSES:
             begun = time.monotonic()
             self.stop()
             stopped = time.monotonic()
             try:
-                mappings = [(vma.start, vma.end) for vma in self.spaces.reread()]
-                problems, ran = leave(self.tracee, code, Stacks(mappings, self._nodefer), _LEAVING)
+                stacks = self._stacks()
+                looked = time.monotonic()
+                problems, ran = leave(self.tracee, self._seen, code, stacks, self._stacks, _LEAVING)
                 if ran:
-                    hide_stop(self.tracee)
+                    self._see()
             except BaseException:
                 self.resume()
                 raise
             if not problems:
-                return begun, time.monotonic() - stopped
+                return Stopped(begun, looked - stopped, time.monotonic() - looked)
             self.resume()
             time.sleep(pause)
         raise Refused(problems)
 
+    def _stacks(self) -> Stacks:
+        """As they are now. The layout that is read for it stands for as long as no thread runs."""
+        vmas = self.spaces.reread()
+        if self._known_stacks is None or self._known_stacks[0] is not vmas:
+            self._known_stacks = vmas, Mappings([(vma.start, vma.end) for vma in vmas])
+        self._standing = True
+        return Stacks(self._known_stacks[1], self._nodefer)
+
     def resume(self) -> None:
         """Let it go on as it was: no parasite, and no sign in a system call that it was stopped."""
+        self._standing = False
         try:
             self._withdraw()
             for tid, registers in self.tracee.all_registers().items():
@@ -330,6 +345,11 @@ class Dumper:
                     self._waits[tid] = wait
         finally:
             self.tracee.resume()
+
+    def look_again(self) -> None:
+        """All of smaps, as it is without us."""
+        self._withdraw()
+        self.vmas = self.spaces.read()
 
     def _withdraw(self) -> None:
         inside, self._inside, self._parasite = self._inside, ExitStack(), None
@@ -342,8 +362,7 @@ class Dumper:
         except (ProcessEnded, ProcessLookupError):
             pass  # it was killed, by us after a commit or by somebody else: nothing is left to be put right
         finally:
-            while self._held:
-                self._held.popitem()[1].close()
+            self._texts.close()
             self._pagemap.close()
             self.tracee.close()
 
@@ -358,12 +377,13 @@ class _MainProgram:
     keys: bool
 
 
-def hide_stop(tracee: Tracee) -> None:
-    """No sign in a system call that its thread was stopped."""
-    for tid, registers in tracee.all_registers().items():
-        unseen = uninterrupted(registers)
-        if unseen is not registers:
-            tracee.set_registers(tid, unseen)
+def hide_stop(tracee: Tracee, seen: Sequence[Seen]) -> None:
+    """No sign in a system call that its thread was stopped. ``seen``: all threads; what is changed is noted there."""
+    for each in seen:
+        unseen = uninterrupted(each.registers)
+        if unseen is not each.registers:
+            tracee.set_registers(each.tid, unseen)
+            each.registers = unseen
 
 
 def own_pid(raw: bytes) -> int:
@@ -376,30 +396,6 @@ def _rseq(state: ThreadState) -> Rseq | None:
     if state.rseq is None:
         return None
     return Rseq(state.rseq.address, state.rseq.size, state.rseq.signature)
-
-
-def _native_vdso() -> vdso.VDSO:
-    """That of this process, and so of every other that this kernel has started."""
-    program = Program("our own vDSO")
-    decode = vdso.collect(program, vdso.areas(maps(Path("/proc/self/maps").read_text())))
-    return decode(local.run(program.link()))
-
-
-def _code(own: own_vdso.OwnVDSO) -> Code:
-    """That of a vDSO in the process: the task's, and what its proxy leads to."""
-    native = _native_vdso()
-    parts = [(area, vdso.Unwinder(image)) for area, image in own.code(native)]
-    ranges = tuple((area.start, area.end) for area, _ in parts)
-
-    def inside(address: int) -> bool:
-        return any(start <= address < end for start, end in ranges)
-
-    def slot(rip: int, rsp: int, rbp: int, word: Callable[[int], int]) -> int | None:
-        area, unwinder = next(part for part in parts if part[0].start <= rip < part[0].end)
-        return unwinder.slot(area.start, rip, rsp, rbp, inside, word)
-
-    tails = tuple((a.start + len(image.image), a.end) for a, image in own.code(native) if image.image)
-    return Code(ranges, own.entries, slot, tails)
 
 
 def _host() -> task.Host:

@@ -157,7 +157,10 @@ class Source:
         assert self._tracker is not None
         if vmas != self._areas_of:
             self._areas_of, self._areas = vmas, [area_of(vma) for vma in vmas]
-        plan = self._planner.plan(self._tracker.scan(self._areas, self._planner.known, protect), self._areas)
+        scan = self._tracker.scan(self._areas, self._planner.known, protect)
+        for page in self.dumper.tracee.pad.copies():
+            scan.written.discard(page, page + PAGE)
+        plan = self._planner.plan(scan, self._areas)
         for address, pages in [*plan.drop, *plan.punch]:
             self._gone.add(address, address + pages * PAGE)
         return {"pages": plan.pages}
@@ -218,7 +221,7 @@ class Source:
     def do_rehearse(self) -> Answer:
         """The image of the process as it would be now. Finds what shows only from inside, and warms every path."""
         dumper = self.dumper
-        begun, _ = dumper.stop_outside()
+        begun = dumper.stop_outside().begun
         try:
             image = dumper.image(frozen=False)
         finally:
@@ -232,7 +235,7 @@ class Source:
         ``changed``: the layout is not that of the last look. Times in seconds; ``begun`` is of CLOCK_MONOTONIC."""
         dumper = self.dumper
         gc.disable()
-        begun, leaving = dumper.stop_outside()
+        begun, looking, leaving = dumper.stop_outside()
         self._frozen = True
         stopped = time.monotonic()
         faults.hit("source-stopped")
@@ -246,9 +249,9 @@ class Source:
             raise
         return {
             "begun": begun,
-            "stop": stopped - begun - leaving,
+            "stop": stopped - begun - looking - leaving,
             "vdso": leaving,
-            "collect": collected - stopped,
+            "collect": collected - stopped + looking,
             "changed": dumper.vmas != self._looked,
             "locks": len(image.descriptors.locks),
         }, answer
@@ -262,7 +265,7 @@ class Source:
         if set(self._fill()) - self._filled:
             # Memory was mapped, written and made read-only since the last look, in a place where maps showed the same
             # before. That it has ever been writable is shown by smaps alone.
-            dumper.vmas = dumper.spaces.read()
+            dumper.look_again()
             self._scan_memory(dumper.vmas, protect=False)
             self._filled = set(self._fill())
             return {"again": True, "scan": 0.0}, encode(Layout(tuple(dumper.vmas), tuple(self._filled)))

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Sequence
+from functools import cache
 
 from migrate.engine.program.ops import OP, Check, OpKind
 from migrate.engine.program.program import HEADER, MAGIC
 from migrate.pie.local import interpret
 
 _WORDS = OP.size // 8
+_ARGUMENTS = 3  # the word that the first argument is
 _KIND = struct.Struct("<BBHI")  # kind, check, 0, number: the first word of an op
 _END = (int(OpKind.END), *[0] * (_WORDS - 1))
+
+
+@cache
+def _first(number: int) -> int:
+    """The first word of the op that makes this call."""
+    return int.from_bytes(_KIND.pack(OpKind.SYSCALL, Check.ANY, 0, number), "little")
 
 
 class Calls:
@@ -23,15 +32,22 @@ class Calls:
 
     def __init__(self) -> None:
         self._words = array("Q")
-        self._first: dict[int, int] = {}  # number of a call -> the first word of its op
 
     def add(self, number: int, a0: int = 0, a1: int = 0, a2: int = 0, a3: int = 0) -> None:
         """One more. Arguments are not negative; pointers are to memory of ours that lives until `make`."""
-        first = self._first.get(number)
-        if first is None:
-            first = int.from_bytes(_KIND.pack(OpKind.SYSCALL, Check.ANY, 0, number), "little")
-            self._first[number] = first
-        self._words.extend((first, 0, 0, a0, a1, a2, a3, 0, 0, 0))
+        self._words.extend((_first(number), 0, 0, a0, a1, a2, a3, 0, 0, 0))
+
+    def add_table(self, rows: int, *steps: Sequence[int | Sequence[int]]) -> None:
+        """``rows`` times the same few calls, row by row. Each of ``steps`` is one of them: its number and up to four
+        arguments, which are numbers, or ``rows`` numbers where they differ."""
+        stride = _WORDS * len(steps)
+        words = array("Q", bytes(8 * stride * rows))
+        for index, (number, *arguments) in enumerate(steps):
+            assert isinstance(number, int)
+            for word, value in ((0, _first(number)), *enumerate(arguments, _ARGUMENTS)):
+                column = array("Q", (value,)) * rows if isinstance(value, int) else array("Q", value)
+                words[index * _WORDS + word :: stride] = column
+        self._words.extend(words)
 
     def __len__(self) -> int:
         return len(self._words) // _WORDS

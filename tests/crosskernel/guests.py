@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from tests.tasks import wait_until
 from tests.victims import HERE as VICTIM_SOURCES
 from tests.victims import Victims, default_cache
 
+CHECKOUT = Path(__file__).parents[2]
 HOST = "host"
 """The name of the endpoint that runs this machine's own kernel."""
 MEMORY = "768M"
@@ -34,13 +36,18 @@ CPU = "Haswell-noTSX,-cx16"
 that a process may come back. Without cx16, which no guest has: qemu 7.2 leaves operands of cmpxchg16b in the flags, and
 when an interrupt comes next, they are saved and restored as flags; the kernel's allocator uses the instruction, and
 half the boots of 6.12 ended in a panic or hung."""
-BOOT_SECONDS = 120.0
+BOOT_SECONDS = 300.0
 XDG = {"XDG_STATE_HOME": "/var/tmp/state", "XDG_CACHE_HOME": "/var/tmp/cache"}
 DAEMONS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")  # of qemu-system-common, and since Debian 13 its own
 VICTIMS = "victims"
 """Below the test bed's directory: the cache of compiled victims, to which guests may add."""
 START = """\
 mkdir -p {made}
+# as udev does it; without /dev/fd TOMOYO, which Debian's 5.10 has on, lets nobody execute what has but a descriptor
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
 # copies, because the names of files in a FUSE file system that is not cached are soon forgotten: nothing can be mounted
 # on them then, or made in them
 cp -pr {directory}/passwd {directory}/shadow {victims} /run/
@@ -106,7 +113,7 @@ class Guest(Node):
 
     def connect(self) -> None:
         """Open the SSH connection."""
-        options = ["-o", "ControlMaster=yes", "-o", "ConnectTimeout=60"]
+        options = ["-o", "ControlMaster=yes", "-o", "ConnectTimeout=120"]
         self.start(["ssh", "-F", str(self.ssh_config), "-S", str(self.control), *options, "-N", self.name], "ssh.log")
         wait_until(f"a connection to {self.name}", lambda: self.is_up() and self.control.exists(), BOOT_SECONDS)
 
@@ -144,17 +151,22 @@ class Topology:
         for name in missing:
             wait_until(f"{name} to boot", self.guests[name].is_up, BOOT_SECONDS)
             self.guests[name].connect()
+            self.guests[name].clean = self.guests[name].look()
 
-    def finish(self) -> None:
-        """End of a test: what it started is killed, on every endpoint."""
-        for node in (self.host, *self.guests.values()):
+    def finish(self) -> list[str]:
+        """End of a test: what it started is killed, on every endpoint. Returns what is left behind all the same."""
+        nodes: list[Node] = [self.host, *self.guests.values()]
+        for node in nodes:
             node.finish()
         self._bridge.finish()
+        return [line for node in nodes for line in node.left()]
 
 
 @contextmanager
 def topology() -> Iterator[Topology]:
     """The host, and guests as they are asked for; all of it is gone afterwards."""
+    # guests cannot keep what they compile, and would do it again for every command
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "agents", "migrate", "tests"], cwd=CHECKOUT, check=True)
     net = f"10.{200 + os.getpid() % 50}.255"
     with hosts.directory() as base, ExitStack() as stack:
         for source in VICTIM_SOURCES.glob("*.c"):  # now, because compilers are slow in a guest
@@ -165,7 +177,10 @@ def topology() -> Iterator[Topology]:
         process = stack.enter_context(hosts.booted(host))
         host.run(["ip", "link", "add", "eth0", "type", "bridge"])
         hosts.connected(host, process)
-        yield Topology(base, config, net, host, stack)
+        made = Topology(base, config, net, host, stack)
+        wait_until("sshd on the host", lambda: hosts.listens(host))
+        made.host.clean = made.host.look()
+        yield made
 
 
 def write_accounts(directory: Path) -> None:
@@ -207,10 +222,12 @@ def _boot(guest: Guest, kernel: kernels.Kernel, number: int, cpu: str) -> None:
         wait_until(f"virtiofsd for {guest.name}", socket.exists)
         devices += ["-chardev", f"socket,id={tag},path={socket}"]
         devices += ["-device", f"vhost-user-fs-pci,chardev={tag},tag={tag},queue-size=1024"]
-    # no_timer_check: the kernel panics when it sees no tick for a while, which is but a busy machine
+    # no_timer_check: the kernel panics when it sees no tick for a while, which is but a busy machine. mitigations=off:
+    # above all without two page tables for each process, as an emulated CPU forgets all it knows of memory when they
+    # are changed: a system call takes an eighth of the time.
     append = (
         f"console=ttyS0 quiet panic=-1 net.ifnames=0 random.trust_cpu=on tsc=reliable no_timer_check "
-        f"name={guest.name} address={guest.address}/24 bed={base}"
+        f"mitigations=off init_on_alloc=0 nowatchdog name={guest.name} address={guest.address}/24 bed={base}"
     )
     guest.start([
         "qemu-system-x86_64", "-nodefaults", "-no-reboot",

@@ -26,6 +26,10 @@ SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}
 """A kernel by the name that the tests use, and the Debian release that has it. sid moves on: there the name says from
 when on."""
 META = "linux-image-cloud-amd64"
+MIRROR = "http://deb.debian.org/debian/"
+"""Where this machine's apt knows none."""
+ARCHIVE = "http://archive.debian.org/debian/"
+"""Where releases are that have left the mirrors."""
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -123,16 +127,31 @@ class Apt:
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
-        mirror = debian_mirror()
-        sources = scratch / "sources.list"
-        sources.write_text("".join(f"deb [signed-by={KEYRING}] {mirror} {suite} main\n" for suite in SUITES.values()))
+        self.sources = scratch / "sources.list"
         (scratch / "lists" / "partial").mkdir(parents=True)
         (scratch / "archives" / "partial").mkdir(parents=True)
         self.options = [
-            f"-oDir::Etc::sourcelist={sources}", "-oDir::Etc::sourceparts=/dev/null", f"-oDir::Cache={scratch}",
+            f"-oDir::Etc::sourcelist={self.sources}", "-oDir::Etc::sourceparts=/dev/null", f"-oDir::Cache={scratch}",
             f"-oDir::State::lists={scratch}/lists", "-oAcquire::Languages=none", "-oAPT::Sandbox::User=root",
-            "-oAPT::Architecture=amd64", "-oAcquire::Retries=3",
+            "-oAPT::Architecture=amd64", "-oAcquire::Retries=3", "-oAcquire::http::Timeout=60",
+            # a release of the archive is signed once and for all
+            "-oAcquire::Check-Valid-Until=false",
+            # what cannot be fetched is an error, not a warning
+            "-oAPT::Update::Error-Mode=any",
         ]
+        mirrors = dict.fromkeys(SUITES.values(), debian_mirror())
+        try:
+            self._update(mirrors)
+        except OSError as error:
+            gone = [suite for suite in mirrors if re.search(rf"repository '\S+ {suite} Release'", str(error))]
+            if not gone:
+                raise
+            self._update(mirrors | dict.fromkeys(gone, ARCHIVE))
+
+    def _update(self, mirrors: Mapping[str, str]) -> None:
+        """Have the lists of these releases, each from its mirror."""
+        lines = [f"deb [signed-by={KEYRING}] {mirror} {suite} main\n" for suite, mirror in mirrors.items()]
+        self.sources.write_text("".join(lines))
         self._run("apt-get", "-qq", "update")
 
     def download(self) -> dict[str, list[Path]]:
@@ -180,7 +199,11 @@ class Apt:
         argv: Sequence[str] = [command, *self.options, *arguments]
         done = subprocess.run(argv, cwd=self.scratch, text=True, capture_output=True)
         if done.returncode:
-            raise OSError(f"{command} {' '.join(arguments)}: exit {done.returncode}\n{done.stderr}")
+            raise OSError(
+                f"Debian's kernels for the tests across kernels cannot be fetched: {command} {' '.join(arguments)} "
+                f"ended with {done.returncode}. They come from\n{self.sources.read_text()}"
+                f"which this machine must be able to reach; `make kernels` tries again.\n{done.stderr}"
+            )
         return done.stdout
 
 
@@ -190,11 +213,16 @@ def _parts(record: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def debian_mirror() -> str:
-    """The mirror that this machine's own apt uses for Debian. FileNotFoundError when it has none."""
+    """The mirror that this machine's own apt uses for Debian; `MIRROR` where it has none, or no lists yet."""
     form = "$(REPO_URI)|$(ORIGIN)|$(LABEL)"
     command = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
     for line in subprocess.run(command, check=True, text=True, capture_output=True).stdout.splitlines():
         uri, origin, label = line.split("|")
         if origin == label == "Debian":
             return uri
-    raise FileNotFoundError("this machine's apt has no source of Debian packages; see sources.list(5)")
+    return MIRROR
+
+
+if __name__ == "__main__":
+    for ready in fetch().values():
+        print(f"{ready.name}: Linux {(ready.directory / 'release').read_text().strip()} in {ready.directory}")

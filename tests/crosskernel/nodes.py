@@ -5,13 +5,29 @@ from __future__ import annotations
 import shlex
 import signal
 import subprocess
+import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.hosts import NULL, SEARCH
 from tests.tasks import wait_until
+
+LOOK = """\
+ps -eo pid=,ppid=,args= | while read -r pid parent words; do
+    # neither this shell and what it starts, nor threads of the kernel
+    case $$ in "$pid"|"$parent") continue ;; esac
+    case 2 in "$pid"|"$parent") continue ;; esac
+    echo "process $words"
+done
+while read -r device place rest; do echo "mount $place of $device"; done </proc/mounts
+for path in /tmp/migrate* /dev/shm/*; do
+    case $path in /tmp/migrate-test-*) continue ;; esac  # of other test runs, which sweep for themselves
+    [ ! -e "$path" ] || echo "file $path"
+done
+"""
 
 
 @dataclass
@@ -27,6 +43,8 @@ class Node(ABC):
     """Of commands, besides `SEARCH` and the like."""
     pids: list[int] = field(default_factory=list, init=False)
     """What `finish` kills."""
+    clean: Counter[str] = field(default_factory=Counter, init=False)
+    """What `look` saw when nothing had been done there yet."""
 
     @abstractmethod
     def enter(self, argv: Sequence[str]) -> list[str]:
@@ -83,6 +101,19 @@ class Node(ABC):
     def wait_gone(self, pid: int, seconds: float = 30.0) -> None:
         """Wait for its end; TimeoutError when it lives on."""
         wait_until(f"{pid} on {self.name} to end", lambda: not self.alive(pid), seconds)
+
+    def look(self) -> Counter[str]:
+        """Processes, mounts and files there that a test might leave behind, in words."""
+        return Counter(self.run(["sh", "-c", LOOK]).stdout.splitlines())
+
+    def left(self, seconds: float = 60.0) -> list[str]:
+        """What is there now and was not when it was `clean`, ends that may still be coming waited for."""
+        end = time.monotonic() + seconds
+        while True:
+            left = self.look() - self.clean
+            if not left or time.monotonic() > end:
+                return [f"{self.name}: {what}" for what in sorted(left.elements())]
+            time.sleep(0.5)
 
     def finish(self) -> None:
         """End of a test: what it started or adopted is killed."""

@@ -23,8 +23,8 @@ def count(i):
             now = time.monotonic()
             assert now >= latest[0], f"the clock went back from {latest[0]} to {now}"
             latest[0] = now
-        deadline = now + 0.01
-        assert not done.wait(0.01) or done.is_set()
+        deadline = now + 0.05
+        assert not done.wait(0.05) or done.is_set()
         assert done.is_set() or time.monotonic() >= deadline, "woken early"
         counts[i] += 1
         text = (text + chr(97 + counts[i] % 26))[-50:]
@@ -38,7 +38,8 @@ cache = {}
 while not os.path.exists(go):
     key = os.urandom(16)
     cache[key] = key[::-1]
-    if len(cache) > 1000:
+    time.sleep(0.01)  # an emulated machine has other work, too
+    if len(cache) > 50:
         assert all(k[::-1] == v for k, v in cache.items())
         cache.clear()
         print(sum(counts), file=beats, flush=True)
@@ -50,9 +51,13 @@ print("pass", flush=True)
 """
 
 
-@pytest.mark.timeout(900)
-def test_python_around_the_world(travels: Travels) -> None:
-    way = ["6.1", "5.10", "7.2", HOST]
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("way", [
+    pytest.param(["5.10", HOST], id="to-the-oldest-and-back"),
+    pytest.param(["6.1", "5.10", "6.12", "7.2", HOST], id="everywhere", marks=pytest.mark.every_kernel),
+])
+def test_python(travels: Travels, way: list[str]) -> None:
+    """It reads time.monotonic() in threads that wait for each other."""
     travels.world.need(*way)
     travel = travels.run("python3", HOST, [PYTHON, "-c", PROGRAM])
     wait_until("python3 at work", lambda: "ready\n" in travel.out or travel.err, 60)
@@ -60,7 +65,7 @@ def test_python_around_the_world(travels: Travels) -> None:
         travel.move(dest)
         log = travel.directory / "log"
         size = log.stat().st_size
-        wait_until(f"python3 to go on at {dest}", lambda size=size, log=log: log.stat().st_size > size, 60)
+        wait_until(f"python3 to go on at {dest}", lambda size=size, log=log: log.stat().st_size > size, 120)
         assert not travel.err, travel.complaint
     travel.tell()
     travel.verdict()

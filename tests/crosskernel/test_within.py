@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,15 +23,12 @@ MOVES = (
     "test_shared_memory.py",
 )  # fmt: skip
 
-pytestmark = [pytest.mark.every_kernel, pytest.mark.timeout(1500)]
-
-
 def run_there(world: Topology, kernel: str, *arguments: str) -> str:
     """Run pytest in a guest, and return what it said; AssertionError unless all has passed but for what the kernel
     does not have."""
     world.need(kernel)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-v", *arguments]
-    done = world[kernel].run(command, cwd=str(CHECKOUT), timeout=1400, check=False, env={"MIGRATE_TEST_PATIENCE": "15"})
+    done = world[kernel].run(command, cwd=str(CHECKOUT), timeout=7000, check=False, env={"MIGRATE_TEST_PATIENCE": "15"})
     said = done.stdout[-20000:] + done.stderr[-2000:]
     assert done.returncode == 0, said
     for reason in re.findall(r"^SKIPPED \[\d+\] \S+ (.*)$", done.stdout, re.MULTILINE):
@@ -37,14 +36,24 @@ def run_there(world: Topology, kernel: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("kernel", SUITES)
-def test_trackers(world: Topology, kernel: str) -> None:
-    # what is left out has nothing to do with the kernel and takes minutes there
-    said = run_there(world, kernel, "tests/kernel/test_trackers_conformance.py", "-k", "not ten_thousand")
-    ran = set(re.findall(r"test_written_pages_and_no_others\[(.*?)\] PASSED", said))
-    assert ran == {"digests"} | TRACKERS.get(kernel, ALL)
+@pytest.mark.every_kernel
+@pytest.mark.timeout(1800)
+def test_trackers(world: Topology) -> None:
+    """On all kernels, as many at once as this machine has cores for."""
+    world.need(*SUITES)
+
+    def conformance(kernel: str) -> set[str]:
+        # what is left out has nothing to do with the kernel and takes minutes there
+        said = run_there(world, kernel, "tests/kernel/test_trackers_conformance.py", "-k", "not ten_thousand")
+        return set(re.findall(r"test_written_pages_and_no_others\[(.*?)\] PASSED", said))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ran = dict(zip(SUITES, pool.map(conformance, SUITES), strict=True))
+    assert ran == {kernel: {"digests"} | TRACKERS.get(kernel, ALL) for kernel in SUITES}
 
 
+@pytest.mark.within_kernels
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kernel", SUITES)
 def test_moves(world: Topology, kernel: str) -> None:
     run_there(world, kernel, *(f"tests/migration/{name}" for name in MOVES))

@@ -21,6 +21,8 @@ PROGRAM = str(Path(sys.executable).with_name("migrate"))
 PYTHON = "/usr/bin/python3"
 """The distribution's, for victims: the one that the tests run by may be of somebody's own make."""
 _numbers = itertools.count(1)
+MOVED: list[str] = []
+"""A line for each move of this run, which pytest prints at the end."""
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Travel:
     at: str
     pid: int
     reports: list[dict[str, Any]] = field(default_factory=list)
+    said: str = ""
+    """What the command said on standard error the last time."""
 
     @property
     def node(self) -> Node:
@@ -63,7 +67,8 @@ class Travel:
         # nothing is measured here: two emulated machines share a core, and the rounds take what they take
         patience = ["--max-downtime", "5s", "--no-converge", "continue"]
         command = [PROGRAM, "--json", "-v", "-F", str(source.ssh_config), *patience, *check, *options]
-        done = source.run([*command, str(self.pid), there.destination], timeout=200, check=False)
+        done = source.run([*command, str(self.pid), there.destination], timeout=600, check=False)
+        self.said = done.stderr
         said = f"{self.at} to {dest}: exit {done.returncode}\n{done.stdout}{done.stderr}{self.complaint}"
         lines = done.stdout.splitlines()
         assert lines, said
@@ -71,6 +76,10 @@ class Travel:
         self.reports.append(report)
         assert done.returncode == 0 and report["ok"], said
         assert not source.alive(self.pid), f"{self.pid} was moved and still runs on {self.at}"
+        MOVED.append(
+            f"{self.name:10} {self.at:>6} to {dest:6} {report['vdso']:6} {report['tracker']:12} "
+            f"down {report['downtime_ms']:7.0f} ms, {report['total_s']:4.0f} s in all"
+        )
         self.at, self.pid = dest, report["new_pid"]
         there.adopt(self.pid)
         assert there.alive(self.pid), f"{said}\n{self._kernel_said()}"
@@ -80,7 +89,7 @@ class Travel:
         """Have it look at itself."""
         (self.directory / "go").touch()
 
-    def verdict(self, seconds: float = 60.0) -> str:
+    def verdict(self, seconds: float = 120.0) -> str:
         """Wait for its end; an AssertionError says what it complained of. Returns what it said."""
         self.node.wait_gone(self.pid, seconds)
         assert not self.err and self.out.endswith("pass\n"), self.complaint + self._kernel_said()
@@ -105,7 +114,7 @@ class Travels:
     def start(self, victim: str, at: str, *args: str) -> Travel:
         """Start a compiled victim on an endpoint, and wait until it is ready."""
         travel = self.run(victim, at, [self._shipped(victim), *args])
-        wait_until(f"{victim} on {at}", lambda: "ready\n" in travel.out or travel.err, 60)
+        wait_until(f"{victim} on {at}", lambda: "ready\n" in travel.out or travel.err, 120)
         assert "ready\n" in travel.out, travel.complaint
         return travel
 

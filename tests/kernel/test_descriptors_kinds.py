@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from migrate.engine.kernel.fdcalls import timerfd_gettime
 from migrate.engine.kinds.epoll import Epoll, Watch
 from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.inotify import Inotify
@@ -317,6 +318,43 @@ def test_timer_of_a_short_period_stays_armed() -> None:
             relative, absolute = (d.state for d in table.descriptions if isinstance(d.state, TimerFd))
             assert problems == [] and 0 < relative.value <= 1000 and relative.ticks > 0
             assert absolute.value / 1e9 == pytest.approx(time.clock_gettime(time.CLOCK_MONOTONIC), abs=1)
+
+
+def test_timer_that_fires_again_before_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine more than a period may pass between asking it and looking at it; its phase stays."""
+    waits = iter([0.05, 0.03])
+
+    def asked(fd: int) -> int:
+        left = timerfd_gettime(fd)
+        time.sleep(next(waits, 0))
+        return left
+
+    monkeypatch.setattr("migrate.engine.kinds.timerfd.timerfd_gettime", asked)
+    period = 0.02
+    with child() as source:
+        start = time.clock_gettime(time.CLOCK_MONOTONIC)
+        source.do(timerfd, 1, 1, start + period, period)
+        time.sleep(2 * period)
+        table, problems = source.dump()
+        [state] = (d.state for d in table.descriptions if isinstance(d.state, TimerFd))
+        assert problems == [] and next(waits, None) is None
+        periods = (state.value / 1e9 - start) / period
+        assert periods == pytest.approx(round(periods), abs=0.05)
+        assert state.ticks == round(periods) - 1
+
+
+def test_timer_that_fires_while_it_is_away_counts_everything() -> None:
+    """Unread expirations from before, and those that were due before it is armed again."""
+    with child() as source:
+        start, period = time.clock_gettime(time.CLOCK_MONOTONIC), 0.02
+        fd = source.do(timerfd, 1, 1, start + period, period)
+        time.sleep(5 * period)
+        with moved(source) as target:
+            time.sleep(5 * period)
+            before = time.clock_gettime(time.CLOCK_MONOTONIC)
+            [ticks] = struct.unpack("Q", target.do(os.read, fd, 8))  # type: ignore[arg-type]
+            after = time.clock_gettime(time.CLOCK_MONOTONIC)
+            assert int((before - start) / period - 0.1) <= ticks <= int((after - start) / period + 0.1)
 
 
 def open_epoll() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate.engine.kernel.maps import maps
+from migrate.engine.kernel.maps import PAGE, maps
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.program import OpKind, Program, Slot
 from migrate.engine.tracee.detour import Dispositions, ParasiteFailed
@@ -353,3 +353,21 @@ def test_without_a_vdso_other_code_gives_the_room(victims: Victims, monkeypatch:
                 tracee.resume()
         assert victim.maps() == before
         victim.finish()
+
+
+def test_without_a_vdso_nothing_is_left_but_a_copy_that_is_known(victims: Victims) -> None:
+    """The first call is made from behind other code then, that of a file: the page becomes a copy, of the same."""
+    with running(victims("meddles"), "none") as victim, Tracee(victim.pid) as tracee:
+        tracee.stop()
+        assert not tracee.pad.copies()
+        assert tracee.remote_syscall(victim.pid, NUMBERS["getpid"]) == victim.pid
+        (page,) = tracee.pad.copies()
+        with open(f"/proc/{victim.pid}/maps") as file:
+            (mapping,) = [m for m in maps(file.read()) if m.start <= page < m.end]
+        with open(mapping.path, "rb") as file:
+            file.seek(page - mapping.start + mapping.offset)
+            content = file.read(PAGE).ljust(PAGE, b"\0")
+        assert tracee.memory.read(RemoteAddress(page), PAGE) == content
+        # What the task, or a debugger, changes in it is not taken for ours.
+        tracee.memory.force_write(RemoteAddress(page + PAGE - 8), b"\xcc")
+        assert not tracee.pad.copies()

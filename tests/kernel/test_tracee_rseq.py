@@ -16,6 +16,8 @@ from tests.victims import Victims
 
 def test_the_guess_is_what_the_kernel_says(victims: Victims) -> None:
     with running(victims("sleepers"), "4") as victim:
+        # A new thread registers itself before it runs any code of the program's.
+        wait_until("all threads asleep", lambda: victim.states() == {"S"} and len(victim.tids()) == 4)
         with Tracee(victim.pid) as tracee:
             tracee.stop()
             guesses = Registrations(tracee.memory)

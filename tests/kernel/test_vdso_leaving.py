@@ -15,11 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from migrate.engine.dump import Dumper
 from migrate.engine.kernel.maps import Mapping, maps
+from migrate.engine.kernel.proc import Proc
 from migrate.engine.tracee.leaving import Code, Stacks, leave
 from migrate.engine.tracee.memory import RemoteAddress
+from migrate.engine.tracee.sigframe import Mappings
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.vdso import VDSO, Unwinder, areas
+from migrate.errors import Problem, Refused
 from tests.kernel.test_tracee_killed import die_after
 from tests.victims import Victims
 
@@ -38,7 +42,11 @@ class Insider:
 
     @property
     def stacks(self) -> Stacks:
-        return Stacks([(m.start, m.end) for m in self.mappings], nodefer=False)
+        return Stacks(Mappings([(m.start, m.end) for m in self.mappings]), nodefer=False)
+
+    def leave(self, tracee: Tracee, seconds: float) -> tuple[list[Problem], bool]:
+        """All threads; its mappings are always the same."""
+        return leave(tracee, tracee.look(), self.code, self.stacks, lambda: self.stacks, seconds)
 
     def looking_back(self) -> list[str]:
         """What of the code is still on the stacks, above the stack pointers: frames, found the plain way."""
@@ -102,7 +110,7 @@ def test_out_of_it_and_no_way_back(microseconds: str, victims: Victims, tmp_path
     with insider(victims, tmp_path / "go", "8", microseconds) as victim:
         for _ in range(TIMES):
             victim.tracee.stop()
-            problems, ran = leave(victim.tracee, victim.code, victim.stacks, PATIENCE)
+            problems, ran = victim.leave(victim.tracee, PATIENCE)
             assert not problems and not victim.looking_back()
             moved += ran
             victim.tracee.resume()
@@ -121,7 +129,7 @@ def test_when_there_is_no_time_nothing_is_changed(victims: Victims, tmp_path: Pa
         refused = 0
         for _ in range(TIMES):
             victim.tracee.stop()
-            problems, _ = leave(victim.tracee, victim.code, victim.stacks, 0.0)
+            problems, _ = victim.leave(victim.tracee, 0.0)
             refused += bool(problems)
             assert all("vDSO" in problem.what for problem in problems)
             victim.tracee.resume()
@@ -150,7 +158,7 @@ def test_its_tracer_is_killed_after_any_request(victims: Victims, tmp_path: Path
         with Tracee(victim.process.pid) as tracee:
             for _ in range(TIMES):
                 tracee.stop()
-                problems, _ = leave(tracee, victim.code, victim.stacks, PATIENCE)
+                problems, _ = victim.leave(tracee, PATIENCE)
                 if not problems:
                     break
                 tracee.resume()  # somebody is on his way home
@@ -168,8 +176,29 @@ def _come_and_leave(victim: Insider) -> int:
     try:
         with Tracee(victim.process.pid) as tracee:
             tracee.stop()
-            problems, _ = leave(tracee, victim.code, victim.stacks, PATIENCE)
+            problems, _ = victim.leave(tracee, PATIENCE)
             return 2 if problems else 0
     except BaseException:
         traceback.print_exc()
         return 1
+
+
+def test_who_does_not_come_out_is_refused_and_finds_his_way(victims: Victims, tmp_path: Path) -> None:
+    """A handler that has interrupted a function of it and stays."""
+    env = {"VICTIM_GO": str(tmp_path / "go")}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([victims("trapped")], stdout=pipe, stderr=pipe, text=True, env=env) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            before = Path(f"/proc/{process.pid}/maps").read_text()
+            with Proc(process.pid) as proc:
+                dumper = Dumper(proc, Tracee(process.pid))
+                dumper.look()
+                with pytest.raises(Refused, match="in a signal handler that has interrupted one"):
+                    dumper.stop_outside()
+                assert Path(f"/proc/{process.pid}/maps").read_text() == before
+                dumper.close()
+            (tmp_path / "go").touch()
+            assert process.communicate(timeout=20) == ("pass\n", "")
+        finally:
+            process.kill()

@@ -2,61 +2,38 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from migrate.engine import vdso
-from migrate.engine.kernel.maps import maps
-from migrate.engine.program import Program
+from migrate.engine.outside import native_vdso
 from migrate.engine.vdso import VDSO, Decision, decide, stubs
-from migrate.engine.vdso.proxy import Build
 from migrate.engine.vdso.stubs import bare
-from migrate.pie import local
+from tests.kernel.foreign import FAR, NEAR, carry_out, plan
 from tests.unit import vdsos
 from tests.victims import Victims
-
-NEAR, FAR = vdsos.BASE - (64 << 20), 0x1000_0000_0000
-
-
-def native() -> VDSO:
-    program = Program("our own vDSO")
-    decode = vdso.collect(program, vdso.areas(maps(Path("/proc/self/maps").read_text())))
-    return decode(local.run(program.link()))
-
-
-def plan(directory: Path, made: Build) -> list[str]:
-    """The lines of tests/victims/foreign.c that make it."""
-    (directory / "proxy").write_bytes(made.content)
-    (directory / "own").write_bytes(made.own)
-    rt = {area.name: area.start for area in made.rt}
-    lines = [f"move {a.name} {rt[a.name]:x}" if a.name in rt else f"drop {a.name}" for a in native().areas]
-    mark, *places, proxy = made.mapped
-    lines.append(f"map {mark.start:x} {mark.size:x} 5 {directory}/own")
-    lines += [f"map {place.start:x} {place.size:x} 1 -" for place in places]
-    return [*lines, f"map {proxy.start:x} {proxy.size:x} 5 {directory}/proxy"]
 
 
 @pytest.mark.parametrize("there", ["native", "none"])
 @pytest.mark.parametrize("base", [NEAR, FAR])
 @pytest.mark.parametrize("kernel", vdsos.KERNELS)
 def test_every_function_does_its_work(kernel: str, base: int, there: str, victims: Victims, tmp_path: Path) -> None:
-    verdict = decide(vdsos.vdso(kernel), native() if there == "native" else VDSO(()), "it", differ=True)
+    verdict = decide(vdsos.vdso(kernel), native_vdso() if there == "native" else VDSO(()), "it", differ=True)
     assert verdict.decision is Decision.PROXY and not verdict.problems
     made = vdso.build(verdict, base)
     lines = plan(tmp_path, made)
     area = verdict.task.area
     assert area is not None
     lines += [f"call {bare(entry.name)} {area.start + entry.offset:x}" for entry in verdict.entries]
-    assert run(victims, tmp_path, lines) == ""
+    assert carry_out(victims, tmp_path, lines) == ""
 
 
 @pytest.mark.parametrize("kernel", vdsos.KERNELS)
 def test_no_system_call_where_the_destinations_own_makes_none(kernel: str, victims: Victims, tmp_path: Path) -> None:
     """Each use of each function, once at the task's address and once at that of the rt-vdso, when the system calls that
     they stand for have come to fail."""
-    verdict = decide(vdsos.vdso(kernel), native(), "it", differ=True)
+    verdict = decide(vdsos.vdso(kernel), native_vdso(), "it", differ=True)
     made = vdso.build(verdict, NEAR)
     area, rt = verdict.task.area, VDSO(made.rt).area
     assert area is not None and rt is not None
@@ -70,17 +47,9 @@ def test_no_system_call_where_the_destinations_own_makes_none(kernel: str, victi
         if name not in ("sgx_enter_enclave", *stubs.SELF_CONTAINED):
             lines.append(f"quiet direct {name} {rt.start + entry.there:x}")
             lines.append(f"quiet proxied {name} {area.start + entry.offset:x}")
-    said = run(victims, tmp_path, lines).splitlines()
+    said = carry_out(victims, tmp_path, lines).splitlines()
     told = {label: [line for line in said if line.startswith(label)] for label in ("direct", "proxied")}
     assert [line.split()[1:] for line in told["direct"]] == [line.split()[1:] for line in told["proxied"]]
     bits = {line.split()[1]: int(line.split()[2], 16) for line in told["direct"]}
     # It is no system call all the same that has been compared with another: the coarse clocks never make one.
     assert len(bits) >= 5 and bits["clock_gettime"] & 0x60 == 0x60 and not bits["clock_gettime"] & 0x80
-
-
-def run(victims: Victims, directory: Path, lines: list[str]) -> str:
-    """What tests/victims/foreign.c says ahead of its verdict."""
-    (directory / "plan").write_text("\n".join(lines) + "\n")
-    done = subprocess.run([victims("foreign"), str(directory / "plan")], capture_output=True, text=True, timeout=60)
-    assert done.stdout.endswith("pass\n") and not done.stderr, f"{done}\n" + "\n".join(lines)
-    return done.stdout.removesuffix("pass\n")

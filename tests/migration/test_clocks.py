@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests import hosts
+from tests import hosts, moves
 from tests.migration.journey import Journey, Journeys
 from tests.migration.test_vdso import turn
 from tests.victims import Victims
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
+BUSY = ("--no-converge", "continue")
+"""A machine on which all hosts are one may be slow; what is said about the downtime is not the matter here."""
 BRACKET = 100_000
 """Nanoseconds; two clocks cannot be read at the very same moment."""
 
@@ -27,8 +29,10 @@ def shifted(shift: int, other_boot: bool, directory: Path) -> Iterator[hosts.Pai
         if other_boot:
             (directory / "boot_id").write_text("00000000-0000-4000-8000-000000000000\n")
             pair.b.run(["mount", "--bind", str(directory / "boot_id"), BOOT_ID])
-        yield pair
-        pair.finish()
+        try:
+            yield pair
+        finally:
+            pair.finish()
 
 
 def most(journey: Journey) -> float:
@@ -37,8 +41,10 @@ def most(journey: Journey) -> float:
     return float(found[1]) if found else 0.0
 
 
-@pytest.mark.parametrize("moves", [1, 4])
-@pytest.mark.parametrize(("shift", "other_boot"), [(5000, True), (-100, True), (0, True), (5000, False), (0, False)])
+@pytest.mark.parametrize(
+    ("shift", "other_boot", "moves"),
+    [(5000, True, 1), (5000, True, 4), (-100, True, 1), (0, True, 1), (5000, False, 4), (0, False, 1)],
+)
 def test_clocks_go_on(
     shift: int, other_boot: bool, moves: int, victims: Victims, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,7 +54,7 @@ def test_clocks_go_on(
         journey = Journeys(pair, victims).start("clocks", "3")
         round_trips = []
         for _ in range(moves):
-            journey.move("-v", look=False)
+            journey.move("-v", *BUSY, look=False)
             round_trips.append(most(journey))
             turn(journey)
         journey.tell()
@@ -56,21 +62,21 @@ def test_clocks_go_on(
     allowed = sum(round_trips) * 1e6
     assert all(bool(each) == other_boot for each in round_trips)
     gained = [(int(low), int(high)) for word, low, high in (line for line in said if line[0] == "gained")]
-    steps = [(int(step), int(real)) for word, step, real in (line for line in said if line[0] == "step")]
-    longest, real = max(steps)
+    steps = [tuple(map(int, line[1:])) for line in said if line[0] == "step"]
+    longest, least, most_real = max(steps)
     downtime = max(float(outcome.report["downtime_ms"]) for outcome in journey.outcomes)
     with capsys.disabled():
         print(
             f" gained {gained[0][1] / 1e6:.3f} of at most {allowed / 1e6:.3f} ms; longest step {longest / 1e6:.1f} ms "
-            f"in {real / 1e6:.1f} real ones; longest downtime {downtime:.1f} ms ",
+            f"in {least / 1e6:.1f} to {most_real / 1e6:.1f} real ones; longest downtime {downtime:.1f} ms ",
             end="",
         )
     assert len(gained) == 2 and len(steps) == 3
     for low, high in gained:  # never lost; and what it has gained, it has gained by the round trips
         assert high >= 0 and low <= allowed + BRACKET
     # A step is as long as it really was, and what was gained: of the downtime nothing is lost or counted twice.
-    for step, real in steps:
-        assert abs(step - real) <= allowed + 10 * BRACKET or step < downtime * 1e6
+    for step, low, high in steps:
+        assert low - BRACKET <= step <= high + allowed + BRACKET
 
 
 @pytest.mark.parametrize("shift", [5000, -100])
@@ -79,16 +85,34 @@ def test_deadlines_stay_where_they_are(shift: int, victims: Victims, tmp_path: P
     with shifted(shift, True, tmp_path) as pair:
         journey = Journeys(pair, victims).start("deadlines", "9000")
         for _ in range(3):
-            journey.move(look=False)
+            journey.move(*BUSY, look=False)
             turn(journey)
         journey.verdict(30)
+
+
+def test_no_clock_goes_back_though_the_others_is_slower(victims: Victims, tmp_path: Path) -> None:
+    """What the destination's clocks lose while the memory is copied, the process stands still for; or it stays, where
+    that is longer than was allowed."""
+    with shifted(5000, True, tmp_path) as pair:
+        journey = Journeys(pair, victims).start("clocks", "1")
+        env = {"MIGRATE_FAULT": "drift:lost=0.4"}
+        refused = moves.finish(moves.start(pair.a, journey.task.pid, pair.b.destination, env=env))
+        assert refused.code == 5 and "have lost 0.4" in refused.err and "--max-downtime" in refused.err
+        journey.must_live()
+        journey.env = env
+        assert journey.move("--max-downtime", "1s", *BUSY, look=False).report["downtime_ms"] >= 400
+        turn(journey)
+        journey.env = None
+        journey.move(*BUSY, look=False)
+        journey.tell()
+        journey.verdict()
 
 
 def test_periodic_timers_keep_their_beat(victims: Victims, tmp_path: Path) -> None:
     with shifted(5000, True, tmp_path) as pair:
         journey = Journeys(pair, victims).start("timers")
         for _ in range(2):
-            journey.move(look=False)
+            journey.move(*BUSY, look=False)
             turn(journey)
         journey.tell()
         journey.verdict()

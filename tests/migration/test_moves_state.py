@@ -83,3 +83,7 @@ def occupy(host: Host, pid: int) -> Task:
             break
         host.adopt(found).signal(signal.SIGKILL)
     return host.adopt(pid)
+
+
+def test_a_timer_whose_thread_has_ended(journeys: Journeys) -> None:
+    journeys.start("orphaned").go()

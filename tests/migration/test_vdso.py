@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import moves
 from tests.hosts import Pair
 from tests.migration.journey import Journey, Journeys
 
@@ -82,6 +83,20 @@ def test_from_proxy_to_proxy(journeys: Journeys) -> None:
 def _all_were_busy(journey: Journey) -> None:
     said = journey.verdict()
     assert " 0 nested" not in said and " 0 handled" not in said, said
+
+
+@pytest.mark.parametrize("env", [None, DIFFERS])
+def test_who_does_not_come_out_is_not_moved(journeys: Journeys, env: dict[str, str] | None) -> None:
+    """And is not touched: it finds its way back as if nothing had been."""
+    journey = journeys.start("trapped")
+    before = maps(journey)
+    started = moves.start(journey.pair.a, journey.task.pid, journey.pair.b.destination, env=env)
+    outcome = moves.finish(started)
+    assert outcome.code == 3 and not outcome.report["ok"], outcome.err
+    assert "in a signal handler that has interrupted one" in outcome.err and "nothing was changed" in outcome.err
+    assert maps(journey) == before
+    journey.tell()
+    journey.verdict()
 
 
 def test_droppable_memory_by_way_of_a_kernel_without(journeys: Journeys) -> None:

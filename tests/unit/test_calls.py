@@ -36,3 +36,24 @@ def test_a_thousand_and_again() -> None:
     for number in range(1000):
         calls.add(NUMBERS["close"], (1 << 20) + number)
     assert calls.make() == calls.make() == [-errno.EBADF] * 1000
+
+
+def test_tables() -> None:
+    """Row by row, among others."""
+    reading, writing = os.pipe()
+    out = bytearray(b"abcdef")
+    base = address_of(out)
+    try:
+        calls = Calls()
+        calls.add(NUMBERS["write"], writing, base + 5, 1)
+        calls.add_table(
+            2, (NUMBERS["write"], writing, range(base, base + 4, 2), [1, 2]), (NUMBERS["close"], [1 << 20, 1 << 21])
+        )
+        calls.add_table(0, (NUMBERS["close"], reading))
+        calls.add(NUMBERS["getpid"])
+        assert len(calls) == 6
+        assert calls.make() == [1, 1, -errno.EBADF, 2, -errno.EBADF, os.getpid()]
+        assert os.read(reading, 10) == b"facd"
+    finally:
+        os.close(reading)
+        os.close(writing)

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from migrate.engine.tracee.sigframe import Frame, frames, search
+from migrate.engine.tracee.sigframe import Frame, Mappings, frames, search
 from migrate.engine.vdso import Unwinder
 from tests.unit import vdsos
 
@@ -93,7 +93,7 @@ def test_frames_on_one_stack_and_on_another() -> None:
     _frame(memory, alternate + 0x1008, rip=0x111, rsp=TOP - 0x2000, mask=0)
     _frame(memory, TOP - 0x1C08 + 0x10, rip=0x222, rsp=TOP - 0x100, mask=1)
     mappings = [(alternate, alternate + 0x4000), (TOP - 0x4000, TOP)]
-    found = list(frames(alternate + 0x1000, mappings, memory.read))
+    found = list(frames(alternate + 0x1000, Mappings(mappings), memory.read))
     assert [(frame.rip, frame.mask) for frame in found] == [(0x111, 0), (0x222, 1)]
     assert found[0] == Frame(alternate + 0x1008, 0x111, TOP - 0x2000, 5, 0)
     # From a handler that has just begun, or is about to return.
@@ -116,7 +116,7 @@ def test_what_is_left_of_a_frame_is_none() -> None:
         raise OSError(14, "Bad address")
 
     assert not search(TOP - 0x3000, TOP, unreadable)
-    assert not list(frames(0x1000, [(TOP - 0x4000, TOP)], memory.read))
+    assert not list(frames(0x1000, Mappings([(TOP - 0x4000, TOP)]), memory.read))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 /* clocks THREADS: each thread reads CLOCK_MONOTONIC and CLOCK_BOOTTIME again and again. Neither may go back, for any
    thread. What they gain on CLOCK_REALTIME, which no time namespace touches (time_namespaces(7)), is told in the end:
-   "gained LOW HIGH", nanoseconds; and the longest step between two reads, "step OF_IT OF_REALTIME". */
+   "gained LOW HIGH", nanoseconds; and the longest step between two reads, with the least and
+   the most that it can have been by CLOCK_REALTIME: "step STEP LOW HIGH". */
 #include "victim.h"
 
 enum { READS = 300, THREADS = 16 };
@@ -12,8 +13,7 @@ struct bracket {
 };
 
 struct thread {
-	struct bracket before[2];
-	int64_t step, real_step;
+	int64_t step, low, high;
 };
 
 static struct bracket lead(clockid_t clock)
@@ -33,24 +33,25 @@ static struct bracket lead(clockid_t clock)
 static void *work(void *argument)
 {
 	struct thread *own = argument;
-	int64_t last[2], real = nanoseconds(CLOCK_REALTIME);
+	int64_t early = nanoseconds(CLOCK_REALTIME), late, last[2];
 
 	for (int i = 0; i < 2; i++)
 		last[i] = nanoseconds(clocks[i]);
+	late = nanoseconds(CLOCK_REALTIME);
 	for (int round = 0; !over; round++) {
-		int64_t real_now = nanoseconds(CLOCK_REALTIME);
+		int64_t early_now = nanoseconds(CLOCK_REALTIME), now[2], late_now;
 
+		for (int i = 0; i < 2; i++)
+			now[i] = nanoseconds(clocks[i]);
+		late_now = nanoseconds(CLOCK_REALTIME);
 		for (int i = 0; i < 2; i++) {
-			int64_t t = nanoseconds(clocks[i]);
-
-			check(t >= last[i], "clock %d went back by %ld ns", clocks[i], last[i] - t);
-			if (!i && t - last[i] > own->step) {
-				own->step = t - last[i];
-				own->real_step = real_now - real;
-			}
-			last[i] = t;
+			check(now[i] >= last[i], "clock %d went back by %ld ns", clocks[i], last[i] - now[i]);
+			if (now[i] - last[i] > own->step)
+				*own = (struct thread){ now[i] - last[i], early_now - late, late_now - early };
+			last[i] = now[i];
 		}
-		real = real_now;
+		early = early_now;
+		late = late_now;
 		if (round % 1000 == 0)
 			usleep(500);
 	}
@@ -81,7 +82,7 @@ int main(int argc, char **argv)
 	over = 1;
 	for (int i = 0; i < count; i++) {
 		check(!pthread_join(ids[i], NULL));
-		snprintf(line, sizeof(line), "step %ld %ld\n", threads[i].step, threads[i].real_step);
+		snprintf(line, sizeof(line), "step %ld %ld %ld\n", threads[i].step, threads[i].low, threads[i].high);
 		say(line);
 	}
 	pass();

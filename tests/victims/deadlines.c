@@ -130,7 +130,7 @@ static void timer(int which, int flags, int number)
 	check(!timer_create(clocks[which], &event, &id) && !timer_settime(id, flags, &once, NULL));
 	while (sigwaitinfo(&set, &info) != number)
 		check(errno == EINTR);
-	check(info.si_code == SI_TIMER && !info.si_overrun);
+	check(info.si_code == SI_TIMER && !info.si_overrun && !timer_delete(id));
 }
 
 static void timer_relative(int which)

@@ -95,11 +95,13 @@ def pipe_contents(fd: int) -> tuple[bytes, ...]:
         os.close(into)
 
 
-def timerfd_gettime(fd: int) -> None:
-    """timerfd_gettime(2), for its side effect: the periods that passed unread are counted (timerfd_get_remaining and
-    hrtimer_forward_now in do_timerfd_gettime, fs/timerfd.c)."""
+def timerfd_gettime(fd: int) -> int:
+    """timerfd_gettime(2): nanoseconds until it fires next. The periods that passed unread are counted by that
+    (timerfd_get_remaining and hrtimer_forward_now in do_timerfd_gettime, fs/timerfd.c)."""
     room = ctypes.create_string_buffer(32)
     _call("timerfd_gettime", fd, ctypes.addressof(room))
+    _, _, seconds, nanoseconds = struct.unpack("<4q", room.raw)
+    return int(seconds) * 10**9 + int(nanoseconds)
 
 
 def open_by_handle(mount: int, handle_type: int, handle: bytes) -> int:

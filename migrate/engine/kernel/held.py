@@ -11,7 +11,7 @@ from typing import Self
 from migrate.engine.kernel.proc import Proc
 
 _CHUNK = 1 << 16  # bytes
-_MAYBE_MORE = 3000
+MAYBE_MORE = 3000  # bytes; a shorter read was the last one
 
 
 class HeldFiles:
@@ -27,13 +27,17 @@ class HeldFiles:
             self.close()
             raise
 
+    def number(self, name: str) -> int:
+        """The descriptor; ours to close."""
+        return self._fds[name]
+
     def read(self, name: str) -> bytes:
         """Its content now. OSError, with the path, when the process is gone (ESRCH)."""
         fd = self._fds[name]
         try:
             content = os.pread(fd, _CHUNK, 0)
             # A seq_file gives whole records up to a page, whatever is asked for; what is far from that was the end.
-            while len(content) >= _MAYBE_MORE:
+            while len(content) >= MAYBE_MORE:
                 more = os.pread(fd, _CHUNK, len(content))
                 if not more:
                     break

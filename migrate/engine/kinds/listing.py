@@ -81,11 +81,11 @@ _TABLES = (
 
 def check_threads(dump: Dump) -> None:
     """Threads made without CLONE_FILES or CLONE_FS have tables of their own (clone(2), kcmp(2))."""
-    asked = [(tid, *table) for tid in dump.proc.tids() if tid != dump.pid for table in _TABLES]
+    tids = [tid for tid in dump.proc.tids() if tid != dump.pid]
     calls = Calls()
-    for tid, number, _ in asked:
-        calls.add(NUMBERS["kcmp"], dump.pid, tid, number)
-    for (tid, _, what), result in zip(asked, calls.make(), strict=True):
+    calls.add_table(len(tids), *((NUMBERS["kcmp"], dump.pid, tids, kind) for kind, _ in _TABLES))
+    asked = [(tid, what) for tid in tids for _, what in _TABLES]
+    for (tid, what), result in zip(asked, calls.make(), strict=True):
         if result > 0:
             dump.refuse(f"thread {tid}", f"thread with a {what}")
         elif result < 0:

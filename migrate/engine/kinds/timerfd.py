@@ -17,7 +17,9 @@ from migrate.engine.kinds.placing import Placing
 TFD_TIMER_ABSTIME = 1
 TFD_IOC_SET_TICKS = 0x40085400  # _IOW('T', 0, u64), linux/timerfd.h; needs CONFIG_CHECKPOINT_RESTORE
 _SECOND = 10**9
-_LOOKS = 3
+_CLOSE = 100_000  # nanoseconds around a question that tell the time of it well enough
+_LOOKS = 8  # else
+_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,15 @@ class TimerFd:
 
     @classmethod
     def dump(cls, file: OpenFile) -> TimerFd | None:
-        info, read_at = file.info, 0
+        info = file.info
+        value, read_at = _time(info, "it_value"), 0
         interval = _time(info, "it_interval")
-        if interval and not _time(info, "it_value"):
-            # A periodic timer that fired is not started again until someone asks; then the periods since are counted.
-            with file.duplicate() as fd:
-                timerfd_gettime(fd)
-            _, info, _ = _look(file)
         clock, flags = int(info.one("clockid")), int(info.one("settime flags"), 8)
-        absolute = flags & TFD_TIMER_ABSTIME
-        if absolute and _time(info, "it_value"):
-            # How long it still has is true for the moment of the look, and we may lose the CPU around it.
-            _, info, read_at = min((_look(file) for _ in range(_LOOKS)), key=lambda look: look[0])
-        # A short period may be over again by now; that is counted in the ticks, and the next is a whole one away.
-        value = _time(info, "it_value") or interval
+        absolute = bool(flags & TFD_TIMER_ABSTIME)
+        if interval or absolute and value:
+            info, value, read_at = _best_look(file, absolute)
+        # A period may be too short to be met running; it is counted in the ticks, and the next is a whole one away.
+        value = value or interval
         if value and absolute:
             value += file.dump.at(clock, read_at or time.monotonic_ns())
         return cls(clock, flags, value, interval, int(info.one("ticks")))
@@ -62,20 +59,40 @@ class TimerFd:
     def open(self, placing: Placing, flags: int) -> int:
         program, label = placing.program, placing.label
         number = placing.call("timerfd_create", self.clock, os.O_CLOEXEC | flags & os.O_NONBLOCK)
-        when = program.data(struct.pack("<4q", *divmod(self.interval, _SECOND), *divmod(self.value, _SECOND)))
+        value, ticks = self.value, self.ticks
+        if self.settime_flags & TFD_TIMER_ABSTIME and 0 < ticks * self.interval < value:
+            # Armed for the first that was not read, it counts all of them itself. The next may have passed, too; it
+            # would fire at once, and to set the ticks then would lose that one (timerfd_ioctl, fs/timerfd.c).
+            value, ticks = value - ticks * self.interval, 0
+        when = program.data(struct.pack("<4q", *divmod(self.interval, _SECOND), *divmod(value, _SECOND)))
         program.syscall("timerfd_settime", number, self.settime_flags, when, 0, label=label)
-        if self.ticks:
-            ticks = program.data(struct.pack("<Q", self.ticks))
-            program.syscall("ioctl", number, TFD_IOC_SET_TICKS, ticks, label=label)
+        if ticks:
+            unread = program.data(struct.pack("<Q", ticks))
+            program.syscall("ioctl", number, TFD_IOC_SET_TICKS, unread, label=label)
         return number
 
 
-def _look(file: OpenFile) -> tuple[int, FdInfo, int]:
-    """How long it took, what fdinfo says now, and when that was by our CLOCK_MONOTONIC; nanoseconds."""
-    before = time.monotonic_ns()
-    text = file.dump.proc.text(f"fdinfo/{file.numbers[0]}")
-    after = time.monotonic_ns()
-    return after - before, fdinfo(text), (before + after) // 2
+def _best_look(file: OpenFile, exactly: bool) -> tuple[FdInfo, int, int]:
+    """What fdinfo says of a timer, how long until it fires, and when that was by our CLOCK_MONOTONIC; nanoseconds.
+    ``exactly``: the latter matters."""
+    looks = []
+    with file.duplicate() as fd:
+        for _ in range(_TRIES):
+            before = time.monotonic_ns()
+            # A periodic timer that fired is not started again until someone asks; then the periods since are counted.
+            value = timerfd_gettime(fd)
+            after = time.monotonic_ns()
+            info = fdinfo(file.dump.proc.text(f"fdinfo/{file.numbers[0]}"))
+            look = after - before, info, value, (before + after) // 2
+            left = _time(info, "it_value")
+            if left > value or bool(left) != bool(value):
+                continue  # it fired between the two, where we lost the CPU, and fdinfo has counted that
+            looks.append(look)
+            if not exactly or look[0] < _CLOSE or len(looks) == _LOOKS:
+                break
+    # How long it still has is true for the moment of the question, and we may lose the CPU around it.
+    _, info, value, read_at = min(looks or [look], key=lambda each: each[0])
+    return info, value, read_at
 
 
 def _time(info: FdInfo, name: str) -> int:

@@ -204,13 +204,11 @@ class _Journey:
             try:
                 self._suspend_seccomp()
                 self._leave()
-                if meanwhile is not None:
-                    meanwhile()
-                deadline = time.monotonic() + timeout
-                self._arrive_together(deadline)
-                for tid, trip in self.trips.items():
-                    while tid in self.away:
-                        self._handle(tid, trip, self._wait(tid, deadline))
+                try:
+                    if meanwhile is not None:
+                        meanwhile()
+                finally:
+                    self._arrive(time.monotonic() + timeout)
             except OSError as error:
                 raise _ended(error) from error
             finally:
@@ -244,6 +242,12 @@ class _Journey:
         if stop is None:
             raise ParasiteFailed(f"the code put into thread {tid} did not finish in time")
         return stop
+
+    def _arrive(self, deadline: float) -> None:
+        self._arrive_together(deadline)
+        for tid, trip in self.trips.items():
+            while tid in self.away:
+                self._handle(tid, trip, self._wait(tid, deadline))
 
     def _arrive_together(self, deadline: float) -> None:
         """What mostly happens: each comes to its marker, and is put back together with all others. Whoever stops for
@@ -286,20 +290,20 @@ class _Journey:
             registers = Registers.unpack(ptrace.get_registers(tid))
             if registers.rip == trip.marked:
                 self._skip_call(tid, registers)
-                self._arrive(tid, trip)
+                self._put_back(tid, trip)
             else:
                 self._go_on(trip)
         elif number == traveller.marker:
             registers = Registers.unpack(ptrace.get_registers(tid))
             if registers.rip == trip.marked:
                 self.results[tid] = registers.r12
-                self._arrive(tid, trip)
+                self._put_back(tid, trip)
             else:
                 self._go_on(trip)  # somebody else sent one: the task would not have felt it
         elif number in _FAULTS and ptrace.get_signal_code(tid) > 0:
             registers = Registers.unpack(ptrace.get_registers(tid))
             where = registers.rip - trip.entry
-            self._arrive(tid, trip)
+            self._put_back(tid, trip)
             raise ParasiteFailed(
                 f"the code put into thread {tid} crashed by {signal.Signals(number).name} "
                 f"at {registers.rip:#x} (its entry{where:+#x})"
@@ -319,7 +323,7 @@ class _Journey:
         ptrace.cont(tid)
         self._stopped_again(tid)
 
-    def _arrive(self, tid: int, trip: Trip, registers: Registers | None = None) -> None:
+    def _put_back(self, tid: int, trip: Trip, registers: Registers | None = None) -> None:
         del self.away[tid]
         ptrace.set_signal_mask(tid, trip.traveller.mask)
         ptrace.set_registers(tid, (registers or trip.traveller.registers).pack())
@@ -354,7 +358,7 @@ class _Journey:
             try:
                 ptrace.interrupt(tid)
                 self._stopped_again(tid)
-                self._arrive(tid, trip, self._interrupted(tid, trip))
+                self._put_back(tid, trip, self._interrupted(tid, trip))
             except (OSError, Failed) as error:
                 problems.append(str(error))
         for tid, result in set_options(self.suspended, ptrace.O_TRACESYSGOOD).items():

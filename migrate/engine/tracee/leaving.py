@@ -16,15 +16,26 @@ from __future__ import annotations
 import errno
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.memory import RemoteAddress
-from migrate.engine.tracee.registers import NO_SYSCALL, Registers
-from migrate.engine.tracee.sigframe import R10, RAX, RIP, Frame, Ranges, frames
+from migrate.engine.tracee.registers import NO_SYSCALL
+from migrate.engine.tracee.sigframe import (
+    R10,
+    RAX,
+    RIP,
+    Frame,
+    Mappings,
+    extent,
+    frames,
+    may_be_in_a_handler,
+    may_have_frames,
+)
+from migrate.engine.tracee.together import Seen
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.tracee.waiting import attentive, wait_until
 from migrate.errors import Problem
@@ -69,9 +80,9 @@ class Code:
 
 @dataclass(frozen=True)
 class Stacks:
-    """``mappings``: all of the process, lowest first; ``nodefer``: it has handlers with SA_NODEFER."""
+    """``mappings``: of the process; ``nodefer``: it has handlers with SA_NODEFER."""
 
-    mappings: Ranges
+    mappings: Mappings
     nodefer: bool
 
 
@@ -92,8 +103,11 @@ class _Call:
         return code.ljust(STUB_SIZE, b"\xcc")
 
 
-def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[list[Problem], bool]:
-    """Have every thread of the stopped process out of the code, and none about to return to it.
+def leave(
+    tracee: Tracee, seen: Sequence[Seen], code: Code, stacks: Stacks, look: Callable[[], Stacks], seconds: float
+) -> tuple[list[Problem], bool]:
+    """Have every thread of the stopped process out of the code, and none about to return to it. ``seen``: all threads,
+    as they are now; ``look``: at the stacks once more, when a thread has run.
 
     Which threads do not come out in ``seconds``, in words; and whether any thread has run. All are stopped again in any
     case. Raises ProcessEnded, and Refused when there is no room for stubs.
@@ -103,12 +117,13 @@ def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[l
     try:
         while True:
             found = {}
-            for tid, registers in tracee.all_registers().items():
-                calls = _Reader(tracee, tid, code, stacks).calls(registers)
+            for each in _suspects(tracee, seen, code, stacks):
+                calls = _Reader(tracee, each, code, stacks).calls()
                 if calls is None:
-                    return [_problem(tracee, tid, "it is in its vDSO, and nobody can tell where that returns to")], ran
+                    what = "it is in its vDSO, and nobody can tell where that returns to"
+                    return [_problem(tracee, each.tid, what)], ran
                 if calls:
-                    found[tid] = calls
+                    found[each.tid] = calls
             _tidy(tracee, code)
             if not found:
                 return [], ran
@@ -118,8 +133,30 @@ def leave(tracee: Tracee, code: Code, stacks: Stacks, seconds: float) -> tuple[l
             ran = True
             _Outing(tracee, stacks, found).run(deadline)
             tracee.stop()  # what ran may have made threads, or ended
+            seen, stacks = tracee.look(), look()
     except ProcessLookupError as error:
         raise ProcessEnded(f"process {tracee.pid} was killed while it was being looked at") from error
+
+
+def _suspects(tracee: Tracee, seen: Sequence[Seen], code: Code, stacks: Stacks) -> list[Seen]:
+    """The threads that may be concerned; mostly none. All stacks are read at once."""
+    found, others, runs = [], [], []
+    for each in seen:
+        rsp = each.registers.rsp
+        end = stacks.mappings.end(rsp)
+        if each.registers.rip in code:
+            found.append(each)
+        elif end and may_be_in_a_handler(each.signal_mask, stacks.nodefer):
+            start, size = extent(rsp, end)
+            others.append(each)
+            runs.append((RemoteAddress(start), size))
+    try:
+        contents = tracee.memory.read_many(runs)
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            raise
+        return found + others  # one of them cannot be read: each by itself
+    return found + [other for other, content in zip(others, contents, strict=True) if may_have_frames(content)]
 
 
 def _tidy(tracee: Tracee, code: Code) -> None:
@@ -139,12 +176,13 @@ class _Reader:
     """What is on the stacks of one thread."""
 
     tracee: Tracee
-    tid: int
+    thread: Seen
     code: Code
     stacks: Stacks
 
-    def calls(self, registers: Registers) -> list[tuple[int, int]] | None:
+    def calls(self) -> list[tuple[int, int]] | None:
         """Slot and content of each call that has not returned. None: of one it cannot be told."""
+        registers = self.thread.registers
         places = [(registers.rip, registers.rsp, registers.rbp)] if registers.rip in self.code else []
         places += [(frame.rip, frame.rsp, frame.rbp) for frame in self._returns(registers.rsp)]
         found = []
@@ -163,11 +201,11 @@ class _Reader:
 
     def _returns(self, rsp: int) -> list[Frame]:
         """The frames that lead back into the code."""
-        found = [frame for frame in frames(rsp, self.stacks.mappings, self._read) if frame.rip in self.code]
-        if not found:
+        blocked, nodefer = self.thread.signal_mask, self.stacks.nodefer
+        if not may_be_in_a_handler(blocked, nodefer):
             return []
-        blocked = ptrace.get_signal_mask(self.tid)
-        return [frame for frame in found if frame.alive(blocked, self.stacks.nodefer)]
+        found = frames(rsp, self.stacks.mappings, self._read)
+        return [frame for frame in found if frame.rip in self.code and frame.alive(blocked, nodefer)]
 
     def _word(self, address: int) -> int:
         return int(_WORD.unpack(self._read(address, 8))[0])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, NewType
 
 from cffi import FFI
@@ -81,9 +83,10 @@ class Memory:
         index = skipped = 0  # runs that are done, bytes of the next one that are
         while index < len(runs):
             batch = runs[index : index + IOV_MAX]
-            remote: Any = _ffi.new("struct iovec[]", batch)
-            remote[0].base += skipped
-            remote[0].length -= skipped
+            vector = array("Q", chain.from_iterable(batch))  # quicker than cffi's conversion by a factor of ten
+            vector[0] += skipped
+            vector[1] -= skipped
+            remote: Any = _ffi.from_buffer("struct iovec[]", vector)
             wanted = sum(size for _, size in batch) - skipped
             local.base, local.length = at, wanted
             got = call(self.pid, local, 1, remote, len(batch), 0)

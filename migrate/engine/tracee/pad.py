@@ -8,11 +8,13 @@ becomes a private copy, with zeros there again afterwards; that copy (4 KiB) is 
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from migrate.engine.kernel.maps import PAGE, Mapping, maps
+from migrate.engine.kernel.pagemap import ENTRY, anonymous
 from migrate.engine.tracee.area import areas
 from migrate.engine.tracee.detour import Dispositions, ProcessEnded, Trip, look, travel, travellers
 from migrate.engine.tracee.memory import Memory, RemoteAddress
@@ -41,6 +43,8 @@ class Pad:
         self._registrations = registrations
         self._instruction_pointers = instruction_pointers
         self._place: RemoteAddress | None = None
+        self._seen: set[int] = set()  # pages that were looked at before they were written to
+        self._copied: dict[int, bytes] = {}  # pages that are private only because of us, and what was in them
 
     def call(self, tid: int, dispositions: Dispositions, number: int, *args: int, timeout: float = _TIMEOUT) -> int:
         """What the system call returned, -errno included. Raises ProcessEnded, ParasiteFailed, Refused."""
@@ -68,6 +72,10 @@ class Pad:
     def give_back(self, place: RemoteAddress, size: int) -> None:
         """No thread is in that code, nor will come to it."""
         self._clean(place, size)
+
+    def copies(self) -> list[int]:
+        """Pages that are copies of the file's only because of us: nothing else has changed in them."""
+        return [page for page, content in self._copied.items() if self._read(RemoteAddress(page), PAGE) == content]
 
     def on_the_way_home(self) -> bool:
         """Whether a thread is in code that an earlier tracer put in. From there it may come to any other such code: it
@@ -99,6 +107,7 @@ class Pad:
             for at in range(0, len(rest) - size + 1, ALIGN):
                 if not any(rest[at : at + size]):
                     self._place = RemoteAddress(start + at)
+                    self._note(end - PAGE)
                     return self._place
                 if rest.startswith(single_call().code, at):
                     used.append(RemoteAddress(start + at))
@@ -115,6 +124,15 @@ class Pad:
                 )
             ]
         )
+
+    def _note(self, page: int) -> None:
+        """That a page is going to be written to. It has been read, so it is there: as the file's, or as a copy that the
+        task, or a debugger, has made."""
+        if page not in self._seen:
+            self._seen.add(page)
+            with open(f"/proc/{self.pid}/pagemap", "rb", buffering=0) as entries:
+                if not any(anonymous(os.pread(entries.fileno(), ENTRY, page // PAGE * ENTRY))):
+                    self._copied[page] = self._read(RemoteAddress(page), PAGE)
 
     def _read(self, address: RemoteAddress, size: int) -> bytes:
         """Empty when it is not there."""

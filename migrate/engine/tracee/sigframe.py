@@ -44,32 +44,61 @@ class Frame:
         return not self.mask & ~blocked and (self.mask != blocked or nodefer)
 
 
-Ranges = Sequence[tuple[int, int]]  # mappings, lowest first
+def may_be_in_a_handler(blocked: int, nodefer: bool) -> bool:
+    """Whether any frame on the stacks of a thread can be alive (see `Frame.alive`)."""
+    return bool(blocked) or nodefer
+
+
+class Mappings:
+    """Where something is mapped."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """``ranges``: lowest first."""
+        self._starts = [start for start, _ in ranges]
+        self._ends = [end for _, end in ranges]
+
+    def end(self, address: int) -> int:
+        """Of the mapping that an address is in; 0: it is in none."""
+        at = bisect.bisect_right(self._starts, address) - 1
+        return self._ends[at] if at >= 0 and address < self._ends[at] else 0
+
+
 Read = Callable[[int, int], bytes]  # address, size; OSError where nothing is mapped
 
 
-def frames(rsp: int, mappings: Ranges, read: Read) -> Iterator[Frame]:
+def frames(rsp: int, mappings: Mappings, read: Read) -> Iterator[Frame]:
     """All that look like frames from a stack pointer upwards; then on the stacks that they return to, where those are
     others (sigaltstack(2))."""
-    starts = [start for start, _ in mappings]
-    seen: set[int] = set()  # mappings that were searched
+    seen = {0}  # ends of the mappings that were searched
     waiting = [rsp]
     while waiting:
         pointer = waiting.pop()
-        at = bisect.bisect_right(starts, pointer) - 1
-        if at < 0 or pointer >= mappings[at][1] or at in seen:
+        end = mappings.end(pointer)
+        if end in seen:
             continue
-        seen.add(at)
-        for frame in search(pointer, mappings[at][1], read):
+        seen.add(end)
+        for frame in search(pointer, end, read):
             waiting.append(frame.rsp)
             yield frame
 
 
+def extent(pointer: int, end: int) -> tuple[int, int]:
+    """Where on a stack frames are looked for: address and bytes. ``end``: that of its mapping."""
+    start = pointer & -8
+    return start, min(end - start, DEPTH)
+
+
+def may_have_frames(content: bytes) -> bool:
+    """Whether it is worth a closer look. (The magic number is found much faster than the selectors among the zeros that
+    stacks are full of.)"""
+    return _MAGIC in content
+
+
 def search(pointer: int, end: int, read: Read) -> list[Frame]:
     """Of one stack. ``end``: that of its mapping."""
-    start = pointer & -8
+    start, size = extent(pointer, end)
     try:
-        content = read(start, min(end - start, DEPTH))
+        content = read(start, size)
     except OSError:
         return []  # no memory that can be read; so nothing of a handler is there
     found, at = [], content.find(_SELECTORS)

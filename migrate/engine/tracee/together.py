@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -44,9 +44,11 @@ def seize(tids: Sequence[int]) -> dict[int, tuple[int, int]]:
     """Become the tracer of each, and make it stop soon (`ptrace.seize`, `ptrace.interrupt`): what the two requests
     returned, 0 or -errno."""
     calls = Calls()
-    for tid in tids:
-        calls.add(ptrace.NUMBER, ptrace.SEIZE, tid, 0, ptrace.O_TRACESYSGOOD)
-        calls.add(ptrace.NUMBER, ptrace.INTERRUPT, tid, 0, 0)
+    calls.add_table(
+        len(tids),
+        (ptrace.NUMBER, ptrace.SEIZE, tids, 0, ptrace.O_TRACESYSGOOD),
+        (ptrace.NUMBER, ptrace.INTERRUPT, tids, 0, 0),
+    )
     results = iter(calls.make())
     return dict(zip(tids, zip(results, results, strict=True), strict=True))
 
@@ -58,16 +60,21 @@ def survey(tids: Sequence[int], registrations: Registrations) -> list[Seen]:
     stride = -(-(_AT_XSTATE + size) // 64) * 64
     room = bytearray(stride * len(tids))
     base = address_of(room)
-    calls, checks = Calls(), []
-    for index, tid in enumerate(tids):
-        at = base + index * stride
-        _IOVEC.pack_into(room, index * stride + _AT_IOVEC, at + _AT_XSTATE, size)
-        calls.add(ptrace.NUMBER, ptrace.GETREGS, tid, 0, at + _AT_REGISTERS)
-        calls.add(ptrace.NUMBER, ptrace.GETREGSET, tid, ptrace.NT_X86_XSTATE, at + _AT_IOVEC)
-        calls.add(ptrace.NUMBER, ptrace.GETSIGMASK, tid, 8, at + _AT_MASK)
-        calls.add(ptrace.NUMBER, ptrace.GET_RSEQ_CONFIGURATION, tid, _RSEQ_SIZE, at + _AT_RSEQ)
-        checks += [(tid, _never), (tid, _never), (tid, _never), (tid, _unknown_request)]
-    results = _make(calls, checks)
+    for at in range(0, len(room), stride):
+        _IOVEC.pack_into(room, at + _AT_IOVEC, base + at + _AT_XSTATE, size)
+
+    def all_of(offset: int) -> range:
+        return range(base + offset, base + offset + len(room), stride)
+
+    calls = Calls()
+    calls.add_table(
+        len(tids),
+        (ptrace.NUMBER, ptrace.GETREGS, tids, 0, all_of(_AT_REGISTERS)),
+        (ptrace.NUMBER, ptrace.GETREGSET, tids, ptrace.NT_X86_XSTATE, all_of(_AT_IOVEC)),
+        (ptrace.NUMBER, ptrace.GETSIGMASK, tids, 8, all_of(_AT_MASK)),
+        (ptrace.NUMBER, ptrace.GET_RSEQ_CONFIGURATION, tids, _RSEQ_SIZE, all_of(_AT_RSEQ)),
+    )
+    results = _make(calls, tids, (0, 0, 0, errno.EIO))  # PTRACE_GET_RSEQ_CONFIGURATION came with Linux 5.13
     found = [_seen(tid, room, index * stride) for index, tid in enumerate(tids)]
     if results and results[3] == -errno.EIO:
         for each in found:
@@ -93,28 +100,24 @@ def _rseq(raw: bytes) -> ptrace.RseqConfiguration | None:
 def registers(tids: Sequence[int]) -> dict[int, Registers]:
     """The general registers of each. OSError as of `survey`."""
     room, calls = bytearray(ptrace.REGS_SIZE * len(tids)), Calls()
-    base = address_of(room)
-    for index, tid in enumerate(tids):
-        calls.add(ptrace.NUMBER, ptrace.GETREGS, tid, 0, base + index * ptrace.REGS_SIZE)
-    _make(calls, [(tid, _never) for tid in tids])
+    calls.add_table(len(tids), (ptrace.NUMBER, ptrace.GETREGS, tids, 0, _each(room, ptrace.REGS_SIZE)))
+    _make(calls, tids)
     ends = range(0, len(room), ptrace.REGS_SIZE)
     return {tid: Registers.unpack(bytes(room[at : at + ptrace.REGS_SIZE])) for tid, at in zip(tids, ends, strict=True)}
 
 
 def pending_signals(tids: Sequence[int]) -> dict[int, list[bytes]]:
     """siginfo_t of the signals sent to each thread, in order. OSError as of `survey`."""
-    room = bytearray(_PEEKED * ptrace.SIGINFO_SIZE * len(tids))
+    stride = _PEEKED * ptrace.SIGINFO_SIZE
+    room = bytearray(stride * len(tids))
     ask = bytearray(_PEEK.pack(0, 0, _PEEKED))
-    base, asked = address_of(room), address_of(ask)
     calls = Calls()
-    for index, tid in enumerate(tids):
-        out = base + index * _PEEKED * ptrace.SIGINFO_SIZE
-        calls.add(ptrace.NUMBER, ptrace.PEEKSIGINFO, tid, asked, out)
-    counts = _make(calls, [(tid, _never) for tid in tids])
+    calls.add_table(len(tids), (ptrace.NUMBER, ptrace.PEEKSIGINFO, tids, address_of(ask), _each(room, stride)))
+    counts = _make(calls, tids)
     found = {}
     for index, (tid, count) in enumerate(zip(tids, counts, strict=True)):
         if count < _PEEKED:
-            start = index * _PEEKED * ptrace.SIGINFO_SIZE
+            start = index * stride
             ends = range(start, start + count * ptrace.SIGINFO_SIZE, ptrace.SIGINFO_SIZE)
             found[tid] = [bytes(room[at : at + ptrace.SIGINFO_SIZE]) for at in ends]
         else:
@@ -127,36 +130,32 @@ def dress(threads: Sequence[tuple[int, bytes, int]], mask_first: bool, resume: S
     run on by the request at its place in ``resume``. OSError as of `survey`: none is left out for another's sake."""
     stride = ptrace.REGS_SIZE + 8
     room = bytearray(b"".join(registers + mask.to_bytes(8, "little") for _, registers, mask in threads))
-    at = address_of(room)
-    calls, checks = Calls(), []
-    for index, (tid, _, _) in enumerate(threads):
-        if not mask_first:
-            calls.add(ptrace.NUMBER, ptrace.SETREGS, tid, 0, at)
-        calls.add(ptrace.NUMBER, ptrace.SETSIGMASK, tid, 8, at + ptrace.REGS_SIZE)
-        if mask_first:
-            calls.add(ptrace.NUMBER, ptrace.SETREGS, tid, 0, at)
-        checks += [(tid, _never), (tid, _never)]
-        if resume:
-            calls.add(ptrace.NUMBER, resume[index], tid, 0, 0)
-            checks.append((tid, _never))
-        at += stride
-    _make(calls, checks)
+    at, tids = _each(room, stride), [tid for tid, _, _ in threads]
+    masks = range(at.start + ptrace.REGS_SIZE, at.stop + ptrace.REGS_SIZE, stride)
+    steps: list[tuple[int | Sequence[int], ...]] = [
+        (ptrace.NUMBER, ptrace.SETREGS, tids, 0, at),
+        (ptrace.NUMBER, ptrace.SETSIGMASK, tids, 8, masks),
+    ]
+    if mask_first:
+        steps.reverse()
+    if resume:
+        steps.append((ptrace.NUMBER, resume, tids, 0, 0))
+    calls = Calls()
+    calls.add_table(len(tids), *steps)
+    _make(calls, tids, (0,) * len(steps))
 
 
 def set_options(tids: Sequence[int], options: int) -> dict[int, int]:
     """Replace the options given to `ptrace.seize`; for each thread 0 or -errno."""
     calls = Calls()
-    for tid in tids:
-        calls.add(ptrace.NUMBER, ptrace.SETOPTIONS, tid, 0, options)
+    calls.add_table(len(tids), (ptrace.NUMBER, ptrace.SETOPTIONS, tids, 0, options))
     return dict(zip(tids, calls.make(), strict=True))
 
 
 def places(tids: Sequence[int]) -> dict[int, tuple[int, int]]:
     """r12 and rip of those that are there; one that was killed is left out."""
     room, calls = bytearray(ptrace.REGS_SIZE * len(tids)), Calls()
-    base = address_of(room)
-    for index, tid in enumerate(tids):
-        calls.add(ptrace.NUMBER, ptrace.GETREGS, tid, 0, base + index * ptrace.REGS_SIZE)
+    calls.add_table(len(tids), (ptrace.NUMBER, ptrace.GETREGS, tids, 0, _each(room, ptrace.REGS_SIZE)))
     found = {}
     for index, (tid, result) in enumerate(zip(tids, calls.make(), strict=True)):
         if result >= 0:
@@ -169,9 +168,7 @@ def places(tids: Sequence[int]) -> dict[int, tuple[int, int]]:
 def stops(tids: Sequence[int]) -> dict[int, ptrace.Stop]:
     """What those that have something to report at this moment report (wait4(2))."""
     room, calls = bytearray(8 * len(tids)), Calls()
-    base = address_of(room)
-    for index, tid in enumerate(tids):
-        calls.add(ptrace.WAIT4, tid, base + index * 8, ptrace.WALL | ptrace.WNOHANG, 0)
+    calls.add_table(len(tids), (ptrace.WAIT4, tids, _each(room, 8), ptrace.WALL | ptrace.WNOHANG, 0))
     found = {}
     for index, (tid, result) in enumerate(zip(tids, calls.make(), strict=True)):
         if result == tid:
@@ -179,18 +176,18 @@ def stops(tids: Sequence[int]) -> dict[int, ptrace.Stop]:
     return found
 
 
-def _make(calls: Calls, checks: Sequence[tuple[int, Callable[[int], bool]]]) -> list[int]:
+def _each(room: bytearray, stride: int) -> range:
+    """The addresses of the pieces of ``room``."""
+    base = address_of(room)
+    return range(base, base + len(room), stride)
+
+
+def _make(calls: Calls, tids: Sequence[int], may_fail: Sequence[int] = (0,)) -> list[int]:
+    """``may_fail``: of the calls about each thread in turn, the errno that is none, or 0."""
     results = calls.make()
     if results and min(results) < 0:
-        for result, (tid, may_fail) in zip(results, checks, strict=True):
-            if result < 0 and not may_fail(-result):
-                raise OSError(-result, f"looking at thread {tid}: {os.strerror(-result)}")
+        for index, result in enumerate(results):
+            which, call = divmod(index, len(may_fail))
+            if result < 0 and -result != may_fail[call]:
+                raise OSError(-result, f"looking at thread {tids[which]}: {os.strerror(-result)}")
     return results
-
-
-def _never(number: int) -> bool:
-    return False
-
-
-def _unknown_request(number: int) -> bool:
-    return number == errno.EIO  # PTRACE_GET_RSEQ_CONFIGURATION came with Linux 5.13

@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Self
 
 from migrate.engine.tracee import ptrace
-from migrate.engine.tracee.detour import Dispositions, ProcessEnded, interrupted_sequences
+from migrate.engine.tracee.detour import Dispositions, ProcessEnded, interrupted_sequences, look
 from migrate.engine.tracee.memory import Memory
 from migrate.engine.tracee.pad import Pad
 from migrate.engine.tracee.registers import Registers
 from migrate.engine.tracee.rseq import Registrations
-from migrate.engine.tracee.together import Seen, pending_signals, registers, seize, stops, survey
+from migrate.engine.tracee.together import Seen, pending_signals, registers, seize, stops
 from migrate.engine.tracee.waiting import attentive, wait_until
 from migrate.errors import Failed, Problem, Refused
 
@@ -247,20 +247,24 @@ class Tracee:
         """All of them."""
         ptrace.set_registers(tid, registers.pack())
 
-    def threads(self) -> list[ThreadState]:
-        """Everything that ptrace tells about every thread. Raises ProcessEnded."""
+    def look(self) -> list[Seen]:
+        """What ptrace tells of every thread at a glance. Raises ProcessEnded."""
+        return look(self.tids, self.registrations)
+
+    def threads(self, seen: Sequence[Seen] = ()) -> list[ThreadState]:
+        """Everything that ptrace tells about every thread. ``seen``: by `look`, since when none has run. Raises
+        ProcessEnded."""
+        found = seen or self.look()
         try:
-            tids = list(self._stopped)
-            found = survey(tids, self.registrations)
-            sequences = interrupted_sequences(self.memory, [seen.rseq for seen in found])
-            pending = pending_signals(tids)
+            sequences = interrupted_sequences(self.memory, [each.rseq for each in found])
+            pending = pending_signals(self.tids)
         except ProcessLookupError as error:
             raise ProcessEnded(f"process {self.pid} was killed while it was being looked at") from error
         states = []
-        for seen, sequence in zip(found, sequences, strict=True):
-            abort = sequence.abort_ip if sequence is not None and sequence.covers(seen.registers.rip) else 0
-            known = seen.tid, seen.registers, seen.signal_mask, seen.rseq, seen.xstate
-            states.append(ThreadState(*known, pending[seen.tid], abort))
+        for each, sequence in zip(found, sequences, strict=True):
+            abort = sequence.abort_ip if sequence is not None and sequence.covers(each.registers.rip) else 0
+            known = each.tid, each.registers, each.signal_mask, each.rseq, each.xstate
+            states.append(ThreadState(*known, pending[each.tid], abort))
         return states
 
     def shared_pending(self) -> list[bytes]:

@@ -1,0 +1,1 @@
+"""Two virtual machines with different kernels, and `make vagrant-demo`, which moves a program between them."""
