@@ -21,9 +21,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def endpoints() -> Iterator[Topology]:
-    """The host and its guests; take `world`, which cleans up between tests."""
+    """The host and its guests, for the tests of this directory; take `world`, which cleans up between tests."""
     before = leaks.take()
     with topology() as found:
         yield found

@@ -37,6 +37,7 @@ that a process may come back. Without cx16, which no guest has: qemu 7.2 leaves 
 when an interrupt comes next, they are saved and restored as flags; the kernel's allocator uses the instruction, and
 half the boots of 6.12 ended in a panic or hung."""
 BOOT_SECONDS = 300.0
+CHECKOUT = Path(__file__).resolve().parents[2]
 XDG = {"XDG_STATE_HOME": "/var/tmp/state", "XDG_CACHE_HOME": "/var/tmp/cache"}
 DAEMONS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")  # of qemu-system-common, and since Debian 13 its own
 VICTIMS = "victims"
@@ -227,7 +228,8 @@ def _boot(guest: Guest, kernel: kernels.Kernel, number: int, cpu: str) -> None:
     # are changed: a system call takes an eighth of the time.
     append = (
         f"console=ttyS0 quiet panic=-1 net.ifnames=0 random.trust_cpu=on tsc=reliable no_timer_check "
-        f"mitigations=off init_on_alloc=0 nowatchdog name={guest.name} address={guest.address}/24 bed={base}"
+        f"mitigations=off init_on_alloc=0 nowatchdog name={guest.name} address={guest.address}/24 bed={base} "
+        f"checkout={CHECKOUT}"
     )
     guest.start([
         "qemu-system-x86_64", "-nodefaults", "-no-reboot",

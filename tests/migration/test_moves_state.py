@@ -86,4 +86,5 @@ def occupy(host: Host, pid: int) -> Task:
 
 
 def test_a_timer_whose_thread_has_ended(journeys: Journeys) -> None:
-    journeys.start("orphaned").go()
+    # Nobody is notified any more, which /proc shows of the old one by the number of a thread that is no more.
+    journeys.start("orphaned").go(ignore=["timer 0 notify"])

@@ -82,7 +82,7 @@ def test_from_proxy_to_proxy(journeys: Journeys) -> None:
 
 def _all_were_busy(journey: Journey) -> None:
     said = journey.verdict()
-    assert " 0 nested" not in said and " 0 handled" not in said, said
+    assert " 0 handled" not in said, said  # how many were nested is up to the machine
 
 
 @pytest.mark.parametrize("env", [None, DIFFERS])
