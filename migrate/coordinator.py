@@ -11,12 +11,13 @@ from __future__ import annotations
 import gc
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import trio
 
 from migrate import faults, preflight, verify
-from migrate.destination import Destination, Facts, Staged
+from migrate.destination import RESTOREE, Destination, Facts, Staged
 from migrate.ending import LEASE, Ending
 from migrate.engine import overseer, restore
 from migrate.engine.clocks import behind, wanted_offsets
@@ -35,6 +36,7 @@ from migrate.options import Options
 from migrate.policy import Decision, Limits, PrecopyPolicy
 from migrate.progress import Display
 from migrate.replica import Replica
+from migrate.replicas import Replicas
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
 from migrate.transport.agent import Agent, Pending, making_sense
@@ -66,7 +68,8 @@ async def _attempt(options: Options, display: Display, own_numbers: bool) -> Rep
 
 @dataclass
 class Migration:
-    """One process on its way from the source to the destination."""
+    """A process with its descendants on its way from the source to the destination. Parts of one of them are known by
+    its position: parents come first."""
 
     options: Options
     display: Display
@@ -77,7 +80,9 @@ class Migration:
     own_numbers: bool = False  # in a PID namespace of its own, whether its numbers are taken there or not
     rounds: list[Round] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds
-    _reader: Reader = field(default_factory=Reader)
+    _readers: list[Reader] = field(default_factory=list)
+    _previews: list[Preview] = field(default_factory=list)
+    _people: list[list[int]] = field(default_factory=list)  # where there are several: number and time of start of each
 
     def __post_init__(self) -> None:
         self.ending = Ending(self.options, self.display, self.rescue, self.destination, self.relay)
@@ -108,14 +113,14 @@ class Migration:
             pid=self.options.pid,
             comm=preview.comm,
             dest=self.options.dest,
-            new_pid=replica.outer_pid,
+            new_pid=replica.first.outer_pid,
             downtime_ms=downtime * 1000,
             rounds=tuple(self.rounds),
             bytes_sent=self.relay.bytes,
             tracker=self._tracker,
             vdso=self._vdso,
             phases_ms={name: seconds * 1000 for name, seconds in self.phases.items()},
-            stdio_log=replica.ground.stdio,
+            stdio_log=replica.first.ground.stdio,
         )
 
     _tracker = ""
@@ -138,16 +143,26 @@ class Migration:
     async def _preflight(self) -> tuple[Preview, Facts]:
         """What the process is, what the destination is, and every reason why the one does not fit the other."""
         self.display.phase("preflight")
-        preview = decode(Preview, (await self.source.request("inspect", pid=self.options.pid)).blob)
+        inspected = await self.source.request("inspect", pid=self.options.pid)
+        asked = [await self.source.submit("preview", member=member) for member in range(1, inspected["members"])]
+        blobs = [inspected.blob, *[(await each.reply()).blob for each in asked]]
+        self._previews = [decode(Preview, blob) for blob in blobs]
+        self._readers = [Reader() for _ in blobs]
+        preview = self._previews[0]
         facts = await self.destination.facts()
-        problems = [*preview.problems, *preflight.host_problems(preview, facts, self.options.no_clock)]
+        problems = [problem for each in self._previews for problem in each.problems]
+        self._resident = sum(each.resident for each in self._previews)
+        problems += preflight.host_problems(preview, facts, self._resident, self.options.no_clock)
         self._rights = not problems
-        problems += preflight.process_problems(preview, facts)
-        files, self._taken = await preflight.file_problems(preview, self.source, self.destination)
+        for each in self._previews:
+            problems += preflight.process_problems(each, facts)
+        needed = tuple(need for each in self._previews for need in each.needs)
+        files, self._taken = await preflight.file_problems(needed, self.source, self.destination)
         if problems or files:
             raise Refused([*problems, *files])
         await faults.reach("preflight")
-        self._resident = preview.resident
+        if len(self._previews) > 1:
+            self._people = self.rescue.people = (await self.source.request("people"))["people"]
         return preview, facts
 
     async def _begin(self, preview: Preview, facts: Facts) -> None:
@@ -160,39 +175,46 @@ class Migration:
         about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename}
         await self.destination.begin(ledger.id, lease, faults.there(), about)
 
-    async def _prepare(self, preview: Preview, facts: Facts) -> Replica:
+    async def _prepare(self, preview: Preview, facts: Facts) -> Replicas:
         """Overseer and restoree, empty; the last things that could be refused."""
-        used = sorted(facts.tids.intersection(preview.tids))
+        previews = self._previews
+        used = sorted(facts.tids.intersection(tid for each in previews for tid in each.tids))
         if used:
             name = self.destination.name
             self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
         as_init = bool(used) or self.own_numbers
-        inside = await self.destination.start_overseer(new_pid_namespace=as_init)
+        inside = await self.destination.start_overseer(as_init, len(previews))
         with making_sense(self.destination.agent.name, "its vDSO"):
-            problems, verdict = preflight.kernel_problems(preview, inside)
+            judged = [preflight.kernel_problems(each, inside) for each in previews]
+        problems = [problem for found, _ in judged for problem in found]
         lacking, warnings = preview.cpu.missing(inside.cpu, self.options.cpu_check)
         if problems or lacking:
             raise Refused([*lacking, *problems])
         for warning in warnings:
             self.display.warn(warning)
-        self._vdso = verdict.decision.value
-        for line in verdict.table():
+        self._vdso = judged[0][1].decision.value
+        for line in judged[0][1].table():
             self.display.detail(line)
-        occupied = [*((vma.start, vma.end) for vma in preview.vmas), *ranges(inside.maps)]
-        hole = choose_hole(occupied, overseer.hole_size(len(preview.tids) + _SPARE_THREADS))
+        occupied = [*((vma.start, vma.end) for each in previews for vma in each.vmas), *ranges(inside.maps)]
+        threads = max(len(each.tids) for each in previews)
+        hole = choose_hole(occupied, overseer.hole_size(threads + _SPARE_THREADS))
         ground = restore.Ground(
             hole=hole,
-            channels=_channels(preview, facts),
+            channels=_channels(previews, facts),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
             carrier=preview.cpu.carrier(inside.cpu),
             numbers={},
-            stdio=await self._stdio(preview),
+            stdio=await self._stdio(previews),
             taken=self._taken,
-            verdict=verdict,
             droppable=inside.droppable,
+            member=len(previews) > 1,
         )
-        replica = Replica(self.destination, ground, as_init=as_init, pipe_max_size=facts.pipe_max_size)
-        await replica.create(preview.pid, inside.maps, inside.overseer, self._clocks(preview, facts))
+        members = [
+            Replica(self.destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, slot)
+            for slot, (each, (_, verdict)) in enumerate(zip(previews, judged, strict=True), RESTOREE)
+        ]
+        replica = Replicas(self.destination, members, [each.kin for each in previews], as_init)
+        await replica.create(inside.maps, inside.overseer, self._clocks(preview, facts))
         await faults.reach("created")
         return replica
 
@@ -215,10 +237,10 @@ class Migration:
             self._shifted = _Shifted(wanted, Offsets(*preview.clock_offsets), facts.offsets)
         return wanted
 
-    async def _stdio(self, preview: Preview) -> str | None:
+    async def _stdio(self, previews: Sequence[Preview]) -> str | None:
         """Where the output goes that leads to a terminal or a pipe here."""
-        wanted = self.options.stdio
-        if not preview.streams or wanted == "null":
+        wanted, preview = self.options.stdio, previews[0]
+        if not any(each.streams for each in previews) or wanted == "null":
             return None
         if wanted is not None:
             return wanted
@@ -241,7 +263,7 @@ class Migration:
 
     # While it runs
 
-    async def _copy(self, replica: Replica) -> None:
+    async def _copy(self, replica: Replicas) -> None:
         """Rounds of pages, until what is left is little enough to stop the process for."""
         options, display = self.options, self.display
         display.phase("copying")
@@ -262,7 +284,11 @@ class Migration:
         while True:
             display.round_started(len(self.rounds) + 1, pages)
             begun, before = time.monotonic(), self.relay.bytes
-            sent = await self.source.request("send", remapped=replica.take_remade())
+            sending = [
+                await self.source.submit("send", member=position, remapped=member.take_remade())
+                for position, member in enumerate(replica.members)
+            ]
+            sent = sum([int((await each.reply())["pages"]) for each in sending])
             await self.destination.agent.request("sync")
             await faults.reach("round")
             if not self.rounds:
@@ -270,7 +296,7 @@ class Migration:
                 await faults.reach("rehearsed")
             pages = await self._look(replica)
             taken = time.monotonic() - begun
-            round = Round(int(sent["pages"]), self.relay.bytes - before, taken, pages)
+            round = Round(sent, self.relay.bytes - before, taken, pages)
             self.rounds.append(round)
             display.round_finished(round)
             verdict = policy.after(round)
@@ -281,43 +307,54 @@ class Migration:
             if verdict.decision is Decision.FREEZE:
                 return
 
-    async def _look(self, replica: Replica) -> int:
+    async def _look(self, replica: Replicas) -> int:
         """Make the destination's layout that of the process; the number of pages to send."""
-        reply = await self.source.request("look")
-        await replica.lay_out(reply.blob)
-        return int(reply["pages"])
+        looking = [await self.source.submit("look", member=member) for member in range(len(replica.members))]
+        replies = [await each.reply() for each in looking]
+        await replica.lay_out([reply.blob for reply in replies])
+        return sum(int(reply["pages"]) for reply in replies)
 
     _halting = True
 
-    async def _rehearse(self, replica: Replica) -> None:
+    async def _rehearse(self, replica: Replicas) -> None:
         """The freeze, but for its end: refusals that show only from inside come now, and all paths are warm."""
         self.display.detail("rehearsal")
         rehearsed = (await self.source.request("rehearse")).blob
-        image = self._reader.read(rehearsed)
-        problems, warnings = replica.judge(image)
+        image = self._readers[0].read(rehearsed)
+        images = [image, *(each for each, _ in await self._others())]
+        problems, warnings = replica.judge(images)
         if problems:
             raise Refused(problems)
         for warning in warnings:
             self.display.warn(warning)
         for _ in range(_WARM):
-            restore.Compiler().programs(Reader().read(rehearsed), replica.ground)
-        compiled = replica.compile(image)
+            restore.Compiler().programs(Reader().read(rehearsed), replica.first.ground)
+        compiled = replica.compile(images)
         if self.options.verbose >= 2:
             for _, linked in compiled:
                 for line in listing(linked).splitlines():
                     self.display.detail(line)
         assert self._records is not None
-        replica.releasing(image, self._records)
-        self._halting = not image.process.stopped
+        replica.releasing(images, self._records)
+        self._halting = any(not each.process.stopped for each in images)
+
+    async def _others(self) -> list[tuple[ProcessImage, bool]]:
+        """The images of all but the first as they were collected last, and whether their layout has changed."""
+        asked = [await self.source.submit("image", member=member) for member in range(1, len(self._readers))]
+        replies = [await each.reply() for each in asked]
+        return [
+            (reader.read(reply.blob), bool(reply["changed"]))
+            for reader, reply in zip(self._readers[1:], replies, strict=True)
+        ]
 
     # The freeze
 
-    async def _freeze_and_commit(self, replica: Replica) -> float:
+    async def _freeze_and_commit(self, replica: Replicas) -> float:
         """Stop it here, finish it there, and let go of one of the two. The downtime in seconds."""
         self.display.phase("freezing")
         # That COMMIT may be sent must be on the disk before it is; the disk takes its time, which is not to be spent
         # while the process stands still.
-        await self.ledger.intend(self._halting)
+        await self.ledger.intend(self._halting, self._people)
         self.display.suspend()
         gc.collect()
         gc.freeze()
@@ -347,44 +384,60 @@ class Migration:
             gc.unfreeze()
             self.display.resume()
 
-    async def _freeze(self, replica: Replica, still: float) -> float:
+    async def _freeze(self, replica: Replicas, still: float) -> float:
         """``still``: how long it stands still at least."""
         reply = await self.source.request("freeze")
         begun = float(reply["begun"])
         self.phases = {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
-        sending = None
+        sending: list[Pending | None] = [None] * len(replica.members)
         if not reply["changed"]:  # mostly; then the source looks for the last pages while we compile
-            sending = await self.source.submit("send_last", remapped=replica.take_remade())
-        image = self._reader.read(reply.blob)
+            sending[0] = await self._send_last(replica, 0)
+        images = [self._readers[0].read(reply.blob)]
         await faults.reach("frozen")
-        if collides(replica.ground.hole, ((vma.start, vma.end) for vma in image.vmas)):
+        for position, (image, changed) in enumerate(await self._others(), 1):
+            if not changed:
+                sending[position] = await self._send_last(replica, position)
+            images.append(image)
+        if any(collides(replica.first.ground.hole, ((vma.start, vma.end) for vma in i.vmas)) for i in images):
             raise Failed("the process has come to use the memory that the restorer lives in; try again")
-        self.rescue.halted = not image.process.stopped
-        if sending is None:
-            await replica.follow(image.vmas, ())
-            sending = await self.source.submit("send_last", remapped=replica.take_remade())
+        self.rescue.halted = any(not image.process.stopped for image in images)
+        for position, (member, image) in enumerate(zip(replica.members, images, strict=True)):
+            if sending[position] is None:
+                replica.borrow(member, image.vmas)
+                await member.follow(image.vmas, ())
+                sending[position] = await self._send_last(replica, position)
         self.ledger.will_halt(self.rescue.halted)
-        await self._finish(replica, image, sending, begun, still)
+        await self._finish(replica, images, [each for each in sending if each is not None], begun, still)
         return begun
 
+    async def _send_last(self, replica: Replicas, position: int) -> Pending:
+        remade = replica.members[position].take_remade()
+        return await self.source.submit("send_last", member=position, remapped=remade)
+
     async def _finish(
-        self, replica: Replica, image: ProcessImage, sending: Pending, begun: float, still: float
+        self, replica: Replicas, images: list[ProcessImage], sending: list[Pending], begun: float, still: float
     ) -> None:
         """Up to PREPARED."""
         assert self._records is not None
-        programs = await replica.stage(image, self._records)
-        if image.descriptors.locks:
-            self.rescue.locks = Held(image.descriptors.locks)
-            self.ledger.locks(self.rescue.locks)
+        programs = await replica.stage(images, self._records)
+        held = {person: Held(image.descriptors.locks) for person, image in zip(self._pids, images, strict=True)}
+        if any(each.locks for each in held.values()):
+            self.rescue.locks = held
+            self.ledger.locks(held)
             await self.source.request("unlock")
-        last = await sending.reply()
-        if last["again"]:
-            layout = decode(Layout, last.blob)
-            image = replace(image, vmas=layout.vmas)
-            await replica.follow(layout.vmas, layout.fill)
-            sending = await self.source.submit("send_last", remapped=replica.take_remade())
-            programs = await replica.stage(image, self._records)
-            last = await sending.reply()
+        scanned, again = 0.0, False
+        for position, pending in enumerate(sending):
+            last = await pending.reply()
+            if last["again"]:
+                again = True
+                layout = decode(Layout, last.blob)
+                images[position] = replace(images[position], vmas=layout.vmas)
+                replica.borrow(replica.members[position], layout.vmas)
+                await replica.members[position].follow(layout.vmas, layout.fill)
+                last = await (await self._send_last(replica, position)).reply()
+            scanned += float(last["scan"])
+        if again:
+            programs = await replica.stage(images, self._records)
         sent = time.monotonic()
         await faults.reach("sent")
         self.rescue.prepared = True
@@ -392,20 +445,26 @@ class Migration:
         await trio.sleep_until(trio.current_time() + begun + still - time.monotonic())
         self._staged = programs
         await faults.reach("restored")
-        self.phases["scan"] = float(last["scan"])
+        self.phases["scan"] = scanned
         self.phases["send"] = sent - begun - sum(self.phases.values())
         self.phases["restore"] = time.monotonic() - sent
         if self.options.verify:
-            await self._verify(replica, image)
+            for position, image in enumerate(images):
+                await self._verify(self._pids[position], replica.members[position].outer_pid, image)
 
-    async def _verify(self, replica: Replica, image: ProcessImage) -> None:
+    @property
+    def _pids(self) -> list[int]:
+        """Of all, as they are numbered here."""
+        return [pid for pid, _ in self._people] or [self.options.pid]
+
+    async def _verify(self, pid: int, there_pid: int, image: ProcessImage) -> None:
         """Page by page, while both stand still."""
         begun = time.monotonic()
         name = self.destination.name
-        here = verify.Side(self.source, self.options.pid)
-        there = verify.Side(self.destination.agent, replica.outer_pid)
+        here = verify.Side(self.source, pid)
+        there = verify.Side(self.destination.agent, there_pid)
         same, hidden = await verify.compare(here, there, image, f"on {name}")
-        self.phases["verify"] = time.monotonic() - begun
+        self.phases["verify"] = self.phases.get("verify", 0.0) + time.monotonic() - begun
         self.display.detail(f"verified {same:,} pages")
         if hidden:
             self.display.warn(f"{hidden:,} pages that the kernel of {name} shows to nobody were not verified")
@@ -432,10 +491,11 @@ class _Shifted:
     own: Offsets
 
 
-def _channels(preview: Preview, facts: Facts) -> overseer.Channels:
-    """Two numbers that the process does not use, as high as the destination's limit allows."""
+def _channels(previews: Sequence[Preview], facts: Facts) -> overseer.Channels:
+    """Two numbers that no process uses, as high as the destination's limit allows."""
+    used = {number for preview in previews for number in preview.descriptors}
     soft = min(facts.task.limits.limits[overseer.RLIMIT_NOFILE][0], 1 << 16)
-    free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in preview.descriptors)
+    free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in used)
     try:
         return overseer.Channels(next(free), next(free))
     except StopIteration:

@@ -60,12 +60,17 @@ class Ledger:
         states = (journal.COMMITTED, journal.RELEASING, journal.RELEASED)
         return overseer.Records(*(journal.line(state, boot) for state in states))
 
-    def locks(self, held: Held) -> None:
-        """These are about to be released. Not for a host that crashes: that is the end of the process anyway."""
-        self._append(LOCKS, held=encode(held).hex())
+    def locks(self, held: dict[int, Held]) -> None:
+        """These are about to be released, by process. Not for a host that crashes: that is the end of the process
+        anyway."""
+        self._append(LOCKS, held={str(pid): encode(each).hex() for pid, each in held.items()})
 
-    async def intend(self, halted: bool) -> None:
-        """COMMIT may be sent from now on. ``halted``: a SIGSTOP of ours will keep the process from running here."""
+    async def intend(self, halted: bool, people: list[list[int]]) -> None:
+        """COMMIT may be sent from now on. ``halted``: a SIGSTOP of ours will keep the process from running here.
+        ``people``: where several move, number and time of start of each."""
+        if people:
+            self._append(INTENT, halted=halted, people=people)
+            self._halted = halted
         self.will_halt(halted)
         try:
             await trio.to_thread.run_sync(os.fdatasync, self._journal.fd, abandon_on_cancel=True)
