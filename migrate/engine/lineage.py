@@ -52,8 +52,13 @@ def creation(tree: Sequence[Kin], hole: Hole, channels: Channels, seen: int) -> 
         if early or late:
             adoption = Program(f"the adoption of the children of pid {each.pid}")
             for position in (*early, *late):
-                overseer.adopt(adoption, tree[position].pid, position + 1)
+                overseer.adopt(adoption, tree[position].pid)
             yield _OVERSEER, adoption
+            for position in (*early, *late):
+                yield position, Program(f"a word of pid {tree[position].pid}")  # it has its socket when it answers
+                socket = Program(f"the socket of pid {tree[position].pid}")
+                overseer.hand_over(socket, position + 1)
+                yield _OVERSEER, socket
 
 
 def _beget(

@@ -165,10 +165,14 @@ def beget(
     program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
 
 
-def adopt(program: Program, pid: int, slot: int) -> None:
+def adopt(program: Program, pid: int) -> None:
     """In the overseer: from now on the life of a restoree that another one has begotten hangs on it. Until then it
     ends at the end of its control socket."""
     program.syscall("ptrace", PTRACE_SEIZE, pid, 0, _OPTIONS, label=f"seize pid {pid}")
+
+
+def hand_over(program: Program, slot: int) -> None:
+    """In the overseer, when the restoree has taken its socket."""
     program.syscall("close", JOURNAL + slot, label="the restoree's end of its socket")
 
 
