@@ -152,7 +152,9 @@ class Migration:
         facts = await self.destination.facts()
         problems = [problem for each in self._previews for problem in each.problems]
         self._resident = sum(each.resident for each in self._previews)
-        problems += preflight.host_problems(preview, facts, self._resident, self.options.no_clock)
+        problems += preflight.host_problems(
+            preview, facts, self.options.no_clock, self._resident - preview.resident
+        )
         self._rights = not problems
         for each in self._previews:
             problems += preflight.process_problems(each, facts)

@@ -24,9 +24,9 @@ _CAPABILITIES = {21: "CAP_SYS_ADMIN", 19: "CAP_SYS_PTRACE"}
 _RESERVE = 64 << 20  # bytes that the destination needs besides the pages
 
 
-def host_problems(preview: Preview, facts: Facts, resident: int, no_clock: bool = False) -> list[Problem]:
-    """Machine, rights and room of the destination. ``resident``: bytes that all have in memory; ``no_clock``: the
-    clocks may jump."""
+def host_problems(preview: Preview, facts: Facts, no_clock: bool = False, others: int = 0) -> list[Problem]:
+    """Machine, rights and room of the destination. ``no_clock``: the clocks may jump; ``others``: bytes that those have
+    in memory that move with it."""
     hello, found = facts.hello, []
     if hello["machine"] != platform.machine():
         found.append(Problem("destination", f"is {hello['machine']}, and this is {platform.machine()}"))
@@ -45,6 +45,7 @@ def host_problems(preview: Preview, facts: Facts, resident: int, no_clock: bool 
                 "it needs CONFIG_TIME_NS, Linux 5.6; or let it jump (--no-clock)",
             )
         )
+    resident = preview.resident + others
     if resident + _RESERVE > facts.memory_available:
         found.append(
             Problem(
