@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from migrate.errors import Failed
 from tests.kernel.onward import tree
+from tests.migration.scene import POINTS, left_in, states
+from tests.tasks import children, status_field, wait_until
 from tests.victims import Victims
+
+
+def seen(pid: int) -> tuple[str, list[tuple[str, str]]]:
+    """Some of what shows of it."""
+    links = []
+    for number in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
+        links.append((number, os.readlink(f"/proc/{pid}/fd/{number}")))
+    return Path(f"/proc/{pid}/maps").read_text(), links
 
 
 @pytest.fixture(autouse=True)
@@ -23,4 +36,30 @@ def test_they_notice_nothing(victims: Victims, tmp_path: Path, name: str) -> Non
         before = len(family.everybody)
         family.move()
         assert len(family.everybody) == before
+        family.verdict()
+
+
+@pytest.mark.parametrize("point", POINTS[1:])
+def test_a_move_that_fails_leaves_all_of_them_as_they_were(victims: Victims, tmp_path: Path, point: str) -> None:
+    with tree(victims, tmp_path / "shares", "shares") as family:
+        before = [(pid, seen(pid)) for pid in family.everybody]
+        with pytest.raises(Failed):
+            family.move(fault=f"{point}:fail")
+        for pid, was in before:
+            wait_until("let go", lambda pid=pid: status_field(pid, "TracerPid") == ["0"])
+            assert not states(pid) & {"T", "t"} and not left_in(pid)
+            assert seen(pid) == was
+        family.verdict()
+
+
+def test_one_of_them_is_stopped(victims: Victims, tmp_path: Path) -> None:
+    with tree(victims, tmp_path / "family", "family") as family:
+        child = children(family.pid)[1]
+        os.kill(child, signal.SIGSTOP)
+        wait_until("stopped", lambda: states(child) == {"T"})
+        family.move()
+        there = children(family.pid)[1]
+        wait_until("stopped there", lambda: states(there) == {"T"})
+        assert all(states(pid) == {"S"} for pid in family.everybody if pid != there)
+        os.kill(there, signal.SIGCONT)
         family.verdict()

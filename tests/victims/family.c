@@ -65,7 +65,7 @@ int main(int argc, char **argv)
 {
 	int count = argc > 1 ? atoi(argv[1]) : 3, waited = 0;
 	pid_t children[64], self = getpid();
-	struct sigaction action = { .sa_handler = on_child, .sa_flags = SA_RESTART };
+	struct sigaction action = { .sa_handler = on_child, .sa_flags = SA_RESTART | SA_NOCLDSTOP };
 
 	check(!sigaction(SIGCHLD, &action, NULL));
 	fill(7);
