@@ -19,7 +19,7 @@ import trio
 from migrate import faults, preflight, verify
 from migrate.destination import RESTOREE, Destination, Facts, Staged
 from migrate.ending import LEASE, Ending
-from migrate.engine import overseer, restore
+from migrate.engine import kin, overseer, restore
 from migrate.engine.clocks import behind, wanted_offsets
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.timens import NSEC, Offsets
@@ -180,7 +180,9 @@ class Migration:
     async def _prepare(self, preview: Preview, facts: Facts) -> Replicas:
         """Overseer and restoree, empty; the last things that could be refused."""
         previews = self._previews
-        used = sorted(facts.tids.intersection(tid for each in previews for tid in each.tids))
+        tree = [each.kin for each in previews]
+        wanted = {tid for each in previews for tid in each.tids} | kin.numbers(tree)
+        used = sorted(facts.tids & wanted)
         if used:
             name = self.destination.name
             self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
@@ -209,13 +211,13 @@ class Migration:
             stdio=await self._stdio(previews),
             taken=self._taken,
             droppable=inside.droppable,
-            member=len(previews) > 1,
+            member=len(previews) > 1 or bool(preview.kin.zombies),
         )
         members = [
             Replica(self.destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, slot)
             for slot, (each, (_, verdict)) in enumerate(zip(previews, judged, strict=True), RESTOREE)
         ]
-        replica = Replicas(self.destination, members, [each.kin for each in previews], as_init)
+        replica = Replicas(self.destination, members, tree, as_init)
         await replica.create(inside.maps, inside.overseer, self._clocks(preview, facts))
         await faults.reach("created")
         return replica

@@ -46,11 +46,12 @@ class Replicas:
         await destination.create(self.first.pid, ground.hole, ground.channels, clocks)
         program, parked = restore.clear_program(vdso.areas(maps), ground.hole)
         await (await destination.run(RESTOREE, program)).done()
-        if len(self.members) > 1:
+        if ground.member:
             seen = 1 if self.as_init else parent  # by the restorees
             programs = lineage.creation(self.tree, ground.hole, ground.channels, seen)
             linked = [(RESTOREE + position, made.link()) for position, made in programs]
-            await (await destination.run_all(linked)).done()
+            if linked:
+                await (await destination.run_all(linked)).done()
         for member in self.members:
             member.stand(parked)
         if self.as_init:
@@ -105,12 +106,11 @@ class Replicas:
         """The programs that are left, ready to be sent, and where each is run."""
         compiled = [member.compile(image) for member, image in zip(self.members, images, strict=True)]
         found: list[tuple[int, Linked]] = []
-        if len(self.members) > 1:
-            found += [
-                (RESTOREE + position, program.link()) for position, program in lineage.groups([i.kin for i in images])
-            ]
+        if self.first.ground.member:
+            made = lineage.groups([image.kin for image in images], self.first.ground.hole)
+            found += [(RESTOREE + position, program.link()) for position, program in made]
         for step in zip(*(steps for steps, _ in compiled), strict=True):
-            found += [(RESTOREE + position, program) for position, made in enumerate(step) for program in made]
+            found += [(RESTOREE + position, program) for position, some in enumerate(step) for program in some]
         return [*found, *((OVERSEER, arming) for _, arming in compiled)]
 
     async def stage(self, images: Sequence[ProcessImage], records: overseer.Records) -> Staged:

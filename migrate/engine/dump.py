@@ -77,6 +77,7 @@ class Dumper:
         self.files = DescriptorReader(proc, tracee.pidfd, family)
         self.table: tuple[DescriptorTable, list[Problem]] | None = None  # where it is read with those of others
         self._common: frozenset[tuple[int, int]] = frozenset()
+        self.follows = False  # what has ended of its children is looked after (`migrate.engine.kin`)
         self.vmas: list[VMA] = []
         self._texts = Texts(proc)
         self._pagemap = Pagemap(proc)
@@ -108,7 +109,8 @@ class Dumper:
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
         seccomp = status(self.proc.text("status")).seccomp
         problems = [*self.spaces.problems, *problems, *more, *refusals(where, seccomp, None)]
-        if born := set(children.seen(self.proc)) - self.family:
+        born = {pid for pid in children.seen(self.proc) if not children.ended(pid)} - self.family
+        if born:
             problems.append(children.refusal(where, sorted(born)))
         self._texts.hold()
         return self.vmas, table, fs, problems
@@ -169,8 +171,9 @@ class Dumper:
         problems += [*self.spaces.problems, *(problem for problem in sequences if problem is not None)]
         if self._main and self._main.has_children(results[self.proc.pid]):
             born = set(children.seen(self.proc))
-            if not born or born - self.family:
-                problems.append(children.refusal(f"pid {self.proc.pid}", sorted(born - self.family)))
+            strange = {pid for pid in born if not (children.ended(pid) and self.follows)} - self.family
+            if not born or strange:
+                problems.append(children.refusal(f"pid {self.proc.pid}", sorted(strange)))
         threads = []
         for state in states:
             outside = task.ThreadOutside(statuses[state.tid], state.signal_mask, state.pending, _rseq(state))

@@ -39,6 +39,7 @@ class Source:
         self._held: list[tuple[locks.Lock, ...]] = []
         self._family: Family | None = None
         self._killed = self._committing = False
+        self._several = False  # processes, if only dead ones
 
     # Before
 
@@ -55,9 +56,12 @@ class Source:
             self._members.append(Member(each, self._pages_of(len(self._members)), family))
         processes = [member.dumper.proc for member in self._members]
         self._tree = [kin.kin_of(proc, pids) for proc in processes]
+        self._several = len(pids) > 1 or bool(self._tree[0].zombies)
+        for member in self._members:
+            member.dumper.follows = self._several
+        if self._several and (problems := kin.problems(processes, self._tree)):
+            raise Refused(problems)
         if len(pids) > 1:
-            if problems := kin.problems(processes, self._tree):
-                raise Refused(problems)
             self._family = Family([member.dumper.files for member in self._members])
             for member in self._members:
                 member.dumper.spaces.read()
@@ -167,8 +171,9 @@ class Source:
         dumpers = self._dumpers()
         for dumper in dumpers:
             dumper.see_memory(frozen)
-        if len(dumpers) > 1:
+        if self._several:
             self._check_kin()
+        if len(dumpers) > 1:
             self._find_common()
             self._read_files(frozen)
         images, problems = [], []
