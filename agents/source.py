@@ -16,7 +16,7 @@ from typing import Any
 
 from agents import hostfacts, pages
 from migrate.engine.source import Source
-from migrate.errors import MigrateError, Refused
+from migrate.errors import KinChanged, MigrateError, Refused
 from migrate.transport import frames
 from migrate.transport.ring import Ring
 
@@ -59,6 +59,8 @@ class Agent:
         except Refused as refusal:
             problems = [[p.where, p.what, p.advice] for p in refusal.problems]
             meta, out = _error(number, "refused", str(refusal), problems=problems), b""
+        except KinChanged as error:
+            meta, out = _error(number, "kin", str(error)), b""
         except MigrateError as error:
             meta, out = _error(number, "failed", str(error)), b""
         except OSError as error:

@@ -39,8 +39,9 @@ from migrate.replica import Replica
 from migrate.replicas import Replicas
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, Pending, making_sense
+from migrate.transport.agent import Agent, AgentError, Pending, making_sense
 
+_ATTEMPTS = 4  # to move a tree that others join or leave meanwhile
 _SPARE_THREADS = 16  # that the process may start while it is on its way
 _VERIFIED = 500e6  # bytes per second that are verified, or more
 _WARM = 8  # runs after which the Python interpreter has specialised its code (PEP 659)
@@ -49,12 +50,21 @@ _WARM = 8  # runs after which the Python interpreter has specialised its code (P
 async def move(options: Options, display: Display) -> Report:
     """Moves the process. Raises a MigrateError that says why not; then it runs on here."""
     begun = time.monotonic()
-    try:
-        report = await _attempt(options, display, own_numbers=False)
-    except NumberTaken as error:
-        # Between our look and the making of it somebody else was given the number, and next time it may be another.
-        display.note(f"{error}: once more, in a PID namespace of its own")
-        report = await _attempt(options, display, own_numbers=True)
+    own_numbers = False
+    for left in range(_ATTEMPTS, -1, -1):
+        try:
+            report = await _attempt(options, display, own_numbers)
+            break
+        except NumberTaken as error:
+            # Between our look and the making of it somebody else was given the number, and next time it may be another.
+            if own_numbers or not left:
+                raise
+            display.note(f"{error}: once more, in a PID namespace of its own")
+            own_numbers = True
+        except AgentError as error:
+            if error.kind != "kin" or not left:
+                raise
+            display.note(f"{error}: once more, with those that there are now")
     return replace(report, total_s=time.monotonic() - begun)
 
 

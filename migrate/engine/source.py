@@ -22,7 +22,7 @@ from migrate.engine.kinds.family import Family
 from migrate.engine.member import Answer, Member, SendPages
 from migrate.engine.process import ProcessImage
 from migrate.engine.tracee.inspection import why_not_traceable
-from migrate.errors import Failed, OpFailed, Refused
+from migrate.errors import Failed, KinChanged, Refused
 
 SendMemberPages = Callable[[int, int, bytes, memoryview], None]  # position of the member, flags, meta, contents
 
@@ -173,6 +173,8 @@ class Source:
             dumper.see_memory(frozen)
         if self._several:
             self._check_kin()
+        elif not frozen:
+            self._check_members()
         if len(dumpers) > 1:
             self._find_common()
             self._read_files(frozen)
@@ -186,18 +188,23 @@ class Source:
             raise Refused(problems)
         return images
 
-    def _check_kin(self) -> None:
-        """Whether they are still who they were when they were made on the destination."""
+    def _check_members(self) -> None:
+        """Whether they are still the same as when they were made on the destination."""
         pids = [member.pid for member in self._members]
         found = kin.descendants(pids[0])
         if born := set(found) - set(pids):
-            raise OpFailed(f"process {min(born)} has joined the tree of process {pids[0]} meanwhile; try again")
+            raise KinChanged(f"process {min(born)} has joined the tree of process {pids[0]} meanwhile")
         if gone := set(pids) - set(found):
-            raise OpFailed(f"process {min(gone)} has left the tree of process {pids[0]} meanwhile; try again")
+            raise KinChanged(f"process {min(gone)} has left the tree of process {pids[0]} meanwhile")
+
+    def _check_kin(self) -> None:
+        """And whether they are to each other what they were."""
+        self._check_members()
+        pids = [member.pid for member in self._members]
         tree = [kin.kin_of(member.dumper.proc, pids) for member in self._members]
         for before, now in zip(self._tree, tree, strict=True):
             if (before.parent, before.session) != (now.parent, now.session):
-                raise OpFailed(f"process {now.pid} has another parent or session by now; try again")
+                raise KinChanged(f"process {now.pid} has another parent or session by now")
         if problems := kin.standing(tree):
             raise Refused(problems)
         self._tree = tree
