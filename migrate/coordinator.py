@@ -179,7 +179,7 @@ class Migration:
 
     async def _begin(self, preview: Preview, facts: Facts) -> None:
         """From now on there is something to be told of this migration, on both hosts."""
-        self.ending.ledger = ledger = await Ledger.begin(self.options, preview.comm)
+        self.ending.ledger = ledger = await Ledger.begin(self.options, preview.comm, self._people)
         self.display.id = ledger.id
         self.display.detail(f"this is migration {ledger.id}")
         self._records = ledger.records(facts.there.boot_id)
@@ -368,7 +368,7 @@ class Migration:
         self.display.phase("freezing")
         # That COMMIT may be sent must be on the disk before it is; the disk takes its time, which is not to be spent
         # while the process stands still.
-        await self.ledger.intend(self._halting, self._people)
+        await self.ledger.intend(self._halting)
         self.display.suspend()
         gc.collect()
         gc.freeze()

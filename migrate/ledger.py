@@ -28,10 +28,11 @@ class Ledger:
     _halted: bool | None = None
 
     @classmethod
-    async def begin(cls, options: Options, comm: str) -> Ledger:
-        """Refused where there is no place for it."""
+    async def begin(cls, options: Options, comm: str, people: list[list[int]]) -> Ledger:
+        """Refused where there is no place for it. ``people``: where several move, number and time of start of each."""
         about = {"pid": options.pid, "comm": comm, "host": os.uname().nodename, **_told(options.connection)}
-
+        if people:
+            about["people"] = people
         try:
             start = settling.start_time(options.pid)
         except (FileNotFoundError, ProcessLookupError):
@@ -61,16 +62,13 @@ class Ledger:
         return overseer.Records(*(journal.line(state, boot) for state in states))
 
     def locks(self, held: dict[int, Held]) -> None:
-        """These are about to be released, by process. Not for a host that crashes: that is the end of the process
-        anyway."""
-        self._append(LOCKS, held={str(pid): encode(each).hex() for pid, each in held.items()})
+        """These are about to be released, by process (not so in the journal, where there is one only). Not for a host
+        that crashes: that is the end of the process anyway."""
+        found = {str(pid): encode(each).hex() for pid, each in held.items()}
+        self._append(LOCKS, held=found if len(found) > 1 else next(iter(found.values())))
 
-    async def intend(self, halted: bool, people: list[list[int]]) -> None:
-        """COMMIT may be sent from now on. ``halted``: a SIGSTOP of ours will keep the process from running here.
-        ``people``: where several move, number and time of start of each."""
-        if people:
-            self._append(INTENT, halted=halted, people=people)
-            self._halted = halted
+    async def intend(self, halted: bool) -> None:
+        """COMMIT may be sent from now on. ``halted``: a SIGSTOP of ours will keep the process from running here."""
         self.will_halt(halted)
         try:
             await trio.to_thread.run_sync(os.fdatasync, self._journal.fd, abandon_on_cancel=True)

@@ -100,8 +100,9 @@ class Copy:
         self._booted = records[0].boot == journal.boot_id()
         intents = [bool(each.fields["halted"]) for each in records if each.state == INTENT]
         self._halted = bool(intents) and intents[-1]
-        held: dict[str, str] = next((each.fields["held"] for each in records if each.state == LOCKS), {})
-        self._locks = {int(pid): bytes.fromhex(locks) for pid, locks in held.items()}
+        held: str | dict[str, str] = next((each.fields["held"] for each in records if each.state == LOCKS), {})
+        by_pid = {self._pid: held} if isinstance(held, str) else held
+        self._locks = {int(pid): bytes.fromhex(locks) for pid, locks in by_pid.items()}
         # It, and the descendants that were on their way with it
         self._people: list[list[int]] = facts.get("people") or [[self._pid, self._start]]
         self.who = f"process {self._pid} ({facts['comm']})"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.migration.journey import Journeys
 
 
-def test_a_family(journeys: Journeys) -> None:
-    journeys.start("family").go()
+@pytest.mark.parametrize("victim", ["family", "shares", "kinfolk"])
+def test_they_notice_nothing(journeys: Journeys, victim: str) -> None:
+    journeys.start(victim, wrap=["setsid"] if victim == "kinfolk" else []).go()
