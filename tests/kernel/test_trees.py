@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate.errors import Failed
+from migrate.errors import Failed, Refused
 from tests.kernel.onward import tree
 from tests.migration.scene import POINTS, left_in, states
 from tests.tasks import children, status_field, wait_until
@@ -62,4 +62,41 @@ def test_one_of_them_is_stopped(victims: Victims, tmp_path: Path) -> None:
         wait_until("stopped there", lambda: states(there) == {"T"})
         assert not any(states(pid) & {"T", "t"} for pid in family.everybody if pid != there)
         os.kill(there, signal.SIGCONT)
+        family.verdict()
+
+
+@pytest.mark.parametrize("point", ["source-stopped", "source-collected", "source-halted"])
+def test_the_source_agent_is_killed(
+    victims: Victims, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """And all of them are cured."""
+    with tree(victims, tmp_path / "shares", "shares") as family:
+        before = [(pid, seen(pid)) for pid in family.everybody]
+        monkeypatch.setenv("MIGRATE_FAULT", f"{point}:kill")
+        with pytest.raises(Failed):
+            family.move()
+        for pid, was in before:
+            wait_until("let go", lambda pid=pid: not states(pid) & {"T", "t"})
+            assert status_field(pid, "TracerPid") == ["0"] and not left_in(pid)
+            assert seen(pid) == was
+        family.verdict()
+
+
+def test_there_and_on(victims: Victims, tmp_path: Path) -> None:
+    """From one PID namespace to another: our numbers are not theirs."""
+    with tree(victims, tmp_path / "kinfolk", "kinfolk") as family:
+        family.move()
+        family.move()
+        family.verdict()
+
+
+def test_what_cannot_be_moved_together(victims: Victims, tmp_path: Path) -> None:
+    """Is named, and nothing is touched."""
+    with tree(victims, tmp_path / "inseparable", "inseparable") as family:
+        with pytest.raises(Refused) as refusal:
+            family.move()
+        said = str(refusal.value)
+        for what in ("shares its memory (CLONE_VM)", "shares its descriptor table (CLONE_FILES)"):
+            assert f"{what} with process {family.pid}" in said
+        assert "another uts namespace" in said
         family.verdict()
