@@ -329,6 +329,12 @@ class Migration:
         return sum(int(reply["pages"]) for reply in replies)
 
     _halting = True
+    _stopped: frozenset[int] = frozenset()
+
+    def _standing_still(self, images: Sequence[ProcessImage]) -> frozenset[int]:
+        """Of several, those that need not be halted, as they are numbered here."""
+        pids = zip(self._pids, images, strict=True) if len(images) > 1 else ()
+        return frozenset(pid for pid, image in pids if image.process.stopped)
 
     async def _rehearse(self, replica: Replicas) -> None:
         """The freeze, but for its end: refusals that show only from inside come now, and all paths are warm."""
@@ -351,6 +357,7 @@ class Migration:
         assert self._records is not None
         replica.releasing(images, self._records)
         self._halting = any(not each.process.stopped for each in images)
+        self._stopped = self._standing_still(images)
 
     async def _others(self) -> list[tuple[ProcessImage, bool]]:
         """The images of all but the first as they were collected last, and whether their layout has changed."""
@@ -368,7 +375,7 @@ class Migration:
         self.display.phase("freezing")
         # That COMMIT may be sent must be on the disk before it is; the disk takes its time, which is not to be spent
         # while the process stands still.
-        await self.ledger.intend(self._halting)
+        await self.ledger.intend(self._halting, self._stopped)
         self.display.suspend()
         gc.collect()
         gc.freeze()
@@ -415,12 +422,13 @@ class Migration:
         if any(collides(replica.first.ground.hole, ((vma.start, vma.end) for vma in i.vmas)) for i in images):
             raise Failed("the process has come to use the memory that the restorer lives in; try again")
         self.rescue.halted = any(not image.process.stopped for image in images)
+        self.rescue.stopped = self._standing_still(images)
         for position, (member, image) in enumerate(zip(replica.members, images, strict=True)):
             if sending[position] is None:
                 replica.borrow(member, image.vmas)
                 await member.follow(image.vmas, ())
                 sending[position] = await self._send_last(replica, position)
-        self.ledger.will_halt(self.rescue.halted)
+        self.ledger.will_halt(self.rescue.halted, self.rescue.stopped)
         await self._finish(replica, images, [each for each in sending if each is not None], begun, still)
         return begun
 

@@ -100,6 +100,7 @@ class Copy:
         self._booted = records[0].boot == journal.boot_id()
         intents = [bool(each.fields["halted"]) for each in records if each.state == INTENT]
         self._halted = bool(intents) and intents[-1]
+        self._stopped: list[int] = facts.get("stopped") or []  # those among several that were so before
         held: str | dict[str, str] = next((each.fields["held"] for each in records if each.state == LOCKS), {})
         by_pid = {self._pid: held} if isinstance(held, str) else held
         self._locks = {int(pid): bytes.fromhex(locks) for pid, locks in by_pid.items()}
@@ -139,7 +140,7 @@ class Copy:
         return bool(living)
 
     async def _cure(self, pid: int, start: int) -> None:
-        arguments = {"pid": pid, "start": start, "halted": self._halted}
+        arguments = {"pid": pid, "start": start, "halted": self._halted and pid not in self._stopped}
         deadline = trio.current_time() + _PATIENCE
         while True:
             try:

@@ -32,6 +32,7 @@ class Rescue:
     sudo: tuple[str, ...] = ()  # by which the source agent was started
     touched: bool = False  # it has been stopped, if only for a moment
     halted: bool = False  # a SIGSTOP waits for it, or soon will
+    stopped: frozenset[int] = frozenset()  # where several move: those that are stopped without that
     prepared: bool = False  # the destination has been told to prepare the commit
     people: list[list[int]] = field(default_factory=list)  # where several move: number and time of start of each
     locks: dict[int, Held] = field(default_factory=dict)  # that may have been released, by process
@@ -63,11 +64,14 @@ class Rescue:
             try:
                 with trio.fail_after(_CURE):
                     blob = encode(held) if held and held.locks else b""
-                    await second_agent(self.sudo, "cure", blob, pid=pid, halted=self.halted, start=start)
+                    await second_agent(self.sudo, "cure", blob, pid=pid, halted=self._halts(pid), start=start)
             except (Failed, Refused, trio.TooSlowError) as error:
                 self.display.warn(f"something of ours may be left in process {pid}: {error or 'no answer in time'}")
                 cured = False
         return cured
+
+    def _halts(self, pid: int) -> bool:
+        return self.halted and pid not in self.stopped
 
     @property
     def _all(self) -> list[tuple[int, int | None]]:

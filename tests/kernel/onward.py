@@ -46,7 +46,7 @@ async def _moved(pid: int, options: tuple[str, ...]) -> Report:
         ):
             relay.destination = agent
             rescue = Rescue(pid, source.agent, source.stream, ring, display)
-            asked = parse(["--stdio", "null", "--verify", *options, str(pid), "here"])
+            asked = parse(["--stdio", "null", "--verify", "--max-downtime", "30s", *options, str(pid), "here"])
             assert isinstance(asked, Options)
             where = Destination(agent, "this machine", pid)
             return await Migration(asked, display, rescue, where, relay, trio.CancelScope()).run()

@@ -100,3 +100,21 @@ def test_what_cannot_be_moved_together(victims: Victims, tmp_path: Path) -> None
             assert f"{what} with process {family.pid}" in said
         assert "another uts namespace" in said
         family.verdict()
+
+
+def test_the_source_agent_is_killed_with_one_of_them_stopped(
+    victims: Victims, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stood still before stands still after it."""
+    with tree(victims, tmp_path / "family", "family") as family:
+        child = children(family.pid)[1]
+        os.kill(child, signal.SIGSTOP)
+        wait_until("stopped", lambda: states(child) == {"T"})
+        monkeypatch.setenv("MIGRATE_FAULT", "source-halted:kill")
+        with pytest.raises(Failed):
+            family.move()
+        others = [pid for pid in family.everybody if pid != child]
+        wait_until("let go", lambda: not any(states(pid) & {"T", "t"} for pid in others))
+        assert states(child) == {"T"} and status_field(child, "TracerPid") == ["0"]
+        os.kill(child, signal.SIGCONT)
+        family.verdict()
