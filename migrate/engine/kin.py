@@ -195,9 +195,8 @@ def _inherits(tree: Sequence[Kin], position: int) -> bool:
     if needed is None or above < 0:
         return True
     parent = tree[above]
-    return needed == parent.session or (parent.session == parent.pid and _needed(tree, above) == needed) or (
-        parent.session == parent.pid and above == 0
-    )
+    leads = parent.session == parent.pid and above > 0  # the first of them never was in another one of theirs
+    return needed == parent.session or (leads and _needed(tree, above) == needed)
 
 
 def groups(tree: Sequence[Kin]) -> list[int]:
