@@ -12,6 +12,7 @@ static void on_child(int number)
 	signals++;
 }
 
+static int arrivals[2];
 static unsigned char *memory;
 static const size_t size = 1 << 20;
 
@@ -51,6 +52,7 @@ __attribute__((noreturn)) static void live(int seed, pid_t parent, int depth)
 		}
 	}
 	fill(seed);
+	check(write(arrivals[1], ".", 1) == 1);
 	wait_told();
 	check(getpid() == self && getppid() == parent, "parent %d", getppid());
 	intact(seed);
@@ -65,9 +67,10 @@ int main(int argc, char **argv)
 {
 	int count = argc > 1 ? atoi(argv[1]) : 3, waited = 0;
 	pid_t children[64], self = getpid();
+	char dot;
 	struct sigaction action = { .sa_handler = on_child, .sa_flags = SA_RESTART | SA_NOCLDSTOP };
 
-	check(!sigaction(SIGCHLD, &action, NULL));
+	check(!sigaction(SIGCHLD, &action, NULL) && !pipe(arrivals));
 	fill(7);
 	for (int i = 0; i < count; i++) {
 		children[i] = fork();
@@ -75,6 +78,8 @@ int main(int argc, char **argv)
 		if (!children[i])
 			live(11 * (i + 1), self, i == 0);
 	}
+	for (int i = 0; i <= count; i++)
+		check(read(arrivals[0], &dot, 1) == 1);
 	ready();
 	wait_told();
 
