@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from migrate.arguments import parse
 from migrate.errors import InDoubt, Interrupted, MigrateError, Refused, UsageError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import trio
 
 Mover = Callable[[Options, Display], Awaitable[Report]]
+J = TypeVar("J")  # what was asked for
+R = TypeVar("R")  # what came of it
 
 
 def main(argv: Sequence[str] | None = None, move: Mover | None = None) -> int:
@@ -41,6 +43,10 @@ def main(argv: Sequence[str] | None = None, move: Mover | None = None) -> int:
         return error.exit_code
     if isinstance(options, Inquiry):
         return _inquire(options)
+    if not isinstance(options, Options):
+        from migrate.checkpoint.command import run
+
+        return run(options)
     comm = _comm(options.pid)
     display = choose(
         pid=options.pid, comm=comm, dest=options.dest, quiet=options.quiet, json=options.json, verbose=options.verbose
@@ -95,11 +101,11 @@ def _run(options: Options, display: Display, move: Mover | None) -> Report:
     return trio.run(supervise, options, display, move)
 
 
-async def supervise(options: Options, display: Display, move: Mover) -> Report:
+async def supervise(options: J, display: Display, move: Callable[[J, Display], Awaitable[R]]) -> R:
     """Run ``move`` until it ends or a signal cancels it. After the commit it may shield itself: then it has moved."""
     import trio
 
-    outcome: Report | Exception = Interrupted()
+    outcome: R | Exception = Interrupted()
     with trio.open_signal_receiver(*_signals()) as received:
         async with trio.open_nursery() as background:
             with trio.CancelScope() as scope:

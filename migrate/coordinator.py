@@ -28,7 +28,7 @@ from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.program.listing import listing
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, MigrateError, NumberTaken, Problem, Refused
+from migrate.errors import Failed, InDoubt, MigrateError, NumberTaken, Refused
 from migrate.ledger import Ledger
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
@@ -182,7 +182,7 @@ class Migration:
         hole = choose_hole(occupied, overseer.hole_size(len(preview.tids) + _SPARE_THREADS))
         ground = restore.Ground(
             hole=hole,
-            channels=_channels(preview, facts),
+            channels=preflight.channels(preview, facts),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
             carrier=preview.cpu.carrier(inside.cpu),
             numbers={},
@@ -430,14 +430,3 @@ class _Shifted:
     given: Offsets
     task: Offsets
     own: Offsets
-
-
-def _channels(preview: Preview, facts: Facts) -> overseer.Channels:
-    """Two numbers that the process does not use, as high as the destination's limit allows."""
-    soft = min(facts.task.limits.limits[overseer.RLIMIT_NOFILE][0], 1 << 16)
-    free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in preview.descriptors)
-    try:
-        return overseer.Channels(next(free), next(free))
-    except StopIteration:
-        what = f"no two descriptor numbers below {soft} that the process does not use"
-        raise Refused([Problem("destination", what, "raise the limit of open files (ulimit -n) there")]) from None

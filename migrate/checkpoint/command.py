@@ -1,0 +1,113 @@
+"""`migrate dump`, `migrate restore` and `migrate show` as commands: what is said, and the exit code."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+
+from migrate.checkpoint.directory import found_at, opened
+from migrate.checkpoint.dump import dump
+from migrate.checkpoint.files import FilePages
+from migrate.checkpoint.jobs import Dump, Job, Outcome, Restore, Show
+from migrate.checkpoint.restore import bring_back
+from migrate.checkpoint.target import directory_target
+from migrate.cli import blame, supervise
+from migrate.errors import Interrupted, MigrateError, Refused
+from migrate.progress import Display, choose, put
+from migrate.report import subject
+from migrate.wording import printable
+
+
+def run(job: Job) -> int:
+    """Returns the exit code."""
+    display = choose(
+        pid=job.pid if isinstance(job, Dump) else 0,
+        comm=_comm(job.pid) if isinstance(job, Dump) else "",
+        dest=job.directory,
+        quiet=job.quiet,
+        json=job.json,
+        verbose=job.verbose,
+    )
+    begun = time.monotonic()
+    try:
+        try:
+            outcome = trio.run(supervise, job, display, _doing(job))
+        finally:
+            display.close()
+    except KeyboardInterrupt:  # before the signal was taken over
+        return _failed(Interrupted(), job, begun)
+    except (Exception, BaseExceptionGroup) as error:
+        return _failed(error, job, begun)
+    _finished(outcome, job)
+    return 0
+
+
+def _doing(job: Job) -> Callable[[Job, Display], Awaitable[Outcome]]:
+    if isinstance(job, Dump):
+        return functools.partial(_dump, job)
+    assert isinstance(job, Restore)
+    return functools.partial(_restore, job)
+
+
+async def _dump(job: Dump, _: Job, display: Display) -> Outcome:
+    with directory_target(job.directory, job.track) as target:
+        return await dump(job, display, target)
+
+
+async def _restore(job: Restore, _: Job, display: Display) -> Outcome:
+    path, _series = found_at(job.directory)
+    with opened(path) as found:
+        return await bring_back(job, display, path, found.checkpoint, FilePages(found))
+
+
+def _finished(outcome: Outcome, job: Job) -> None:
+    if job.verbose:
+        phases = ", ".join(f"{name} {value:.1f} ms" for name, value in outcome.phases_ms.items())
+        put(sys.stderr, phases)
+    if job.json:
+        put(sys.stdout, outcome.json())
+    elif not job.quiet:
+        put(sys.stdout, outcome.sentence())
+        if outcome.stdio_log:
+            put(sys.stdout, f"its output goes on in {printable(outcome.stdio_log)}")
+
+
+def _failed(error: BaseException, job: Job, begun: float) -> int:
+    blamed = blame(error)
+    doing = "dumped" if isinstance(job, Dump) else "restored"
+    pid = job.pid if isinstance(job, Dump) else None
+    who = subject(pid, _comm(pid)) if pid is not None else printable(job.directory)
+    if isinstance(blamed, MigrateError):
+        code, text = blamed.exit_code, str(blamed)
+    else:
+        code, text = 5, f"unexpected {type(blamed).__name__}: {blamed} (-vv shows where)"
+    if isinstance(blamed, Interrupted):
+        text = text or ("interrupted: the process runs on" if pid is not None else "interrupted: nothing of it is left")
+    if job.verbose >= 2:
+        put(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+    said = printable(text)
+    if isinstance(blamed, Refused):
+        reasons = "\n".join(f"  - {printable(str(problem))}" for problem in blamed.problems)
+        said = f"{who} cannot be {doing}; nothing was changed:\n{reasons}"
+    put(sys.stderr, f"migrate: {said}")
+    if job.json:
+        outcome = Outcome(False, doing, job.directory, pid, total_s=time.monotonic() - begun, error=text)
+        put(sys.stdout, outcome.json())
+    return code
+
+
+def _comm(pid: int) -> str:
+    """For sentences only."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text("utf-8", "surrogateescape").rstrip("\n")
+    except OSError:
+        return ""
+
+
+__all__ = ["Show", "run"]
