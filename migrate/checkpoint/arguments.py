@@ -39,8 +39,8 @@ taken. Its number is printed.
 """
 _RESTORE_END = """\
 exit codes:
-  0    restored; with --stdio, what the process exits with (128 and the number of
-       the signal that ended it)
+  0    restored; with --stdio, what the process exits with (128 plus the number
+       of the signal that ended it)
   2    the command line makes no sense
   3    refused: every reason is listed
   5    failed: nothing of it is left

@@ -18,7 +18,7 @@ from migrate.checkpoint.jobs import Dump, Job, Outcome, Restore, Show
 from migrate.checkpoint.restore import bring_back
 from migrate.checkpoint.target import directory_target
 from migrate.cli import blame, supervise
-from migrate.errors import Interrupted, MigrateError, Refused
+from migrate.errors import ImageError, Interrupted, MigrateError, Refused
 from migrate.progress import Display, choose, put
 from migrate.report import subject
 from migrate.wording import printable
@@ -26,6 +26,8 @@ from migrate.wording import printable
 
 def run(job: Job) -> int:
     """Returns the exit code."""
+    if isinstance(job, Show):
+        return _show(job)
     display = choose(
         pid=job.pid if isinstance(job, Dump) else 0,
         comm=_comm(job.pid) if isinstance(job, Dump) else "",
@@ -48,25 +50,36 @@ def run(job: Job) -> int:
     return 0
 
 
-def _doing(job: Job) -> Callable[[Job, Display], Awaitable[Outcome]]:
+def _show(job: Show) -> int:
+    from migrate.checkpoint.show import show
+
+    try:
+        text = show(job.directory, job.json)
+    except (ImageError, OSError) as error:
+        put(sys.stderr, f"migrate: {printable(str(error))}")
+        return error.exit_code if isinstance(error, ImageError) else 5
+    put(sys.stdout, text)
+    return 0
+
+
+def _doing(job: Dump | Restore) -> Callable[[Dump | Restore, Display], Awaitable[Outcome]]:
     if isinstance(job, Dump):
         return functools.partial(_dump, job)
-    assert isinstance(job, Restore)
     return functools.partial(_restore, job)
 
 
-async def _dump(job: Dump, _: Job, display: Display) -> Outcome:
+async def _dump(job: Dump, _: Dump | Restore, display: Display) -> Outcome:
     with directory_target(job.directory, job.track) as target:
         return await dump(job, display, target)
 
 
-async def _restore(job: Restore, _: Job, display: Display) -> Outcome:
+async def _restore(job: Restore, _: Dump | Restore, display: Display) -> Outcome:
     path, _series = found_at(job.directory)
     with opened(path) as found:
         return await bring_back(job, display, path, found.checkpoint, FilePages(found))
 
 
-def _finished(outcome: Outcome, job: Job) -> None:
+def _finished(outcome: Outcome, job: Dump | Restore) -> None:
     if job.verbose:
         phases = ", ".join(f"{name} {value:.1f} ms" for name, value in outcome.phases_ms.items())
         put(sys.stderr, phases)
@@ -78,7 +91,7 @@ def _finished(outcome: Outcome, job: Job) -> None:
             put(sys.stdout, f"its output goes on in {printable(outcome.stdio_log)}")
 
 
-def _failed(error: BaseException, job: Job, begun: float) -> int:
+def _failed(error: BaseException, job: Dump | Restore, begun: float) -> int:
     blamed = blame(error)
     doing = "dumped" if isinstance(job, Dump) else "restored"
     pid = job.pid if isinstance(job, Dump) else None
@@ -108,6 +121,3 @@ def _comm(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text("utf-8", "surrogateescape").rstrip("\n")
     except OSError:
         return ""
-
-
-__all__ = ["Show", "run"]
