@@ -68,6 +68,8 @@ def parse(argv: Sequence[str]) -> Job | None:
         return Show(**given)
     if verb == "restore":
         given.pop("detach")
+        if given["stdio"] and given["directory"] == STREAM:
+            raise UsageError("--stdio and a stream both need standard input")
         return Restore(**given)
     return _dump(given)
 

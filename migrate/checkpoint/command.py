@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import time
 import traceback
@@ -14,11 +15,12 @@ import trio
 from migrate.checkpoint.directory import found_at, opened
 from migrate.checkpoint.dump import dump
 from migrate.checkpoint.files import FilePages
-from migrate.checkpoint.jobs import Dump, Job, Outcome, Restore, Show
+from migrate.checkpoint.jobs import STREAM, Dump, Job, Outcome, Restore, Show
 from migrate.checkpoint.restore import bring_back
+from migrate.checkpoint.stream import StreamPages, StreamReader, StreamTarget
 from migrate.checkpoint.target import directory_target
 from migrate.cli import blame, supervise
-from migrate.errors import ImageError, Interrupted, MigrateError, Refused
+from migrate.errors import ImageError, Interrupted, MigrateError, Refused, UsageError
 from migrate.progress import Display, choose, put
 from migrate.report import subject
 from migrate.wording import printable
@@ -69,11 +71,21 @@ def _doing(job: Dump | Restore) -> Callable[[Dump | Restore, Display], Awaitable
 
 
 async def _dump(job: Dump, _: Dump | Restore, display: Display) -> Outcome:
+    if job.directory == STREAM:
+        if os.isatty(1):
+            raise UsageError("a checkpoint is not for a terminal: redirect standard output")
+        return await dump(job, display, StreamTarget(1))
     with directory_target(job.directory, job.track) as target:
         return await dump(job, display, target)
 
 
 async def _restore(job: Restore, _: Dump | Restore, display: Display) -> Outcome:
+    if job.directory == STREAM:
+        if os.isatty(0):
+            raise UsageError("a checkpoint is not typed: redirect standard input")
+        reader = StreamReader(0)
+        checkpoint = await trio.to_thread.run_sync(reader.checkpoint, abandon_on_cancel=True)
+        return await bring_back(job, display, STREAM, checkpoint, StreamPages(reader, checkpoint))
     path, _series = found_at(job.directory)
     with opened(path) as found:
         return await bring_back(job, display, path, found.checkpoint, FilePages(found))
@@ -86,9 +98,10 @@ def _finished(outcome: Outcome, job: Dump | Restore) -> None:
     if job.json:
         put(sys.stdout, outcome.json())
     elif not job.quiet:
-        put(sys.stdout, outcome.sentence())
+        stream = sys.stderr if isinstance(job, Dump) and job.directory == STREAM else sys.stdout
+        put(stream, outcome.sentence())
         if outcome.stdio_log:
-            put(sys.stdout, f"its output goes on in {printable(outcome.stdio_log)}")
+            put(stream, f"its output goes on in {printable(outcome.stdio_log)}")
 
 
 def _failed(error: BaseException, job: Dump | Restore, begun: float) -> int:

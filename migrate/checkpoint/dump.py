@@ -21,7 +21,7 @@ import trio
 from migrate import faults
 from migrate.askpass import prompt
 from migrate.checkpoint.format import Checkpoint, Host, Saved, needs_of
-from migrate.checkpoint.jobs import Dump, Outcome
+from migrate.checkpoint.jobs import STREAM, Dump, Outcome
 from migrate.engine.clocks import Clocks
 from migrate.engine.image.codec import decode
 from migrate.engine.kinds.vma import VMA
@@ -36,7 +36,7 @@ from migrate.rescue import Rescue
 from migrate.source_agent import source_agent
 from migrate.transport import frames
 from migrate.transport.agent import Agent, Reply
-from migrate.transport.frames import Buffer, Frame
+from migrate.transport.frames import Buffer, Frame, Run
 from migrate.transport.ring import Ring, unring
 
 _ROUNDS = 5  # at most: what a process writes again and again need not be written to the disk as often
@@ -46,9 +46,10 @@ class Target(Protocol):
     """Where a checkpoint goes."""
 
     rounds: bool  # pages may come before the image, and again
+    abandon: bool  # a write that blocks is left alone when the user interrupts
     path: str  # of the checkpoint itself
 
-    def take(self, runs: Sequence[tuple[int, int, int]], contents: Buffer) -> None:
+    def take(self, runs: Sequence[Run], contents: Buffer) -> None:
         """A page frame. Blocks, and is called by one thread at a time."""
 
     def keep(self, vmas: Sequence[VMA]) -> None:
@@ -75,17 +76,21 @@ class Sink:
     def __init__(self, target: Target, display: Display, ring: Ring) -> None:
         self._target, self._display, self._ring = target, display, ring
         self.pages = self.bytes = 0
-        self._failure: BaseException | None = None
+        self._failure: OSError | None = None
+        self._off = False
+        self._in_flight = trio.CancelScope()
         self._since, self._before, self._rate = time.monotonic(), 0, 0.0
 
     async def __call__(self, frame: Frame) -> None:
         meta, contents, slot = unring(frame, self._ring)
         runs = frames.parse_pages(meta)[1]
-        if self._failure is None:
+        if not self._off:
             try:
-                await trio.to_thread.run_sync(self._target.take, runs, contents)
-            except OSError as error:  # the agent has to hear of something else than that we are gone
-                self._failure = error
+                with trio.CancelScope() as self._in_flight:
+                    take, abandon = self._target.take, self._target.abandon
+                    await trio.to_thread.run_sync(take, runs, contents, abandon_on_cancel=abandon)
+            except OSError as error:
+                self._failure, self._off = error, True
         self.bytes += len(contents)
         if slot is not None:
             self._ring.free(slot)
@@ -96,15 +101,21 @@ class Sink:
             self._since, self._before = now, self.bytes
             self._display.sent(self.bytes, self.pages, self._rate)
 
+    def stop(self) -> None:
+        """Drop what comes from now on: the source, which waits for us to take it, has to hear something else."""
+        self._off = True
+        self._in_flight.cancel()
+
     def check(self) -> None:
         """Failed when something could not be written."""
-        if isinstance(self._failure, OSError):
+        if self._failure is not None:
             raise unwritten(self._target.path, self._failure) from self._failure
 
 
 def unwritten(path: str, error: OSError) -> Failed:
     """In words."""
-    return Failed(f"{path} cannot be written: {error.strerror or error}; the process runs on")
+    where = "standard output" if path == STREAM else path
+    return Failed(f"{where} cannot be written: {error.strerror or error}; the process runs on")
 
 
 async def dump(job: Dump, display: Display, target: Target) -> Outcome:
@@ -159,15 +170,16 @@ class _Dumping:
                     frozen = time.monotonic() - frozen
                     await faults.reach("resumed")
             self.display.phase("writing", self.target.path)
-            # From here on a cancellation would leave us with a checkpoint and a process that nobody has decided about.
-            with trio.CancelScope(shield=True):
-                await self._finish()
-                await faults.reach("whole")
-                if not self.job.leave_running:
-                    frozen = time.monotonic() - frozen
-                    await self._end()
+            await self._finish()
+            # There is a checkpoint: from here on the process goes on or ends as was asked for, whoever interrupts.
+            self.interruptible.shield = True
+            await faults.reach("whole")
+            if not self.job.leave_running:
+                frozen = time.monotonic() - frozen
+                await self._end()
         except BaseException:
             with trio.CancelScope(shield=True):
+                self.sink.stop()
                 await self.rescue.let_go()
             raise
         return Outcome(
@@ -297,7 +309,7 @@ class _Dumping:
     async def _finish(self) -> None:
         begun = time.monotonic()
         try:
-            await trio.to_thread.run_sync(self.target.finish)
+            await trio.to_thread.run_sync(self.target.finish, abandon_on_cancel=self.target.abandon)
         except OSError as error:
             raise unwritten(self.target.path, error) from error
         self.phases["disk"] = time.monotonic() - begun

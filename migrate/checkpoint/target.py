@@ -19,6 +19,7 @@ class DirectoryTarget:
     """Pages come in rounds, and at the end the image with their places."""
 
     rounds = True
+    abandon = False
 
     def __init__(self, place: Place, before: Opened | None) -> None:
         """``before``: the checkpoint that it is on top of."""

@@ -22,6 +22,7 @@ class Job:
 
     def __init__(self, pid: int, popen: subprocess.Popen[Any] | None = None) -> None:
         self.pid, self.popen = pid, popen
+        self._closed = False
         self._pidfd = os.pidfd_open(pid)
 
     @classmethod
@@ -38,12 +39,17 @@ class Job:
     def wait_gone(self, seconds: float = 30.0) -> None:
         if not select.select([self._pidfd], [], [], seconds * PATIENCE)[0]:
             raise TimeoutError(f"process {self.pid} still runs")
+        if self.popen is not None:
+            self.popen.wait()  # a zombie has its number
 
     def signal(self, number: int) -> None:
         signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
         """It has ended, and is reaped by whoever is its parent."""
+        if self._closed:
+            return
+        self._closed = True
         if self.alive:
             self.signal(signal.SIGKILL)
             self.wait_gone()
@@ -87,7 +93,7 @@ def reap_overseers() -> None:
     which of it and its agent ends first."""
     for pid in children(os.getpid()):
         if status_field(pid, "Name")[:1] == ["memfd:migrate-r"]:
-            os.waitpid(pid, 0)
+            wait_until("the end of an overseer", lambda pid=pid: os.waitpid(pid, os.WNOHANG)[0])
 
 
 def without_a_trace(directory: Path) -> bool:

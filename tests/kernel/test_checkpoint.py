@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.checkpoints import Job, dump, reap_overseers, restore, until_longer, whole_lines
+from tests.kernel.checkpoints import (
+    Job,
+    dump,
+    migrate,
+    reap_overseers,
+    restore,
+    until_longer,
+    whole_lines,
+    without_a_trace,
+)
+from tests.moves import PROGRAM
+from tests.tasks import status_field, wait_until
 from tests.victims import Victims, check_counter
 
 Keep = Callable[[Job], Job]
+PAGES = """
+import hashlib, os, signal, sys
+step, room = 0, bytearray(40 << 20)
+for at in range(0, len(room), 4096):
+    room[at : at + 8] = at.to_bytes(8, "little")
+
+def tell():
+    with open(sys.argv[1] + "~", "w") as file:
+        file.write(str(step))
+    os.rename(sys.argv[1] + "~", sys.argv[1])
+
+def further(*_):
+    global step
+    # All that was ever written must be as it was
+    for at in range(0, len(room), 4096):
+        assert room[at : at + 8] == at.to_bytes(8, "little"), at
+        assert room[at + 8] == (step if at < 1 << 20 else 0), (at, step)
+    step += 1
+    for at in range(0, 1 << 20, 4096):
+        room[at + 8] = step
+    tell()
+
+signal.signal(signal.SIGUSR1, further)
+tell()
+while True:
+    signal.pause()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +98,184 @@ def test_to_disk_and_back(victims: Victims, tmp_path: Path, keep: Keep) -> None:
     assert told["new_pid"] == job.pid and log.read_bytes().startswith(before)
     until_longer(log)
     assert check_counter(whole_lines(log), 4) > 40
+
+
+def test_it_runs_on(victims: Victims, tmp_path: Path, keep: Keep) -> None:
+    """With --leave-running, untouched; and what was dumped can be restored when it is gone, twice."""
+    log, directory = tmp_path / "log", tmp_path / "checkpoint"
+    job = keep(counting(victims, log))
+    maps = Path(f"/proc/{job.pid}/maps").read_text()
+    told = dump(job, directory, "--leave-running")
+    assert told["leave_running"] and told["frozen_ms"] > 0
+    until_longer(log)
+    assert check_counter(whole_lines(log), 4) > 40
+    assert Path(f"/proc/{job.pid}/maps").read_text() == maps and status_field(job.pid, "TracerPid") == ["0"]
+    job.close()
+    _, err = migrate("restore", directory, code=3)
+    assert f"{log} has " in err and " in the checkpoint" in err
+
+
+def test_twice_from_one(victims: Victims, tmp_path: Path, keep: Keep) -> None:
+    """The second time beside the first, which has its number; and a number that is taken is had in a PID namespace."""
+    directory = tmp_path / "checkpoint"
+    job = keep(Job.start("sleep", "1000"))
+    wait_until("asleep", lambda: status_field(job.pid, "State")[:1] == ["S"])
+    dump(job, directory, "--leave-running")
+    job.close()
+    first, _ = restore(directory)
+    keep(first)
+    second, told = restore(directory)
+    keep(second)
+    assert first.pid == job.pid and told["pid"] == job.pid and second.pid != job.pid
+    assert status_field(second.pid, "NSpid") == [str(second.pid), str(job.pid)]
+
+
+def test_a_series(tmp_path: Path, keep: Keep) -> None:
+    """Each holds what has changed; any of them can be restored, with what the process knew at that moment."""
+    directory, told = tmp_path / "series", tmp_path / "told"
+    job = keep(Job.start(sys.executable, "-c", PAGES, str(told)))
+    wait_until("ready", told.exists)
+    sizes = []
+    for number in range(1, 4):
+        outcome = dump(job, directory, "--leave-running", "--track")
+        assert outcome["directory"] == str(directory / f"{number:04}")
+        sizes.append((directory / f"{number:04}" / "pages").stat().st_size)
+        job.signal(signal.SIGUSR1)
+        wait_until("next", lambda number=number: told.read_text() == str(number))
+    assert sizes[0] > 40 << 20 and all(1 << 20 < size < 4 << 20 for size in sizes[1:])
+    job.close()
+    for number in (2, 1, 3):
+        again, _ = restore(directory / f"{number:04}")
+        keep(again)
+        again.signal(signal.SIGUSR1)
+        wait_until("it goes on from there", lambda number=number: told.read_text() == str(number))
+        again.close()
+    shown = json.loads(subprocess.run([PROGRAM, "show", "--json", directory], capture_output=True, check=True).stdout)
+    assert [each["name"] for each in shown["series"]] == ["0001", "0002", "0003"]
+    assert shown["ancestors"] == ["0002", "0001"] and shown["processes"][0]["pid"] == job.pid
+
+
+def test_a_stream(victims: Victims, tmp_path: Path, keep: Keep) -> None:
+    log, stream = tmp_path / "log", tmp_path / "stream"
+    job = keep(counting(victims, log))
+    with stream.open("wb") as out:
+        subprocess.run([PROGRAM, "dump", "--stream", str(job.pid)], stdout=out, check=True)
+    job.wait_gone()
+    raw, before = stream.read_bytes(), log.read_bytes()
+    for damaged, said in (
+        (raw[:-1], "cut off in the payload of record"),
+        (raw[: len(raw) // 2], "cut off in the payload of record"),
+        (raw[:1000], "cut off in the payload of record 0"),
+        (raw[:5], "cut off in its head"),
+        (raw[:-500] + b"x" + raw[-499:], "its checksum is wrong"),
+    ):
+        done = subprocess.run([PROGRAM, "restore", "-"], input=damaged, capture_output=True)
+        assert done.returncode == 5 and said in done.stderr.decode(), done
+    reap_overseers()
+    assert not Path(f"/proc/{job.pid}/exe").exists() and log.read_bytes() == before
+    done = subprocess.run([PROGRAM, "restore", "-"], input=raw, capture_output=True, check=True)
+    assert f"as pid {job.pid}:" in done.stdout.decode()
+    keep(Job(job.pid))
+    until_longer(log)
+    assert check_counter(whole_lines(log), 4) > 40
+
+
+def test_refused_before_it_is_touched(victims: Victims, tmp_path: Path, keep: Keep) -> None:
+    directory = tmp_path / "checkpoint"
+    with socket.socket(socket.AF_UNIX) as unbound:
+        job = keep(Job.start("sleep", "1000", pass_fds=[unbound.fileno()]))
+        wait_until("asleep", lambda: status_field(job.pid, "Name") == ["sleep"])
+        told, err = migrate("dump", str(job.pid), directory, code=3)
+    assert not told["ok"] and "cannot be dumped; nothing was changed:" in err and "socket" in err
+    assert job.alive and without_a_trace(directory)
+
+
+def test_where_it_cannot_be_written(victims: Victims, tmp_path: Path, keep: Keep) -> None:
+    """Each is refused, and the process runs on."""
+    job = keep(Job.start("sleep", "1000"))
+    (tmp_path / "open").mkdir(0o755)
+    (tmp_path / "full").mkdir(0o700)
+    (tmp_path / "full" / "x").write_text("")
+    (tmp_path / "file").write_text("")
+    for name, said in (
+        ("open", "others may look into it"),
+        ("full", "is not empty (x)"),
+        ("file", "is not a directory"),
+        ("none/there", "No such file or directory"),
+    ):
+        assert said in migrate("dump", str(job.pid), tmp_path / name, code=3)[1]
+    assert job.alive
+
+
+@pytest.mark.parametrize("point", ["preflight", "tracked", "round", "rehearsed", "frozen", "sent"])
+@pytest.mark.parametrize("how", ["fail", "signal"])
+def test_interrupted(victims: Victims, tmp_path: Path, keep: Keep, point: str, how: str) -> None:
+    """It runs on, and there is no checkpoint."""
+    log, directory, hold = tmp_path / "log", tmp_path / "checkpoint", tmp_path / "hold"
+    job = keep(counting(victims, log))
+    if how == "fail":
+        _, err = migrate("dump", str(job.pid), directory, code=5, env={**os.environ, "MIGRATE_FAULT": f"{point}:fail"})
+        assert f"injected at {point}" in err
+    else:
+        env = {**os.environ, "MIGRATE_FAULT": f"{point}:hold={hold}"}
+        with subprocess.Popen([PROGRAM, "dump", str(job.pid), directory], env=env, stderr=subprocess.PIPE) as command:
+            wait_until("there", hold.exists, 30)
+            command.send_signal(signal.SIGINT)
+            _, err_ = command.communicate(timeout=60)
+        assert command.returncode == 130 and b"interrupted: the process runs on" in err_
+    until_longer(log)
+    assert check_counter(whole_lines(log), 4) > 40
+    assert without_a_trace(directory) and status_field(job.pid, "TracerPid") == ["0"]
+
+
+@pytest.mark.parametrize("point", ["frozen", "sent", "whole"])
+def test_the_command_is_killed(victims: Victims, tmp_path: Path, keep: Keep, point: str) -> None:
+    """The process runs on, and what is there is not taken for a checkpoint unless it is one."""
+    log, directory = tmp_path / "log", tmp_path / "checkpoint"
+    job = keep(counting(victims, log))
+    env = {**os.environ, "MIGRATE_FAULT": f"{point}:kill"}
+    done = subprocess.run([PROGRAM, "dump", str(job.pid), directory], env=env, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    until_longer(log)
+    assert check_counter(whole_lines(log), 4) > 40
+    if point == "whole":
+        assert "pid" in subprocess.run([PROGRAM, "show", directory], capture_output=True, check=True, text=True).stdout
+        return
+    _, err = migrate("restore", directory, code=5)
+    assert "was never finished" in err
+    assert "was never finished" in migrate("dump", str(job.pid), directory, code=3)[1]
+
+
+@pytest.mark.parametrize("point", ["created", "filled", "restored", "there-prepared", "there-commit"])
+def test_a_restore_that_fails_leaves_nothing(victims: Victims, tmp_path: Path, keep: Keep, point: str) -> None:
+    log, directory = tmp_path / "log", tmp_path / "checkpoint"
+    job = keep(counting(victims, log))
+    dump(job, directory)
+    before = log.read_bytes()
+    action = "kill" if point.startswith("there-") else "fail"
+    _, err = migrate("restore", directory, code=5, env={**os.environ, "MIGRATE_FAULT": f"{point}:{action}"})
+    reap_overseers()
+    wait_until("gone", lambda: not Path(f"/proc/{job.pid}").exists())
+    assert log.read_bytes() == before
+    again, _ = restore(directory)
+    keep(again)
+    until_longer(log)
+    assert check_counter(whole_lines(log), 4) > 40
+
+
+def test_damage(victims: Victims, tmp_path: Path, keep: Keep) -> None:
+    """Of any file is found, whatever byte it is, and nothing is left of the process."""
+    directory = tmp_path / "checkpoint"
+    job = keep(Job.start("sleep", "1000"))
+    dump(job, directory)
+    for name in ("image", "manifest", "pages", "sums"):
+        path = directory / name
+        raw = path.read_bytes()
+        for damaged in (raw[:-1], raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 1]) + raw[len(raw) // 2 + 1 :]):
+            path.write_bytes(damaged)
+            assert str(path) in migrate("restore", directory, code=5)[1]
+        path.write_bytes(raw)
+    reap_overseers()
+    assert not Path(f"/proc/{job.pid}").exists()
+    again, _ = restore(directory)
+    keep(again)
