@@ -107,12 +107,14 @@ def _difference(path: str, here: Any, there: Any) -> str:
             return f"{path} cannot be read {side}: {os.strerror(answer['errno'])}"
     return f"{path} has the same size and time on the destination, but not the same content"
 
-def channels(preview: Preview, facts: Facts) -> overseer.Channels:
-    """Two numbers that the process does not use, as high as the destination's limit allows."""
+def channels(preview: Preview, facts: Facts, streams: int = 0) -> overseer.Channels:
+    """Two numbers that the process does not use, as high as the destination's limit allows, and as many more as there
+    are ``streams``."""
     soft = min(facts.task.limits.limits[overseer.RLIMIT_NOFILE][0], 1 << 16)
     free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in preview.descriptors)
     try:
-        return overseer.Channels(next(free), next(free))
+        control, data, *rest = [next(free) for _ in range(2 + streams)]
+        return overseer.Channels(control, data, tuple(rest))
     except StopIteration:
-        what = f"no two descriptor numbers below {soft} that the process does not use"
+        what = f"no {2 + streams} descriptor numbers below {soft} that the process does not use"
         raise Refused([Problem("destination", what, "raise the limit of open files (ulimit -n) there")]) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from migrate.checkpoint.attend import adopt, attend
 from migrate.checkpoint.directory import found_at, opened
 from migrate.checkpoint.dump import dump
 from migrate.checkpoint.files import FilePages
@@ -39,6 +40,8 @@ def run(job: Job) -> int:
         verbose=job.verbose,
     )
     begun = time.monotonic()
+    if isinstance(job, Restore) and job.stdio:
+        adopt()
     try:
         try:
             outcome = trio.run(supervise, job, display, _doing(job))
@@ -49,6 +52,9 @@ def run(job: Job) -> int:
     except (Exception, BaseExceptionGroup) as error:
         return _failed(error, job, begun)
     _finished(outcome, job)
+    if isinstance(job, Restore) and job.stdio:
+        assert outcome.new_pid is not None and outcome.overseer is not None
+        return attend(outcome.new_pid, outcome.overseer)
     return 0
 
 
@@ -95,10 +101,11 @@ def _finished(outcome: Outcome, job: Dump | Restore) -> None:
     if job.verbose:
         phases = ", ".join(f"{name} {value:.1f} ms" for name, value in outcome.phases_ms.items())
         put(sys.stderr, phases)
+    taken = job.stdio if isinstance(job, Restore) else job.directory == STREAM
+    stream = sys.stderr if taken else sys.stdout
     if job.json:
-        put(sys.stdout, outcome.json())
+        put(stream, outcome.json())
     elif not job.quiet:
-        stream = sys.stderr if isinstance(job, Dump) and job.directory == STREAM else sys.stdout
         put(stream, outcome.sentence())
         if outcome.stdio_log:
             put(stream, f"its output goes on in {printable(outcome.stdio_log)}")

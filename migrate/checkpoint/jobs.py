@@ -72,6 +72,7 @@ class Outcome:
     phases_ms: Mapping[str, float] = field(default_factory=dict)
     stdio_log: str | None = None
     error: str | None = None
+    overseer: int | None = None  # that has let it go, as our PID namespace shows it
 
     def sentence(self) -> str:
         """``dumped 812 (xz) to a: 31,002 pages, 121 MiB written in 0.4 s, stopped for 9.1 ms; it runs on``."""
@@ -89,5 +90,6 @@ class Outcome:
 
     def json(self) -> str:
         fields = {name: round(value, 6) if type(value) is float else value for name, value in asdict(self).items()}
+        del fields["overseer"]
         fields["phases_ms"] = {name: round(value, 6) for name, value in self.phases_ms.items()}
         return json.dumps(fields)

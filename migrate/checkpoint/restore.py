@@ -169,6 +169,7 @@ class _Restoring:
             bytes=size,
             phases_ms={name: value * 1000 for name, value in self.phases.items()},
             stdio_log=replica.ground.stdio,
+            overseer=inside.overseer,
         )
 
     # Before anything is made
@@ -192,7 +193,7 @@ class _Restoring:
             self.display.note(f"pid {used[0]} is taken: the process gets a PID namespace of its own")
         as_init = bool(used) or self.own_numbers
         await self._begin(preview)
-        inside = await self._destination.start_overseer(new_pid_namespace=as_init)
+        inside = await self._destination.start_overseer(as_init, os.getpid() if self.job.stdio else 0)
         with making_sense(self.agent.name, "its vDSO"):
             problems, verdict = preflight.kernel_problems(preview, inside)
         lacking, warnings = preview.cpu.missing(inside.cpu, self.job.cpu_check)
@@ -201,11 +202,11 @@ class _Restoring:
         occupied = [*((vma.start, vma.end) for vma in preview.vmas), *ranges(inside.maps)]
         ground = restore.Ground(
             hole=choose_hole(occupied, overseer.hole_size(len(preview.tids))),
-            channels=preflight.channels(preview, facts),
+            channels=preflight.channels(preview, facts, 3 if self.job.stdio else 0),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
             carrier=preview.cpu.carrier(inside.cpu),
             numbers={},
-            stdio=None,
+            stdio=await self._output(preview),
             taken=taken,
             verdict=verdict,
             droppable=inside.droppable,
@@ -217,6 +218,13 @@ class _Restoring:
         for warning in [*warnings, *others]:
             self.display.warn(warning)
         return facts, inside, replica
+
+    async def _output(self, preview: Preview) -> str | None:
+        """Where the output goes that led to a terminal or another process."""
+        if not preview.streams or self.job.stdio:
+            return None
+        comm = "".join(c if c.isalnum() and c.isascii() else "_" for c in preview.comm)
+        return await self._destination.stdio_log(f"{comm}-{preview.pid}.log")
 
     async def _files(self, preview: Preview) -> tuple[list[Problem], frozenset[str]]:
         """Files that are not as they were. Also the names of deleted files that are taken by now."""

@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.moves import PROGRAM
 from tests.tasks import PATIENCE, children, status_field, wait_until
@@ -61,6 +61,12 @@ class Job:
             except ChildProcessError:
                 wait_until("reaped", lambda: not status_field(self.pid, "State"))
         os.close(self._pidfd)
+
+
+def streams(popen: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes], IO[bytes]]:
+    """Its standard streams, which are pipes."""
+    assert popen.stdin is not None and popen.stdout is not None and popen.stderr is not None
+    return popen.stdin, popen.stdout, popen.stderr
 
 
 def migrate(*arguments: str | Path, code: int = 0, **options: Any) -> tuple[dict[str, Any], str]:

@@ -19,6 +19,7 @@ from tests.kernel.checkpoints import (
     migrate,
     reap_overseers,
     restore,
+    streams,
     until_longer,
     whole_lines,
     without_a_trace,
@@ -279,3 +280,63 @@ def test_damage(victims: Victims, tmp_path: Path, keep: Keep) -> None:
     assert not Path(f"/proc/{job.pid}").exists()
     again, _ = restore(directory)
     keep(again)
+
+
+ECHO = """
+import os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: os.write(2, b"told\\n"))
+for line in sys.stdin:
+    print("heard", line.strip(), flush=True)
+    if line.strip() == "end":
+        sys.exit(7)
+    if line.strip() == "die":
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize(("last", "code"), [("end", 7), ("die", 128 + signal.SIGTERM)])
+def test_standard_streams(tmp_path: Path, keep: Keep, last: str, code: int, taken: bool) -> None:
+    """Those of the command, its signals, and its exit status; also of one whose number is taken."""
+    directory, pipe = tmp_path / "checkpoint", subprocess.PIPE
+    job = keep(Job.start(sys.executable, "-c", ECHO, stdin=pipe, stdout=pipe, stderr=pipe))
+    assert job.popen is not None
+    with job.popen as before:
+        stdin, stdout, _ = streams(before)
+        stdin.write(b"one\n")
+        stdin.flush()
+        assert stdout.readline() == b"heard one\n"
+        dump(job, directory, "--leave-running")
+        if not taken:
+            job.signal(signal.SIGKILL)
+            before.wait()
+        command = [PROGRAM, "restore", "--stdio", str(directory)]
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0) as again:
+            stdin, stdout, stderr = streams(again)
+            said = b""
+            while not said.startswith(b"restored "):
+                said = stderr.readline()
+                assert said
+            stdin.write(b"two\n")
+            assert stdout.readline() == b"heard two\n"
+            again.send_signal(signal.SIGUSR1)
+            assert stderr.readline() == b"told\n"
+            stdin.write(last.encode() + b"\n")
+            assert again.wait(30) == code
+            assert stdout.read() == f"heard {last}\n".encode()
+        job.close()
+
+
+def test_output_goes_to_a_log(tmp_path: Path, keep: Keep) -> None:
+    """Where it led to a pipe, and nobody asked for --stdio."""
+    directory, pipe = tmp_path / "checkpoint", subprocess.PIPE
+    job = keep(Job.start(sys.executable, "-uc", "while 1: print(input())", stdin=pipe, stdout=pipe, stderr=pipe))
+    assert job.popen is not None
+    with job.popen:
+        wait_until("waiting", lambda: status_field(job.pid, "State")[:1] == ["S"])
+        dump(job, directory)
+        again, told = restore(directory)
+        keep(again)
+        again.wait_gone()  # its input has come to its end
+    log = Path(told["stdio_log"])
+    assert log.is_relative_to(tmp_path / "state") and "EOFError" in log.read_text()
