@@ -115,7 +115,7 @@ def new_place(path: str, series: bool) -> Iterator[tuple[Place, str | None]]:
     with ExitStack() as stack:
         if series:
             above = stack.enter_context(_directory(path))
-            if IMAGE in os.listdir(above.path):
+            if PAGES in os.listdir(above.path):
                 raise _refused(path, "is a checkpoint by itself, not a series of them (--track)", "name another one")
             numbers = _numbers(path)
             before = next((name for name in reversed(numbers) if is_whole(os.path.join(path, name))), None)
@@ -126,7 +126,7 @@ def new_place(path: str, series: bool) -> Iterator[tuple[Place, str | None]]:
             place = stack.enter_context(_directory(path))
             if found := sorted(os.listdir(path)):
                 what = f"is not empty ({found[0]})"
-                if IMAGE in found and MANIFEST not in found:
+                if PAGES in found and MANIFEST not in found:
                     what = "has a checkpoint that was never finished"
                 raise _refused(path, what, "remove it, or name another directory")
             yield place, None
@@ -191,7 +191,7 @@ def found_at(path: str) -> tuple[str, list[str]]:
     for name in reversed(numbers):
         if is_whole(os.path.join(path, name)):
             return os.path.join(path, name), numbers
-    if IMAGE in inside or PAGES in inside or numbers:
+    if PAGES in inside or numbers:
         raise ImageError(f"{path}: the checkpoint there was never finished: it has no {MANIFEST}")
     raise ImageError(f"{path}: there is no checkpoint")
 

@@ -94,12 +94,16 @@ def restore(directory: Path, *options: str, **more: Any) -> tuple[Job, dict[str,
     return Job(told["new_pid"]), told
 
 
-def reap_overseers() -> None:
-    """They end when they have let go, or with the process that they are init for; whose child each becomes is up to
-    which of it and its agent ends first."""
+def reap() -> None:
+    """What was orphaned by the end of a command and has ended, or is about to: overseers when they have let go or with
+    the process that they are init for, restorees that came to nothing, agents of commands that were killed. Not before
+    the test has waited for all that it has started and ended itself."""
+    ours = ("memfd:migrate-r", "migrate", "python", "python3")
     for pid in children(os.getpid()):
-        if status_field(pid, "Name")[:1] == ["memfd:migrate-r"]:
-            wait_until("the end of an overseer", lambda pid=pid: os.waitpid(pid, os.WNOHANG)[0])
+        if status_field(pid, "Name")[:1] and status_field(pid, "Name")[0] in ours:
+            wait_until(f"the end of {pid}", lambda pid=pid: os.waitpid(pid, os.WNOHANG)[0])
+    while children(os.getpid()) and os.waitpid(-1, os.WNOHANG)[0]:
+        pass
 
 
 def without_a_trace(directory: Path) -> bool:

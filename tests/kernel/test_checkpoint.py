@@ -17,7 +17,7 @@ from tests.kernel.checkpoints import (
     Job,
     dump,
     migrate,
-    reap_overseers,
+    reap,
     restore,
     streams,
     until_longer,
@@ -75,7 +75,7 @@ def keep() -> Iterator[Keep]:
     yield add
     for job in kept:
         job.close()
-    reap_overseers()
+    reap()
 
 
 def counting(victims: Victims, log: Path, threads: int = 4) -> Job:
@@ -172,7 +172,7 @@ def test_a_stream(victims: Victims, tmp_path: Path, keep: Keep) -> None:
     ):
         done = subprocess.run([PROGRAM, "restore", "-"], input=damaged, capture_output=True)
         assert done.returncode == 5 and said in done.stderr.decode(), done
-    reap_overseers()
+    reap()
     assert not Path(f"/proc/{job.pid}/exe").exists() and log.read_bytes() == before
     done = subprocess.run([PROGRAM, "restore", "-"], input=raw, capture_output=True, check=True)
     assert f"as pid {job.pid}:" in done.stdout.decode()
@@ -240,7 +240,8 @@ def test_the_command_is_killed(victims: Victims, tmp_path: Path, keep: Keep, poi
     until_longer(log)
     assert check_counter(whole_lines(log), 4) > 40
     if point == "whole":
-        assert "pid" in subprocess.run([PROGRAM, "show", directory], capture_output=True, check=True, text=True).stdout
+        shown = subprocess.run([PROGRAM, "show", directory], capture_output=True, check=True, text=True).stdout
+        assert f"process {job.pid} (counter" in shown
         return
     _, err = migrate("restore", directory, code=5)
     assert "was never finished" in err
@@ -255,9 +256,8 @@ def test_a_restore_that_fails_leaves_nothing(victims: Victims, tmp_path: Path, k
     before = log.read_bytes()
     action = "kill" if point.startswith("there-") else "fail"
     _, err = migrate("restore", directory, code=5, env={**os.environ, "MIGRATE_FAULT": f"{point}:{action}"})
-    reap_overseers()
-    wait_until("gone", lambda: not Path(f"/proc/{job.pid}").exists())
-    assert log.read_bytes() == before
+    reap()
+    assert not Path(f"/proc/{job.pid}").exists() and log.read_bytes() == before
     again, _ = restore(directory)
     keep(again)
     until_longer(log)
@@ -276,7 +276,7 @@ def test_damage(victims: Victims, tmp_path: Path, keep: Keep) -> None:
             path.write_bytes(damaged)
             assert str(path) in migrate("restore", directory, code=5)[1]
         path.write_bytes(raw)
-    reap_overseers()
+    reap()
     assert not Path(f"/proc/{job.pid}").exists()
     again, _ = restore(directory)
     keep(again)
