@@ -158,7 +158,10 @@ class Migration:
         self._records = ledger.records(facts.there.boot_id)
         lease = float(faults.pretended("lease").partition("=")[2] or max(LEASE, 2 * self.options.reconnect_for))
         about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename}
-        await self.destination.begin(ledger.id, lease, faults.there(), about)
+        log = self.options.log is not None
+        path = await self.destination.begin(ledger.id, lease, faults.there(), about, log)
+        if path is not None:
+            self.display.note(f"the log on {self.destination.name} is {path}")
 
     async def _prepare(self, preview: Preview, facts: Facts) -> Replica:
         """Overseer and restoree, empty; the last things that could be refused."""
