@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
+from agents import journal
 from migrate import faults, preflight, verify
 from migrate.destination import Destination, Facts, Staged
 from migrate.ending import LEASE, Ending
@@ -57,9 +58,10 @@ async def move(options: Options, display: Display) -> Report:
 
 
 async def _attempt(options: Options, display: Display, own_numbers: bool) -> Report:
+    id = journal.new_id()
     with trio.CancelScope() as interruptible:
-        async with connected(options, display) as (rescue, destination, relay):
-            migration = Migration(options, display, rescue, destination, relay, interruptible, own_numbers)
+        async with connected(options, display, id) as (rescue, destination, relay):
+            migration = Migration(options, display, rescue, destination, relay, interruptible, id, own_numbers)
             report = await migration.run()
     return report
 
@@ -74,6 +76,7 @@ class Migration:
     destination: Destination
     relay: Relay
     interruptible: trio.CancelScope
+    id: str
     own_numbers: bool = False  # in a PID namespace of its own, whether its numbers are taken there or not
     rounds: list[Round] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds
@@ -104,7 +107,7 @@ class Migration:
         await self.rescue.reap()
         return Report(
             ok=True,
-            id=self.ledger.id,
+            id=self.id,
             pid=self.options.pid,
             comm=preview.comm,
             dest=self.options.dest,
@@ -152,7 +155,7 @@ class Migration:
 
     async def _begin(self, preview: Preview, facts: Facts) -> None:
         """From now on there is something to be told of this migration, on both hosts."""
-        self.ending.ledger = ledger = await Ledger.begin(self.options, preview.comm)
+        self.ending.ledger = ledger = await Ledger.begin(self.id, self.options, preview.comm)
         self.display.id = ledger.id
         self.display.detail(f"this is migration {ledger.id}")
         self._records = ledger.records(facts.there.boot_id)
