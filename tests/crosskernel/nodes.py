@@ -74,10 +74,11 @@ class Node(ABC):
         self, argv: Sequence[str], *, stdin: Path = NULL, stdout: Path = NULL, stderr: Path = NULL,
         env: Mapping[str, str] | None = None, cwd: str = "/",
     ) -> int:
-        """Start a process of its own there, in its own session, as a daemon is started; returns its number."""
+        """Start a process of its own there, in its own session, as a daemon is started; returns its number. It is nice:
+        an emulated machine has one core, and whoever is busy on it would be done before anybody has come to move it."""
         streams = f"<{shlex.quote(str(stdin))} >{shlex.quote(str(stdout))} 2>{shlex.quote(str(stderr))}"
         # in the background the shell's child leads no group, so that setsid(1) need not fork: the number stays
-        script = f'setsid "$@" {streams} & echo $!'
+        script = f'setsid nice -n 19 "$@" {streams} & echo $!'
         pid = int(self.run(["sh", "-c", script, "sh", *argv], env=env, cwd=cwd).stdout)
         self.pids.append(pid)
         return pid
