@@ -123,6 +123,8 @@ class Guest(Node):
         for process in reversed(self.processes):
             process.kill()
             process.wait()
+        if self.resident is not None:
+            self.resident.close()
 
 
 class Topology:
@@ -152,6 +154,9 @@ class Topology:
         for name in missing:
             wait_until(f"{name} to boot", self.guests[name].is_up, BOOT_SECONDS)
             self.guests[name].connect()
+            self.guests[name].take_commands()
+        for name in missing:
+            self.guests[name].migrate("--version")  # when it answers, it has settled in
             self.guests[name].clean = self.guests[name].look()
 
     def finish(self) -> list[str]:
@@ -180,6 +185,8 @@ def topology() -> Iterator[Topology]:
         hosts.connected(host, process)
         made = Topology(base, config, net, host, stack)
         wait_until("sshd on the host", lambda: hosts.listens(host))
+        stack.callback(made.host.take_commands().close)
+        made.host.migrate("--version")
         made.host.clean = made.host.look()
         yield made
 
