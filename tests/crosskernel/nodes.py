@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.crosskernel.resident import Resident
+from tests.crosskernel.resident import COMMAND, Resident
 from tests.hosts import NULL, SEARCH
 from tests.tasks import wait_until
 
@@ -75,7 +75,7 @@ class Node(ABC):
 
     def take_commands(self) -> Resident:
         """From now on `migrate` is at hand there."""
-        self.resident = Resident(self.enter(self._env({}, "/")), self.directory)
+        self.resident = Resident(self.enter([*self._env({}, "/"), *COMMAND]), self.directory)
         return self.resident
 
     def migrate(self, *argv: str) -> subprocess.CompletedProcess[str]:

@@ -15,15 +15,16 @@ from typing import Any
 from tests.migration.launcher import ROOT
 
 _PROGRAM = f"import sys; sys.path.insert(0, {ROOT!r}); from tests.migration.launcher import main; main()"
+COMMAND = (sys.executable, "-c", _PROGRAM)
+"""What takes the commands there."""
 
 
 class Resident:
     """The test's end. Commands run one after the other."""
 
-    def __init__(self, enter: Sequence[str], directory: Path) -> None:
-        """``enter``: what runs a command there, with the environment of commands; ``directory``: for their output,
-        which both sides have under that name."""
-        command = [*enter, sys.executable, "-c", _PROGRAM]
+    def __init__(self, command: Sequence[str], directory: Path) -> None:
+        """``command``: what runs `COMMAND` there, from here; ``directory``: for the output, which both sides have under
+        that name."""
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._out, self._err = directory / "migrate.out", directory / "migrate.err"
 
