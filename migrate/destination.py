@@ -12,7 +12,7 @@ from agents import settling
 from agents.hostfacts import VERSION
 from migrate import faults
 from migrate.engine import overseer, vdso
-from migrate.engine.clocks import Clocks
+from migrate.engine.clocks import Clocks, enter_time_namespace
 from migrate.engine.cpu import Cpu
 from migrate.engine.kernel.maps import Mapping, maps
 from migrate.engine.kernel.timens import Offsets, offsets
@@ -67,6 +67,7 @@ class Inside:
     vdso: vdso.VDSO
     timers_by_id: bool
     droppable: bool  # has memory of that kind
+    no_clocks: str  # why there is no time namespace, where one was asked for
     overseer: int  # its PID as the agent sees it
 
 
@@ -206,8 +207,9 @@ class Destination:
         with making_sense(self.agent.name, "what it tells of files"):
             return {path: _stat(answer) for path, answer in zip(paths, reply["stats"], strict=True)}
 
-    async def start_overseer(self, new_pid_namespace: bool) -> Inside:
-        """The overseer, and what it is asked first."""
+    async def start_overseer(self, new_pid_namespace: bool, clocks: Offsets | None) -> Inside:
+        """The overseer, and what it is asked first; what it makes from then on is in a time namespace of its own with
+        ``clocks``."""
         reply = await self.agent.request("overseer", restorees=1, new_pid_namespace=new_pid_namespace)
         with making_sense(self.agent.name, "the address space of its overseer"):
             found = tuple(maps(reply["maps"]))
@@ -216,6 +218,7 @@ class Destination:
         own = vdso.collect(program, vdso.areas(found))
         by_id = timers.probe_restore_ids(program)
         droppable = mapping.probe_droppable(program)
+        refused = enter_time_namespace(program, clocks) if clocks is not None else lambda results: ""
         linked = program.link()
         image = await (await self.run_all([(OVERSEER, linked)], return_image=True)).done()
         with making_sense(self.agent.name, "what its overseer found out"):
@@ -226,7 +229,7 @@ class Destination:
             its = cpu(results)
             if not all(offset + size <= its.xsave_size <= _XSAVE_MOST for _, offset, size in its.components):
                 raise ValueError(f"a CPU with {its.xsave_size} bytes of registers")
-            return Inside(found, its, own(results), by_id(results), can_drop, reply.number("pid"))
+            return Inside(found, its, own(results), by_id(results), can_drop, refused(results), reply.number("pid"))
 
     async def run(self, slot: int, program: Program, return_image: bool = False) -> Running:
         """Send a program; what is awaited is only that it is on its way."""
@@ -294,9 +297,9 @@ class Destination:
             raise Nonsense(f"{self.agent.name}: its log file is {path!r:.100}")
         return path
 
-    async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels, clocks: Offsets | None) -> None:
-        """The restoree, empty; with ``clocks`` in a time namespace of its own."""
-        await (await self.run(OVERSEER, overseer.create(pid, hole, channels, clocks))).done()
+    async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels) -> None:
+        """The restoree, empty."""
+        await (await self.run(OVERSEER, overseer.create(pid, hole, channels))).done()
 
 
 def _stat(answer: dict[str, Any]) -> dict[str, int]:

@@ -317,9 +317,10 @@ class Dumper:
             try:
                 stacks = self._stacks()
                 looked = time.monotonic()
-                problems, ran = leave(self.tracee, self._seen, code, stacks, self._stacks, _LEAVING)
-                if ran:
-                    self._see()
+                problems, seen = leave(self.tracee, self._seen, code, stacks, self._stacks, _LEAVING)
+                if seen is not self._seen:
+                    self._seen = seen
+                    hide_stop(self.tracee, seen)
             except BaseException:
                 self.resume()
                 raise
