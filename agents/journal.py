@@ -24,7 +24,8 @@ import time
 import zlib
 from typing import Any, NamedTuple
 
-from agents import hostfacts
+from agents import private
+from agents.log import Log
 
 SOURCE, DESTINATION = "source", "destination"  # roles
 # States, of the destination. RELEASING and RELEASED have the last tie to the overseer's life undone between them.
@@ -102,19 +103,8 @@ class Directory:
 
     @classmethod
     def opened(cls) -> Directory:
-        """Made where there is none. JournalError: it is not ours alone."""
-        base = os.environ.get("XDG_STATE_HOME") or os.path.join(hostfacts.home(), ".local", "state")
-        os.makedirs(base, 0o700, exist_ok=True)
-        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        path = base
-        for name, forbidden in (("migrate", 0o022), ("journal", 0o077)):
-            path = os.path.join(path, name)
-            try:
-                inner = _enter(fd, name, path, forbidden)
-            finally:
-                os.close(fd)
-            fd = inner
-        return cls(fd, path)
+        """Made where there is none. PermissionError: it is not ours alone (agents/private.py)."""
+        return cls(*private.state_directory("migrate", "journal"))
 
     def names(self) -> list[tuple[str, str]]:
         """Id and role of every journal, the oldest first."""
@@ -157,11 +147,17 @@ class Directory:
             raise
 
     def remove(self, id: str, role: str) -> None:
-        """A journal that nobody needs any more."""
-        try:
-            os.unlink(f"{check_id(id)}.{role}", dir_fd=self.fd)
-        except FileNotFoundError:
-            pass  # somebody else tidied up
+        """A journal that nobody needs any more, and its log."""
+        for name in (f"{check_id(id)}.{role}", *([f"{id}.log"] if role == DESTINATION else [])):
+            try:
+                os.unlink(name, dir_fd=self.fd)
+            except FileNotFoundError:
+                pass  # there was no log, or somebody else tidied up
+
+    def log(self, id: str, pid: object) -> Log:
+        """A new one beside the journal, where the destination agent says what it does."""
+        name = f"{check_id(id)}.log"
+        return Log(private.create(self.fd, name), os.path.join(self.path, name), id, pid)
 
     def socket_path(self, id: str) -> str:
         """Of the socket beside the journal, by way of our descriptor: sun_path has room for 108 bytes only."""
@@ -175,28 +171,6 @@ class Directory:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _enter(parent: int, name: str, path: str, forbidden: int) -> int:
-    """A directory in one that was opened, made where there is none. ``forbidden``: bits of its mode."""
-    try:
-        os.mkdir(name, 0o700, dir_fd=parent)
-    except FileExistsError:
-        pass
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise JournalError(f"{path} is not a directory") from None
-        raise type(error)(error.errno, error.strerror, path) from None
-    found = os.fstat(fd)
-    if found.st_uid != os.geteuid() or found.st_mode & forbidden:
-        os.close(fd)
-        raise JournalError(
-            f"{path} belongs to user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}, so that others could"
-            " have put journals there; remove it, or make it yours and 0700"
-        )
-    return fd
 
 
 class Journal:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
+from agents import journal
 from migrate import faults, preflight, verify
-from migrate.destination import Destination, Facts, Staged
+from migrate.destination import Destination, Facts, Inside, Staged
 from migrate.ending import LEASE, Ending
 from migrate.engine import overseer, restore
 from migrate.engine.clocks import behind, wanted_offsets
@@ -57,9 +58,10 @@ async def move(options: Options, display: Display) -> Report:
 
 
 async def _attempt(options: Options, display: Display, own_numbers: bool) -> Report:
+    id = journal.new_id()
     with trio.CancelScope() as interruptible:
-        async with connected(options, display) as (rescue, destination, relay):
-            migration = Migration(options, display, rescue, destination, relay, interruptible, own_numbers)
+        async with connected(options, display, id) as (rescue, destination, relay):
+            migration = Migration(options, display, rescue, destination, relay, interruptible, id, own_numbers)
             report = await migration.run()
     return report
 
@@ -74,6 +76,7 @@ class Migration:
     destination: Destination
     relay: Relay
     interruptible: trio.CancelScope
+    id: str
     own_numbers: bool = False  # in a PID namespace of its own, whether its numbers are taken there or not
     rounds: list[Round] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds
@@ -104,7 +107,7 @@ class Migration:
         await self.rescue.reap()
         return Report(
             ok=True,
-            id=self.ledger.id,
+            id=self.id,
             pid=self.options.pid,
             comm=preview.comm,
             dest=self.options.dest,
@@ -152,13 +155,16 @@ class Migration:
 
     async def _begin(self, preview: Preview, facts: Facts) -> None:
         """From now on there is something to be told of this migration, on both hosts."""
-        self.ending.ledger = ledger = await Ledger.begin(self.options, preview.comm)
+        self.ending.ledger = ledger = await Ledger.begin(self.id, self.options, preview.comm)
         self.display.id = ledger.id
         self.display.detail(f"this is migration {ledger.id}")
         self._records = ledger.records(facts.there.boot_id)
         lease = float(faults.pretended("lease").partition("=")[2] or max(LEASE, 2 * self.options.reconnect_for))
         about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename}
-        await self.destination.begin(ledger.id, lease, faults.there(), about)
+        log = self.options.log is not None
+        path = await self.destination.begin(ledger.id, lease, faults.there(), about, log)
+        if path is not None:
+            self.display.note(f"the log on {self.destination.name} is {path}")
 
     async def _prepare(self, preview: Preview, facts: Facts) -> Replica:
         """Overseer and restoree, empty; the last things that could be refused."""
@@ -167,14 +173,18 @@ class Migration:
             name = self.destination.name
             self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
         as_init = bool(used) or self.own_numbers
-        inside = await self.destination.start_overseer(new_pid_namespace=as_init)
+        clocks = _clocks(preview, facts)
+        inside = await self.destination.start_overseer(as_init, clocks if facts.offsets is not None else None)
         with making_sense(self.destination.agent.name, "its vDSO"):
             problems, verdict = preflight.kernel_problems(preview, inside)
+        problems += preflight.clock_problems(inside, self.options.no_clock)
         lacking, warnings = preview.cpu.missing(inside.cpu, self.options.cpu_check)
         if problems or lacking:
             raise Refused([*lacking, *problems])
         for warning in warnings:
             self.display.warn(warning)
+        if clocks is not None:
+            self._tell_clocks(preview, facts, inside, clocks)
         self._vdso = verdict.decision.value
         for line in verdict.table():
             self.display.detail(line)
@@ -192,19 +202,16 @@ class Migration:
             droppable=inside.droppable,
         )
         replica = Replica(self.destination, ground, as_init=as_init, pipe_max_size=facts.pipe_max_size)
-        await replica.create(preview.pid, inside.maps, inside.overseer, self._clocks(preview, facts))
+        await replica.create(preview.pid, inside.maps, inside.overseer)
         await faults.reach("created")
         return replica
 
-    def _clocks(self, preview: Preview, facts: Facts) -> Offsets | None:
-        """Of the time namespace in which the process's clocks go on; None: it needs none, or cannot have one."""
-        wanted = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
-        if wanted == (facts.offsets or Offsets()):
-            return None
-        if facts.offsets is None:
-            jump = f"{-wanted.monotonic / NSEC:+.6f} s"
+    def _tell_clocks(self, preview: Preview, facts: Facts, inside: Inside, wanted: Offsets) -> None:
+        """What becomes of them, where they are not those of the destination."""
+        if facts.offsets is None or inside.no_clocks:
+            jump = f"{((facts.offsets or Offsets()).monotonic - wanted.monotonic) / NSEC:+.6f} s"
             self.display.warn(f"CLOCK_MONOTONIC of the process jumps by {jump}, and what it waits for by that clock")
-            return None
+            return
         # Where both hosts have one clock, as containers of one machine do, it is exact.
         error = 0 if facts.here.boot_id == facts.there.boot_id else facts.round_trip
         self.display.detail(
@@ -213,7 +220,6 @@ class Migration:
         )
         if error:
             self._shifted = _Shifted(wanted, Offsets(*preview.clock_offsets), facts.offsets)
-        return wanted
 
     async def _stdio(self, preview: Preview) -> str | None:
         """Where the output goes that leads to a terminal or a pipe here."""
@@ -430,3 +436,9 @@ class _Shifted:
     given: Offsets
     task: Offsets
     own: Offsets
+
+
+def _clocks(preview: Preview, facts: Facts) -> Offsets | None:
+    """Of the time namespace in which the process's clocks go on; None: those that the destination has are right."""
+    wanted = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
+    return wanted if wanted != (facts.offsets or Offsets()) else None

@@ -37,13 +37,7 @@ def host_problems(preview: Preview, facts: Facts, no_clock: bool = False) -> lis
         found.append(Problem("destination", f"the agent lacks {' and '.join(lacking)}", advice))
     wanted = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
     if facts.offsets is None and wanted != Offsets() and not no_clock:
-        found.append(
-            Problem(
-                "destination kernel",
-                "has no time namespaces: CLOCK_MONOTONIC of the process would jump",
-                "it needs CONFIG_TIME_NS, Linux 5.6; or let it jump (--no-clock)",
-            )
-        )
+        found.append(_jump("has no time namespaces", "it needs CONFIG_TIME_NS, Linux 5.6"))
     if preview.resident + _RESERVE > facts.memory_available:
         found.append(
             Problem(
@@ -52,6 +46,19 @@ def host_problems(preview: Preview, facts: Facts, no_clock: bool = False) -> lis
             )
         )
     return found
+
+
+def clock_problems(inside: Inside, no_clock: bool) -> list[Problem]:
+    """The time namespace, which only the overseer could try to make."""
+    if not inside.no_clocks or no_clock:
+        return []
+    advice = "raise user.max_time_namespaces there, and let the agent have CAP_SYS_TIME"
+    return [_jump(f"gives the process no time namespace ({inside.no_clocks})", advice)]
+
+
+def _jump(what: str, advice: str) -> Problem:
+    consequence = "CLOCK_MONOTONIC of the process would jump"
+    return Problem("destination kernel", f"{what}: {consequence}", f"{advice}; or let it jump (--no-clock)")
 
 
 def process_problems(preview: Preview, facts: Facts) -> list[Problem]:

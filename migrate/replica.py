@@ -10,7 +10,6 @@ from migrate.destination import OVERSEER, RESTOREE, Destination, Running, Staged
 from migrate.engine import overseer, restore, vdso
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.maps import Mapping
-from migrate.engine.kernel.timens import Offsets
 from migrate.engine.kinds import address_space
 from migrate.engine.kinds.mapping import droppable, kept
 from migrate.engine.kinds.own_vdso import RestoredVDSO
@@ -41,11 +40,10 @@ class Replica:
         self._pid = 0
         self.outer_pid = 0  # by which the destination knows the process: another one in a PID namespace of its own
 
-    async def create(self, pid: int, maps: Sequence[Mapping], parent: int, clocks: Offsets | None) -> None:
-        """The restoree with its number, and nothing in its address space but the restorer; with ``clocks`` in a time
-        namespace of its own."""
+    async def create(self, pid: int, maps: Sequence[Mapping], parent: int) -> None:
+        """The restoree with its number, and nothing in its address space but the restorer."""
         self._pid = pid
-        await self.destination.create(pid, self.ground.hole, self.ground.channels, clocks)
+        await self.destination.create(pid, self.ground.hole, self.ground.channels)
         program, parked = restore.clear_program(vdso.areas(maps), self.ground.hole)
         own = [address_space.restorers(self.ground.hole)]
         self._vdso = RestoredVDSO(parked, self.ground.verdict, own, self.ground.droppable)

@@ -133,7 +133,7 @@ async def _connected(job: Dump, display: Display, target: Target) -> AsyncIterat
         ring = stack.enter_context(Ring.create())
         sink = Sink(target, display, ring)
         asks = prompt(display) is not None
-        source = await stack.enter_async_context(source_agent(job.pid, ring, sink, display, asks))
+        source = await stack.enter_async_context(source_agent(job.pid, ring, sink, display, asks, "dump"))
         yield Rescue(job.pid, source.agent, source.stream, ring, display, source.sudo), sink
 
 

@@ -134,7 +134,7 @@ class _Restoring:
         try:
             begun = time.monotonic()
             facts, inside, replica = await self._prepare(preview)
-            await replica.create(preview.pid, inside.maps, inside.overseer, self._clocks(preview, facts))
+            await replica.create(preview.pid, inside.maps, inside.overseer)
             await faults.reach("created")
             await replica.lay_out(encode(Layout(image.vmas, self.saved.fill)))
             self.display.phase("reading", self.path)
@@ -193,9 +193,11 @@ class _Restoring:
             self.display.note(f"pid {used[0]} is taken: the process gets a PID namespace of its own")
         as_init = bool(used) or self.own_numbers
         await self._begin(preview)
-        inside = await self._destination.start_overseer(as_init, os.getpid() if self.job.stdio else 0)
+        clocks = self._clocks(preview, facts)
+        inside = await self._destination.start_overseer(as_init, clocks, os.getpid() if self.job.stdio else 0)
         with making_sense(self.agent.name, "its vDSO"):
             problems, verdict = preflight.kernel_problems(preview, inside)
+        problems += preflight.clock_problems(inside, self.job.no_clock)
         lacking, warnings = preview.cpu.missing(inside.cpu, self.job.cpu_check)
         for line in verdict.table():
             self.display.detail(line)
@@ -215,6 +217,8 @@ class _Restoring:
         more, others = replica.judge(self.saved.image)
         if problems or lacking or more:
             raise Refused([*lacking, *problems, *more])
+        if facts.offsets is None or inside.no_clocks:
+            self.display.warn("CLOCK_MONOTONIC of the process jumps, and what it waits for by that clock")
         for warning in [*warnings, *others]:
             self.display.warn(warning)
         return facts, inside, replica
@@ -242,18 +246,15 @@ class _Restoring:
         return found, needs.taken(preview.needs, there)
 
     def _clocks(self, preview: Preview, facts: Facts) -> Offsets | None:
+        """Of the time namespace in which the process's clocks go on; None: those of this host are right, or there are
+        no such namespaces."""
         wanted = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
-        if wanted == (facts.offsets or Offsets()):
-            return None
-        if facts.offsets is None:
-            self.display.warn("CLOCK_MONOTONIC of the process jumps, and what it waits for by that clock")
-            return None
-        return wanted
+        return wanted if facts.offsets is not None and wanted != facts.offsets else None
 
     async def _begin(self, preview: Preview) -> None:
         """Its journal, by which `migrate status` knows of it, and from which is learned what became of it."""
         about = {"pid": preview.pid, "comm": preview.comm, "source": self.path}
-        await self._destination.begin(self.id, _LEASE, faults.there(), about)
+        await self._destination.begin(self.id, _LEASE, faults.there(), about, log=False)
 
     # The end
 

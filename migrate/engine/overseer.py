@@ -14,9 +14,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from migrate.engine.clocks import enter_time_namespace
 from migrate.engine.kernel.syscalls import NUMBERS
-from migrate.engine.kernel.timens import Offsets
 from migrate.engine.program import Buffer, Linked, OpKind, Program
 from migrate.pie import BARE_SYSCALL, ENTER, blob
 
@@ -108,12 +106,9 @@ class Channels:
         return frozenset((self.control, self.data, *self.streams))
 
 
-def create(pid: int, hole: Hole, channels: Channels, clocks: Offsets | None = None, slot: int = 1) -> Program:
-    """The restoree, with the PID it had, in a copy of the restorer that lives in ``hole`` and waits for programs; with
-    ``clocks`` in a time namespace of its own."""
+def create(pid: int, hole: Hole, channels: Channels, slot: int = 1) -> Program:
+    """The restoree, with the PID it had, in a copy of the restorer that lives in ``hole`` and waits for programs."""
     program = Program(f"the creation of pid {pid}")
-    if clocks is not None:
-        enter_time_namespace(program, clocks)
     who = f"pid {pid}"
     code = blob()
     program.syscall(

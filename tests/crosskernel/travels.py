@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from tests.hosts import NULL
 from tests.tasks import wait_until
 from tests.victims import Victims
 
-PROGRAM = str(Path(sys.executable).with_name("migrate"))
 PYTHON = "/usr/bin/python3"
 """The distribution's, for victims: the one that the tests run by may be of somebody's own make."""
 _numbers = itertools.count(1)
@@ -66,8 +64,8 @@ class Travel:
         source, there = self.node, self.world[dest]
         # nothing is measured here: two emulated machines share a core, and the rounds take what they take
         patience = ["--max-downtime", "5s", "--no-converge", "continue"]
-        command = [PROGRAM, "--json", "-v", "-F", str(source.ssh_config), *patience, *check, *options]
-        done = source.run([*command, str(self.pid), there.destination], timeout=600, check=False)
+        command = ["--json", "-v", "-F", str(source.ssh_config), *patience, *check, *options]
+        done = source.migrate(*command, str(self.pid), there.destination)
         self.said = done.stderr
         said = f"{self.at} to {dest}: exit {done.returncode}\n{done.stdout}{done.stderr}{self.complaint}"
         lines = done.stdout.splitlines()

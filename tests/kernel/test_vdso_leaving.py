@@ -45,8 +45,10 @@ class Insider:
         return Stacks(Mappings([(m.start, m.end) for m in self.mappings]), nodefer=False)
 
     def leave(self, tracee: Tracee, seconds: float) -> tuple[list[Problem], bool]:
-        """All threads; its mappings are always the same."""
-        return leave(tracee, tracee.look(), self.code, self.stacks, lambda: self.stacks, seconds)
+        """All threads; its mappings are always the same. Whether any of them has run, too."""
+        before = tracee.look()
+        problems, seen = leave(tracee, before, self.code, self.stacks, lambda: self.stacks, seconds)
+        return problems, seen is not before
 
     def looking_back(self) -> list[str]:
         """What of the code is still on the stacks, above the stack pointers: frames, found the plain way."""

@@ -88,36 +88,41 @@ def test_what_was_torn_is_cut_off_before_more_is_written(home: Path) -> None:
         assert [record.state for record in made.records()] == [BEGUN, ABORTED]
 
 
+def _made(home: Path) -> None:
+    home.parent.mkdir(mode=0o700)
+    home.mkdir(mode=0o700)
+
+
 def _plant_mode(home: Path) -> None:
-    home.mkdir(parents=True, mode=0o700)
+    _made(home)
     home.chmod(0o770)
 
 
 def _plant_parent(home: Path) -> None:
-    home.mkdir(parents=True, mode=0o700)
+    _made(home)
     home.parent.chmod(0o777)
 
 
 def _plant_owner(home: Path) -> None:
-    home.mkdir(parents=True, mode=0o700)
+    _made(home)
     os.chown(home, 4202, 4202)
 
 
 def _plant_link(home: Path) -> None:
-    home.parent.mkdir()
+    home.parent.mkdir(mode=0o700)
     (home.parent / "real").mkdir(mode=0o700)
     home.symlink_to("real")
 
 
 def _plant_file(home: Path) -> None:
-    home.parent.mkdir()
+    home.parent.mkdir(mode=0o700)
     home.touch()
 
 
 @pytest.mark.parametrize("plant", [_plant_mode, _plant_parent, _plant_owner, _plant_link, _plant_file])
 def test_directories_that_others_could_have_made(home: Path, plant: Callable[[Path], None]) -> None:
     plant(home)
-    with pytest.raises(JournalError, match="migrate"):
+    with pytest.raises(PermissionError, match="not a directory of our own"):
         Directory.opened()
 
 
