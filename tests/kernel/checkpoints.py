@@ -7,7 +7,8 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +23,7 @@ class Job:
 
     def __init__(self, pid: int, popen: subprocess.Popen[Any] | None = None) -> None:
         self.pid, self.popen = pid, popen
-        self._closed = False
+        self._closed = self._reaped = False
         self._pidfd = os.pidfd_open(pid)
 
     @classmethod
@@ -39,8 +40,20 @@ class Job:
     def wait_gone(self, seconds: float = 30.0) -> None:
         if not select.select([self._pidfd], [], [], seconds * PATIENCE)[0]:
             raise TimeoutError(f"process {self.pid} still runs")
+        self._reap()
+
+    def _reap(self) -> None:
+        """A zombie has its number."""
+        if self._reaped:
+            return
+        self._reaped = True
         if self.popen is not None:
-            self.popen.wait()  # a zombie has its number
+            self.popen.wait()
+            return
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            wait_until("reaped", lambda: not status_field(self.pid, "State"))
 
     def signal(self, number: int) -> None:
         signal.pidfd_send_signal(self._pidfd, number)
@@ -53,13 +66,7 @@ class Job:
         if self.alive:
             self.signal(signal.SIGKILL)
             self.wait_gone()
-        if self.popen is not None:
-            self.popen.wait()
-        else:
-            try:
-                os.waitpid(self.pid, 0)
-            except ChildProcessError:
-                wait_until("reaped", lambda: not status_field(self.pid, "State"))
+        self._reap()
         os.close(self._pidfd)
 
 
@@ -83,6 +90,7 @@ def dump(job: Job, directory: Path, *options: str, **more: Any) -> dict[str, Any
     told, _ = migrate("dump", *options, str(job.pid), directory, **more)
     if "--leave-running" not in options:
         assert not job.alive
+        job.wait_gone()
         if job.popen is not None:
             assert job.popen.wait() == -signal.SIGKILL
     return told
@@ -104,6 +112,26 @@ def reap() -> None:
             wait_until(f"the end of {pid}", lambda pid=pid: os.waitpid(pid, os.WNOHANG)[0])
     while children(os.getpid()) and os.waitpid(-1, os.WNOHANG)[0]:
         pass
+
+
+Keep = Callable[[Job], Job]
+
+
+@contextmanager
+def keeping() -> Iterator[Keep]:
+    """What is given to it has ended, and is reaped, at the end of the block."""
+    kept: list[Job] = []
+
+    def add(job: Job) -> Job:
+        kept.append(job)
+        return job
+
+    try:
+        yield add
+    finally:
+        for job in kept:
+            job.close()
+        reap()
 
 
 def without_a_trace(directory: Path) -> bool:

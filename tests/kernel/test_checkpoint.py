@@ -8,14 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.kernel.checkpoints import (
     Job,
+    Keep,
     dump,
+    keeping,
     migrate,
     reap,
     restore,
@@ -28,7 +30,6 @@ from tests.moves import PROGRAM
 from tests.tasks import status_field, wait_until
 from tests.victims import Victims, check_counter
 
-Keep = Callable[[Job], Job]
 PAGES = """
 import hashlib, os, signal, sys
 step, room = 0, bytearray(40 << 20)
@@ -66,16 +67,8 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def keep() -> Iterator[Keep]:
     """Ends what it is given."""
-    kept: list[Job] = []
-
-    def add(job: Job) -> Job:
-        kept.append(job)
-        return job
-
-    yield add
-    for job in kept:
-        job.close()
-    reap()
+    with keeping() as add:
+        yield add
 
 
 def counting(victims: Victims, log: Path, threads: int = 4) -> Job:
