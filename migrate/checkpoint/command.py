@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from migrate.checkpoint.attend import adopt, attend
+from migrate.checkpoint.attend import Attendant
 from migrate.checkpoint.directory import found_at, opened
 from migrate.checkpoint.dump import dump
 from migrate.checkpoint.files import FilePages
@@ -31,6 +31,13 @@ def run(job: Job) -> int:
     """Returns the exit code."""
     if isinstance(job, Show):
         return _show(job)
+    if isinstance(job, Restore) and job.stdio:
+        with Attendant() as attendant:
+            return _run(job, attendant)
+    return _run(job)
+
+
+def _run(job: Dump | Restore, attendant: Attendant | None = None) -> int:
     display = choose(
         pid=job.pid if isinstance(job, Dump) else 0,
         comm=_comm(job.pid) if isinstance(job, Dump) else "",
@@ -40,11 +47,9 @@ def run(job: Job) -> int:
         verbose=job.verbose,
     )
     begun = time.monotonic()
-    if isinstance(job, Restore) and job.stdio:
-        adopt()
     try:
         try:
-            outcome = trio.run(supervise, job, display, _doing(job))
+            outcome = trio.run(supervise, job, display, _doing(job, attendant))
         finally:
             display.close()
     except KeyboardInterrupt:  # before the signal was taken over
@@ -52,9 +57,9 @@ def run(job: Job) -> int:
     except (Exception, BaseExceptionGroup) as error:
         return _failed(error, job, begun)
     _finished(outcome, job)
-    if isinstance(job, Restore) and job.stdio:
+    if attendant is not None:
         assert outcome.new_pid is not None and outcome.overseer is not None
-        return attend(outcome.new_pid, outcome.overseer)
+        return attendant.attend(outcome.new_pid, outcome.overseer)
     return 0
 
 
@@ -70,10 +75,12 @@ def _show(job: Show) -> int:
     return 0
 
 
-def _doing(job: Dump | Restore) -> Callable[[Dump | Restore, Display], Awaitable[Outcome]]:
+def _doing(
+    job: Dump | Restore, attendant: Attendant | None
+) -> Callable[[Dump | Restore, Display], Awaitable[Outcome]]:
     if isinstance(job, Dump):
         return functools.partial(_dump, job)
-    return functools.partial(_restore, job)
+    return functools.partial(_restore, job, attendant)
 
 
 async def _dump(job: Dump, _: Dump | Restore, display: Display) -> Outcome:
@@ -85,7 +92,14 @@ async def _dump(job: Dump, _: Dump | Restore, display: Display) -> Outcome:
         return await dump(job, display, target)
 
 
-async def _restore(job: Restore, _: Dump | Restore, display: Display) -> Outcome:
+async def _restore(job: Restore, attendant: Attendant | None, _: Dump | Restore, display: Display) -> Outcome:
+    outcome = await _restored(job, display)
+    if attendant is not None and outcome.new_pid is not None:
+        attendant.meet(outcome.new_pid)
+    return outcome
+
+
+async def _restored(job: Restore, display: Display) -> Outcome:
     if job.directory == STREAM:
         if os.isatty(0):
             raise UsageError("a checkpoint is not typed: redirect standard input")
