@@ -20,10 +20,10 @@ from migrate.checkpoint.jobs import STREAM, Dump, Job, Outcome, Restore, Show
 from migrate.checkpoint.restore import bring_back
 from migrate.checkpoint.stream import StreamPages, StreamReader, StreamTarget
 from migrate.checkpoint.target import directory_target
-from migrate.cli import blame, supervise
 from migrate.errors import ImageError, Interrupted, MigrateError, Refused, UsageError
 from migrate.progress import Display, choose, put
 from migrate.report import subject
+from migrate.supervision import blame, supervise
 from migrate.wording import printable
 
 

@@ -147,7 +147,7 @@ class _Dumping:
     interruptible: trio.CancelScope
     phases: dict[str, float] = field(default_factory=dict)
     _reader: Reader = field(default_factory=Reader)
-    _fill: tuple[int, ...] = ()
+    _fill: set[int] = field(default_factory=set)  # what was found at any look: what was sent is not found again
 
     @property
     def source(self) -> Agent:
@@ -224,7 +224,7 @@ class _Dumping:
         reply = await self.source.request("look")
         layout = decode(Layout, reply.blob)
         self.target.keep(layout.vmas)
-        self._fill = layout.fill
+        self._fill |= set(layout.fill)
         return int(reply["pages"])
 
     async def _send(self, verb: str) -> Reply:
@@ -293,7 +293,7 @@ class _Dumping:
         last = await self._send("send_last")
         if last["again"]:  # nothing was sent
             layout = decode(Layout, last.blob)
-            self._fill = layout.fill
+            self._fill |= set(layout.fill)
             self.target.keep(layout.vmas)
             await self._begin(made(layout.vmas))
             await self._send("send_last")

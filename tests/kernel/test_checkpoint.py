@@ -28,7 +28,7 @@ from tests.kernel.checkpoints import (
 )
 from tests.moves import PROGRAM
 from tests.tasks import status_field, wait_until
-from tests.victims import Victims, check_counter
+from tests.victims import HERE, Victims, check_counter
 
 PAGES = """
 import hashlib, os, signal, sys
@@ -333,3 +333,46 @@ def test_output_goes_to_a_log(tmp_path: Path, keep: Keep) -> None:
         again.wait_gone()  # its input has come to its end
     log = Path(told["stdio_log"])
     assert log.is_relative_to(tmp_path / "state") and "EOFError" in log.read_text()
+
+
+def test_nobody_takes_the_stream(victims: Victims, tmp_path: Path, keep: Keep) -> None:
+    """Who reads goes away, or takes nothing until the user has had enough: the process runs on."""
+    log = tmp_path / "log"
+    job = keep(Job.start(sys.executable, str(HERE / "counter.py"), str(log)))  # more than a pipe holds
+    until_longer(log)
+    command = [PROGRAM, "dump", "--stream", str(job.pid)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as dumping:
+        assert dumping.stdout is not None and dumping.stdout.read(100)
+        dumping.stdout.close()
+        dumping.stdout = None
+        assert b"standard output cannot be written: Broken pipe; the process runs on" in dumping.communicate()[1]
+    assert dumping.returncode == 5
+    until_longer(log)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as dumping:
+        assert dumping.stdout is not None and dumping.stdout.read(100)
+        dumping.send_signal(signal.SIGINT)
+        assert b"interrupted: the process runs on" in dumping.communicate()[1]
+    assert dumping.returncode == 130
+    until_longer(log)
+    assert check_counter(whole_lines(log), 4) > 60
+
+
+def test_a_page_that_a_debugger_wrote_to(tmp_path: Path, keep: Keep) -> None:
+    """In memory that the process itself can only execute."""
+    job, directory = keep(Job.start("sleep", "1000")), tmp_path / "checkpoint"
+    wait_until("asleep", lambda: status_field(job.pid, "Name") == ["sleep"])
+    lines = Path(f"/proc/{job.pid}/maps").read_text().splitlines()
+    end = next(int(line.split("-")[1].split()[0], 16) for line in lines if "r-xp" in line and line.endswith("/sleep"))
+
+    def poke(word: bytes | None = None) -> bytes:
+        with open(f"/proc/{job.pid}/mem", "r+b" if word else "rb", buffering=0) as memory:
+            memory.seek(end - 8)
+            if word is None:
+                return memory.read(8)
+            memory.write(word)
+            return word
+
+    poke(b"debugged")
+    dump(job, directory)
+    job = keep(restore(directory)[0])
+    assert poke() == b"debugged"
