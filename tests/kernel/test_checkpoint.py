@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -147,6 +148,11 @@ def test_a_series(tmp_path: Path, keep: Keep) -> None:
     shown = json.loads(subprocess.run([PROGRAM, "show", "--json", directory], capture_output=True, check=True).stdout)
     assert [each["name"] for each in shown["series"]] == ["0001", "0002", "0003"]
     assert shown["ancestors"] == ["0002", "0001"] and shown["processes"][0]["pid"] == job.pid
+    # One that is not what it was, or gone, is missed by name.
+    (directory / "0001").rename(directory / "away")
+    assert f"{directory}/0001: No such file" in migrate("restore", directory, code=5)[1]
+    shutil.copytree(directory / "0002", directory / "0001")
+    assert f"{directory}/0001 is another checkpoint by now" in migrate("restore", directory, code=5)[1]
 
 
 def test_a_stream(victims: Victims, tmp_path: Path, keep: Keep) -> None:
@@ -255,6 +261,22 @@ def test_a_restore_that_fails_leaves_nothing(victims: Victims, tmp_path: Path, k
     keep(again)
     until_longer(log)
     assert check_counter(whole_lines(log), 4) > 40
+
+
+def test_a_restore_that_is_interrupted(victims: Victims, tmp_path: Path, keep: Keep) -> None:
+    log, directory, hold = tmp_path / "log", tmp_path / "checkpoint", tmp_path / "hold"
+    job = keep(counting(victims, log))
+    dump(job, directory)
+    before, env = log.read_bytes(), {**os.environ, "MIGRATE_FAULT": f"filled:hold={hold}"}
+    with subprocess.Popen([PROGRAM, "restore", directory], env=env, stderr=subprocess.PIPE) as command:
+        wait_until("there", hold.exists, 30)
+        command.send_signal(signal.SIGINT)
+        _, err = command.communicate(timeout=60)
+    assert command.returncode == 130 and b"interrupted: nothing of it is left" in err
+    reap()
+    assert not Path(f"/proc/{job.pid}").exists() and log.read_bytes() == before
+    told = json.loads(subprocess.run([PROGRAM, "--json", "status"], capture_output=True, check=True).stdout)
+    assert [(each["outcome"], each["source"]) for each in told] == [("rolled back", str(directory))]
 
 
 def test_damage(victims: Victims, tmp_path: Path, keep: Keep) -> None:
