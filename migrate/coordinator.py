@@ -157,7 +157,7 @@ class Migration:
         self.display.detail(f"this is migration {ledger.id}")
         self._records = ledger.records(facts.there.boot_id)
         lease = float(faults.pretended("lease").partition("=")[2] or max(LEASE, 2 * self.options.reconnect_for))
-        about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename}
+        about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename, **faults.padding()}
         await self.destination.begin(ledger.id, lease, faults.there(), about)
 
     async def _prepare(self, preview: Preview, facts: Facts) -> Replica:
