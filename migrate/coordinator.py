@@ -37,7 +37,7 @@ from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, Pending, making_sense
+from migrate.transport.agent import Agent, Pending, making_sense, sole
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
 _VERIFIED = 500e6  # bytes per second that are verified, or more
@@ -57,10 +57,26 @@ async def move(options: Options, display: Display) -> Report:
 
 
 async def _attempt(options: Options, display: Display, own_numbers: bool) -> Report:
-    with trio.CancelScope() as interruptible:
-        async with connected(options, display) as (rescue, destination, relay):
-            migration = Migration(options, display, rescue, destination, relay, interruptible, own_numbers)
-            report = await migration.run()
+    interrupted = trio.Event()
+
+    async def notice() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            interrupted.set()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            # While the commit is shielded, somebody has to know that the user does not want to wait.
+            nursery.start_soon(notice)
+            with trio.CancelScope() as interruptible:
+                async with connected(options, display) as (rescue, destination, relay):
+                    migration = Migration(options, display, rescue, destination, relay, interruptible, own_numbers)
+                    migration.ending.interrupted = interrupted
+                    report = await migration.run()
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
     return report
 
 

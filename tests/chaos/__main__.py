@@ -38,9 +38,14 @@ def main(*words: str) -> int:
         wanted = int(os.environ.get("CHAOS_MOVES", "1000"))
         seed = os.environ.get("CHAOS_SEED") or str(time.time_ns() // 1_000_000)
         lanes = int(os.environ.get("CHAOS_LANES", str(_LANES)))
+        end = time.monotonic() + float(os.environ.get("CHAOS_SECONDS", "inf"))
         print(f"{wanted} moves that are hit, on {lanes} pairs of hosts, CHAOS_SEED={seed}", flush=True)
+
+        def enough() -> bool:
+            return tally.hit >= wanted or time.monotonic() > end
+
         with ExitStack() as stack:
-            _tell(_together(stack, seed, lanes, lambda: tally.hit >= wanted), tally, _TOLD)
+            _tell(_together(stack, seed, lanes, enough), tally, _TOLD)
     print(*tally.lines(), sep="\n", flush=True)
     return 1 if tally.broken else 0
 
