@@ -77,6 +77,10 @@ def only(numbers: dict[int, int]) -> None:
         os.close(number + 500)
 
 
+def _flags(number: int) -> int:
+    return fcntl.fcntl(number, fcntl.F_GETFL)
+
+
 def test_terminal_becomes_null_and_log(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     try:
@@ -98,7 +102,7 @@ def test_terminal_becomes_null_and_log(tmp_path: Path) -> None:
             for number in (1, 2, 17):
                 target.do(os.write, number, b"%d;" % number)
             assert log.read_text() == "1;2;17;"
-            assert target.do(fcntl.fcntl, 2, fcntl.F_GETFL) & os.O_APPEND  # type: ignore[operator]
+            assert target.call(_flags, 2) & os.O_APPEND
         with child() as target:
             assert target.do(run_all, linked(table)) == ""
             assert target.proc.link("fd/1") == "/dev/null"

@@ -48,7 +48,7 @@ def test_ten_at_once(two_hosts: Pair, victims: Victims, tmp_path: Path, threads:
         directory = tmp_path / str(number)
         directory.mkdir()
         argv = [victims("counter"), str(directory / "count"), str(threads)]
-        journeys.append(Journey(two_hosts, "counter", directory, two_hosts.a.spawn(argv)))
+        journeys.append(Journey("counter", directory, two_hosts, two_hosts.a.spawn(argv)))
     wait_until("counting", lambda: all((each.directory / "count").exists() for each in journeys))
     commands = [moves.start(two_hosts.a, each.task.pid, two_hosts.b.destination, *OPTIONS) for each in journeys]
     outcomes = [moves.finish(command, 120) for command in commands]
