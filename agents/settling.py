@@ -257,6 +257,7 @@ def survey(directory: Directory) -> list[dict[str, Any]]:
     """Every migration that this host knows of, the oldest first: ``id``, ``role``, ``outcome``, ``why``, ``state`` and
     ``time`` of the last record, and all that was noted of it. Old ones that have come to an end are removed."""
     found = []
+    directory.tidy()
     for id, role in directory.names():
         told: dict[str, Any] = {"id": id, "role": role}
         try:

@@ -180,7 +180,12 @@ def _parser() -> argparse.ArgumentParser:
 
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object last on standard output, however it ends")
-    output.add_argument("--log", metavar="FILE", help="append what happens to FILE, as lines of JSON with times")
+    output.add_argument(
+        "--log",
+        metavar="FILE",
+        help="append what happens to FILE, as lines of JSON with times; the "
+        "destination keeps one of its own beside its journal",
+    )
     output.add_argument(
         "-v",
         "--verbose",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
+from agents import journal
 from migrate import faults, preflight, verify
 from migrate.destination import Destination, Facts, Inside, Staged
 from migrate.ending import LEASE, Ending
@@ -37,7 +38,7 @@ from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, Pending, making_sense
+from migrate.transport.agent import Agent, Pending, making_sense, sole
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
 _VERIFIED = 500e6  # bytes per second that are verified, or more
@@ -57,10 +58,28 @@ async def move(options: Options, display: Display) -> Report:
 
 
 async def _attempt(options: Options, display: Display, own_numbers: bool) -> Report:
-    with trio.CancelScope() as interruptible:
-        async with connected(options, display) as (rescue, destination, relay):
-            migration = Migration(options, display, rescue, destination, relay, interruptible, own_numbers)
-            report = await migration.run()
+    id, interrupted = journal.new_id(), trio.Event()
+
+    async def notice() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            interrupted.set()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            # While the commit is shielded, somebody has to know that the user does not want to wait.
+            nursery.start_soon(notice)
+            with trio.CancelScope() as interruptible:
+                async with connected(options, display, id) as (rescue, destination, relay):
+                    migration = Migration(
+                        options, display, rescue, destination, relay, interruptible, id, own_numbers
+                    )
+                    migration.ending.interrupted = interrupted
+                    report = await migration.run()
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
     return report
 
 
@@ -74,6 +93,7 @@ class Migration:
     destination: Destination
     relay: Relay
     interruptible: trio.CancelScope
+    id: str
     own_numbers: bool = False  # in a PID namespace of its own, whether its numbers are taken there or not
     rounds: list[Round] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds
@@ -104,7 +124,7 @@ class Migration:
         await self.rescue.reap()
         return Report(
             ok=True,
-            id=self.ledger.id,
+            id=self.id,
             pid=self.options.pid,
             comm=preview.comm,
             dest=self.options.dest,
@@ -152,13 +172,16 @@ class Migration:
 
     async def _begin(self, preview: Preview, facts: Facts) -> None:
         """From now on there is something to be told of this migration, on both hosts."""
-        self.ending.ledger = ledger = await Ledger.begin(self.options, preview.comm)
+        self.ending.ledger = ledger = await Ledger.begin(self.id, self.options, preview.comm)
         self.display.id = ledger.id
         self.display.detail(f"this is migration {ledger.id}")
         self._records = ledger.records(facts.there.boot_id)
         lease = float(faults.pretended("lease").partition("=")[2] or max(LEASE, 2 * self.options.reconnect_for))
-        about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename}
-        await self.destination.begin(ledger.id, lease, faults.there(), about)
+        about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename, **faults.padding()}
+        log = self.options.log is not None
+        path = await self.destination.begin(ledger.id, lease, faults.there(), about, log)
+        if path is not None:
+            self.display.note(f"the log on {self.destination.name} is {path}")
 
     async def _prepare(self, preview: Preview, facts: Facts) -> Replica:
         """Overseer and restoree, empty; the last things that could be refused."""

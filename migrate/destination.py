@@ -241,10 +241,14 @@ class Destination:
         pending = await self.agent.submit("run", batch.blob, parts=batch.described, return_image=return_image)
         return Running(pending, batch.parts, self._where)
 
-    async def begin(self, migration: str, lease: float, faults: str, about: dict[str, Any]) -> None:
+    async def begin(self, migration: str, lease: float, faults: str, about: dict[str, Any], log: bool) -> str | None:
         """Its journal there. ``lease``: seconds that it is kept ready for a commit without a word from here; ``about``
-        is noted."""
-        await self.agent.request("begin", migration=migration, lease=lease, faults=faults, about=about)
+        is noted. The path of a log of what is done there, if there is to be one."""
+        reply = await self.agent.request(
+            "begin", migration=migration, lease=lease, faults=faults, about=about, log=log
+        )
+        path = reply["log"]
+        return None if path is None else str(path)
 
     async def stage(
         self, programs: Sequence[tuple[int, Linked]], release: Linked, revocable: int, restoree: int

@@ -28,9 +28,10 @@ class Ledger:
     _halted: bool | None = None
 
     @classmethod
-    async def begin(cls, options: Options, comm: str) -> Ledger:
+    async def begin(cls, id: str, options: Options, comm: str) -> Ledger:
         """Refused where there is no place for it."""
         about = {"pid": options.pid, "comm": comm, "host": os.uname().nodename, **_told(options.connection)}
+        about.update(faults.padding())
 
         try:
             start = settling.start_time(options.pid)
@@ -40,7 +41,6 @@ class Ledger:
         def make() -> Ledger:
             directory = Directory.opened()
             try:
-                id = journal.new_id()
                 made = directory.create(id, SOURCE, start=start, **about)
             except BaseException:
                 directory.close()

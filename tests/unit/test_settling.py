@@ -15,6 +15,7 @@ import trio
 
 from agents import journal, settling
 from agents.journal import ABORTED, BEGUN, COMMITTED, DESTINATION, PREPARED, RELEASED, RELEASING, Directory
+from migrate.transport.agent import AgentError
 from tests.tasks import wait_until
 from tests.unit.test_destination import ID, Side, alive, fake, prepare, side
 
@@ -220,6 +221,41 @@ def test_the_host_was_started_anew(states: Sequence[str], outcome: str) -> None:
         path = Path(directory.path, f"{ID}.destination")
     path.write_bytes(b"".join(journal.line(state, "another boot") for state in states))
     assert settle(settling.COMMIT) == outcome
+
+
+def test_the_agent_says_what_it_does(tmp_path: Path, restoree: Process) -> None:
+    """In a log that goes with its journal."""
+    program = release(COMMIT)
+
+    async def main() -> None:
+        async with side(fake(tmp_path / "pages")) as subject:
+            ask = subject.agent.request
+            about = {"comm": "xz", "pid": 812, "source": "node1"}
+            path = Path((await ask("begin", migration=ID, lease=60, about=about, log=True))["log"])
+            assert path.stat().st_mode & 0o777 == 0o600
+            await ask("overseer", restorees=0)
+            await ask("stage", b"ok" + program, release=len(program), revocable=3, restoree=restoree.pid)
+            await ask("prepare", parts=[[0, 2]])
+            with pytest.raises(AgentError, match="no such verb"):
+                await ask("nonsense")
+            await from_elsewhere(settling.ASK)
+            await ask("commit")
+            await ask("bye")
+
+    trio.run(main)
+    lines = [json.loads(line) for line in (tmp_path / "migrate" / "journal" / f"{ID}.log").read_text().splitlines()]
+    assert {(each["id"], each["pid"]) for each in lines} == {(ID, 812)}
+    told = [each.get("verb") or each.get("state") or each["event"] for each in lines]
+    assert told == [
+        *("begun", "begin", "overseer", "stage", "prepared", "prepare", "nonsense", "asked"),
+        *("released", "commit", "ended"),
+    ]
+    assert (lines[0]["comm"], lines[0]["source"]) == ("xz", "node1") and "no such verb" in lines[6]["error"]
+    elapsed = [each["elapsed"] for each in lines]
+    assert elapsed == sorted(elapsed) and all(each["seconds"] >= 0 for each in lines if each["event"] == "request")
+    with Directory.opened() as directory:
+        directory.remove(ID, DESTINATION)
+    assert not list((tmp_path / "migrate" / "journal").iterdir())
 
 
 def test_nothing_is_known() -> None:
