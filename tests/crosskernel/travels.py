@@ -89,7 +89,7 @@ class Travels:
 
     def start(self, victim: str, at: str, *args: str) -> Travel:
         """Start a compiled victim on an endpoint, and wait until it is ready."""
-        travel = self.run(victim, at, [self._shipped(victim), *args])
+        travel = self.run(victim, at, [self.ship(victim), *args])
         wait_until(f"{victim} on {at}", lambda: "ready\n" in travel.out or travel.err, 120)
         assert "ready\n" in travel.out, travel.complaint
         return travel
@@ -104,8 +104,8 @@ class Travels:
         pid = self.world[at].spawn(argv, stdin=stdin, stdout=out, stderr=err, env={**own, **tunables})
         return Travel(name, directory, self.world, at, pid)
 
-    def _shipped(self, victim: str) -> str:
-        """The compiled victim where all endpoints have it, under one name and with one time."""
+    def ship(self, victim: str) -> str:
+        """The compiled victim where all endpoints have it, under one name and with one time: the name."""
         compiled = Path(self.victims(victim))
         shipped = self.world.directory / compiled.name
         if not shipped.exists():
