@@ -38,6 +38,7 @@ LOCKS, INTENT, DONE, ROLLED_BACK = "locks", "intent", "done", "rolled back"
 _ID = re.compile(r"\d{12}-[0-9a-f]{8}")
 _NAME = re.compile(rf"({_ID.pattern})\.({SOURCE}|{DESTINATION})")
 _TAIL = 512  # bytes; more than any record of the commit has
+_UNNAMED = 60.0  # seconds after which a journal without its name never gets it
 _LIMIT = 1 << 20  # bytes; a journal has a few hundred, and some for each lock
 
 
@@ -122,6 +123,8 @@ class Directory:
             journal.path = os.path.join(self.path, name)
             os.fsync(self.fd)
         except BaseException:
+            for each in (f".{name}", name):
+                _unlink(each, self.fd)
             journal.close()
             raise
         return journal
@@ -148,16 +151,25 @@ class Directory:
 
     def remove(self, id: str, role: str) -> None:
         """A journal that nobody needs any more, and its log."""
-        for name in (f"{check_id(id)}.{role}", *([f"{id}.log"] if role == DESTINATION else [])):
-            try:
-                os.unlink(name, dir_fd=self.fd)
-            except FileNotFoundError:
-                pass  # there was no log, or somebody else tidied up
+        _unlink(f"{check_id(id)}.{role}", self.fd)
+        if role == DESTINATION:
+            _unlink(f"{id}.log", self.fd)
 
     def log(self, id: str, pid: object) -> Log:
         """A new one beside the journal, where the destination agent says what it does."""
         name = f"{check_id(id)}.log"
         return Log(private.create(self.fd, name), os.path.join(self.path, name), id, pid)
+
+    def tidy(self) -> None:
+        """Remove what those have left who were killed before their journal had its name: nothing had begun."""
+        for name in os.listdir(self.fd):
+            if name[:1] != "." or not _NAME.fullmatch(name[1:]):
+                continue
+            try:
+                if os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mtime < time.time() - _UNNAMED:
+                    _unlink(name, self.fd)
+            except FileNotFoundError:
+                pass  # it has its name now
 
     def socket_path(self, id: str) -> str:
         """Of the socket beside the journal, by way of our descriptor: sun_path has room for 108 bytes only."""
@@ -171,6 +183,13 @@ class Directory:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _unlink(name: str, directory: int) -> None:
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass  # there is none, or somebody else tidied up
 
 
 class Journal:
@@ -193,10 +212,12 @@ class Journal:
         return os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def append(self, state: str, sync: bool = True, **fields: Any) -> None:
-        """One more record; on the disk when this returns, if ``sync``."""
+        """One more record; on the disk when this returns, if ``sync``. OSError: it is not there, not even in part."""
         record = line(state, self._boot, **fields)
         written = os.write(self.fd, record)
         if written != len(record):
+            # The next record would stand on the same line. Nobody else writes while we do.
+            os.ftruncate(self.fd, os.fstat(self.fd).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         if sync:
             os.fdatasync(self.fd)

@@ -38,7 +38,7 @@ from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, Pending, making_sense
+from migrate.transport.agent import Agent, Pending, making_sense, sole
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
 _VERIFIED = 500e6  # bytes per second that are verified, or more
@@ -58,11 +58,28 @@ async def move(options: Options, display: Display) -> Report:
 
 
 async def _attempt(options: Options, display: Display, own_numbers: bool) -> Report:
-    id = journal.new_id()
-    with trio.CancelScope() as interruptible:
-        async with connected(options, display, id) as (rescue, destination, relay):
-            migration = Migration(options, display, rescue, destination, relay, interruptible, id, own_numbers)
-            report = await migration.run()
+    id, interrupted = journal.new_id(), trio.Event()
+
+    async def notice() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            interrupted.set()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            # While the commit is shielded, somebody has to know that the user does not want to wait.
+            nursery.start_soon(notice)
+            with trio.CancelScope() as interruptible:
+                async with connected(options, display, id) as (rescue, destination, relay):
+                    migration = Migration(
+                        options, display, rescue, destination, relay, interruptible, id, own_numbers
+                    )
+                    migration.ending.interrupted = interrupted
+                    report = await migration.run()
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
     return report
 
 
@@ -160,7 +177,7 @@ class Migration:
         self.display.detail(f"this is migration {ledger.id}")
         self._records = ledger.records(facts.there.boot_id)
         lease = float(faults.pretended("lease").partition("=")[2] or max(LEASE, 2 * self.options.reconnect_for))
-        about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename}
+        about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename, **faults.padding()}
         log = self.options.log is not None
         path = await self.destination.begin(ledger.id, lease, faults.there(), about, log)
         if path is not None:

@@ -31,6 +31,7 @@ class Ledger:
     async def begin(cls, id: str, options: Options, comm: str) -> Ledger:
         """Refused where there is no place for it."""
         about = {"pid": options.pid, "comm": comm, "host": os.uname().nodename, **_told(options.connection)}
+        about.update(faults.padding())
 
         try:
             start = settling.start_time(options.pid)

@@ -47,9 +47,12 @@ async def _cancel_on_signal(received: AsyncIterator[int], scope: trio.CancelScop
     async for _number in received:
         if not scope.cancel_called:
             display.resume()  # were it suspended, the user would think that nothing happens
-            display.phase("rolling back", "interrupted")
+            if display.committing:
+                display.note(f"interrupted, but {display.decided}: it is too late to roll back")
+            else:
+                display.phase("rolling back", "interrupted")
             scope.cancel()
-        else:
+        elif not display.committing:
             display.note("still rolling back; the process stays here")
 
 

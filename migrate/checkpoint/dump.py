@@ -173,6 +173,7 @@ class _Dumping:
             await self._finish()
             # There is a checkpoint: from here on the process goes on or ends as was asked for, whoever interrupts.
             self.interruptible.shield = True
+            self.display.committing, self.display.decided = True, "the checkpoint is whole"
             await faults.reach("whole")
             if not self.job.leave_running:
                 frozen = time.monotonic() - frozen

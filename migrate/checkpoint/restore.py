@@ -151,6 +151,7 @@ class _Restoring:
             await replica.finish(staged)
             await faults.reach("restored")
             self.interruptible.shield = True
+            self.display.committing, self.display.decided = True, "the process is being let go"
             with trio.CancelScope(shield=True):
                 await self._commit(staged)
         except BaseException as error:

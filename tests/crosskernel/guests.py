@@ -191,6 +191,16 @@ def topology() -> Iterator[Topology]:
         yield made
 
 
+def confined() -> str:
+    """A command that gives a guest's root no more capabilities than this machine's has: a process that has one more
+    cannot come here."""
+    status = Path("/proc/self/status").read_text()
+    bounding = int(next(line for line in status.splitlines() if line.startswith("CapBnd:")).split()[1], 16)
+    highest = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    lacking = ",".join(f"-cap_{number}" for number in range(highest + 1) if not bounding >> number & 1)
+    return f"setpriv --inh-caps={lacking} --bounding-set={lacking}" if lacking else ""
+
+
 def write_accounts(directory: Path) -> None:
     """This machine's accounts, but for root's, who has no password and the quickest shell: bash, which sshd starts,
     would read root's .bashrc, and there may be anything in that."""
@@ -214,7 +224,7 @@ def _boot(guest: Guest, kernel: kernels.Kernel, number: int, cpu: str) -> None:
     (guest.directory / "start").write_text(START.format(
         directory=guest.directory, made=" ".join(XDG.values()), victims=base / VICTIMS, name=VICTIMS,
         cache=default_cache(),
-        sshd=f"{sshd} -f {config} -E {guest.directory}/sshd.log",
+        sshd=f"{confined()} {sshd} -f {config} -E {guest.directory}/sshd.log",
     ))
     image = guest.directory / "initrd"
     image.write_bytes(kernel.modules.read_bytes() + initrd.init())

@@ -7,8 +7,10 @@ import fcntl
 import os
 import select
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from migrate.engine.kinds.epoll import Epoll, Watch
 from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.inotify import Inotify
 from migrate.engine.kinds.memfd import Memfd
-from migrate.engine.kinds.opened import DumpOptions, OpenFile
+from migrate.engine.kinds.opened import Dump, DumpOptions, OpenFile
 from migrate.engine.kinds.placing import Context
 from tests.kernel.descriptor_bed import ANSWER, LOW, REQUEST, Child, child, linked, moved, run_all
 
@@ -247,9 +249,9 @@ def test_eventfd_signalfd_pidfd() -> None:
 def test_eventfd_kind_found_by_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     before = OpenFile.__init__
 
-    def older(self: OpenFile, dump: object, number: int, link: str, raw: str, *rest: object) -> None:
+    def older(self: OpenFile, dump: Dump, number: int, link: str, raw: str, *rest: Any) -> None:
         lines = [line for line in raw.split("\n") if not line.startswith("eventfd-semaphore")]
-        before(self, dump, number, link, "\n".join(lines), *rest)  # type: ignore[arg-type]
+        before(self, dump, number, link, "\n".join(lines), *rest)
 
     monkeypatch.setattr(OpenFile, "__init__", older)
     with child() as source:
@@ -328,9 +330,9 @@ def reuse_watched() -> None:
 
 
 @pytest.mark.parametrize("how", [close_watched, reuse_watched])
-def test_epoll_of_closed_descriptor_is_named(how: object) -> None:
+def test_epoll_of_closed_descriptor_is_named(how: Callable[[], None]) -> None:
     with child() as source:
-        source.do(how)  # type: ignore[arg-type]
+        source.do(how)
         _, problems = source.dump()
         assert len(problems) == 1
         assert problems[0].where == f"pid {source.pid} fd 3"
