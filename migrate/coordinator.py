@@ -62,7 +62,8 @@ async def _attempt(options: Options, display: Display, own_numbers: bool) -> Rep
     async def notice() -> None:
         try:
             await trio.sleep_forever()
-        finally:
+        except trio.Cancelled:
+            # Not passed on: what is committed by now is to be reported, and all else is cancelled by itself.
             interrupted.set()
 
     try:
