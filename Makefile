@@ -37,7 +37,7 @@ test: check
 	$(AS_ROOT) $(BIN)/python -m pytest -m "not every_kernel and not within_kernels" $(PYTEST_ARGS)
 
 test-kernels: kernels
-	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel -m "not within_kernels" $(PYTEST_ARGS)
+	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel -m every_kernel $(PYTEST_ARGS)
 
 test-within-kernels: kernels
 	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel -m within_kernels $(PYTEST_ARGS)

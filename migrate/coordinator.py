@@ -17,12 +17,10 @@ import trio
 
 from agents import journal
 from migrate import faults, preflight, verify
-from migrate.destination import Destination, Facts, Inside, Staged
+from migrate.destination import Destination, Facts, Staged
 from migrate.ending import LEASE, Ending
 from migrate.engine import overseer, restore
-from migrate.engine.clocks import behind, wanted_offsets
 from migrate.engine.image.codec import decode
-from migrate.engine.kernel.timens import NSEC, Offsets
 from migrate.engine.kinds.locks import Held
 from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Layout, Preview
@@ -38,6 +36,7 @@ from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
+from migrate.timekeeping import Timekeeping
 from migrate.transport.agent import Agent, Pending, making_sense, sole
 
 _SPARE_THREADS = 16  # that the process may start while it is on its way
@@ -63,7 +62,8 @@ async def _attempt(options: Options, display: Display, own_numbers: bool) -> Rep
     async def notice() -> None:
         try:
             await trio.sleep_forever()
-        finally:
+        except trio.Cancelled:
+            # Not passed on: what is committed by now is to be reported, and all else is cancelled by itself.
             interrupted.set()
 
     try:
@@ -140,7 +140,7 @@ class Migration:
 
     _tracker = ""
     _vdso = ""
-    _shifted: _Shifted | None = None
+    _clocks: Timekeeping | None = None
 
     _records: overseer.Records | None = None
 
@@ -190,8 +190,8 @@ class Migration:
             name = self.destination.name
             self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
         as_init = bool(used) or self.own_numbers
-        clocks = _clocks(preview, facts)
-        inside = await self.destination.start_overseer(as_init, clocks if facts.offsets is not None else None)
+        self._clocks = clocks = Timekeeping(preview, facts)
+        inside = await self.destination.start_overseer(as_init, clocks.namespace)
         with making_sense(self.destination.agent.name, "its vDSO"):
             problems, verdict = preflight.kernel_problems(preview, inside)
         problems += preflight.clock_problems(inside, self.options.no_clock)
@@ -200,8 +200,7 @@ class Migration:
             raise Refused([*lacking, *problems])
         for warning in warnings:
             self.display.warn(warning)
-        if clocks is not None:
-            self._tell_clocks(preview, facts, inside, clocks)
+        clocks.tell(inside, self.display)
         self._vdso = verdict.decision.value
         for line in verdict.table():
             self.display.detail(line)
@@ -223,21 +222,6 @@ class Migration:
         await faults.reach("created")
         return replica
 
-    def _tell_clocks(self, preview: Preview, facts: Facts, inside: Inside, wanted: Offsets) -> None:
-        """What becomes of them, where they are not those of the destination."""
-        if facts.offsets is None or inside.no_clocks:
-            jump = f"{((facts.offsets or Offsets()).monotonic - wanted.monotonic) / NSEC:+.6f} s"
-            self.display.warn(f"CLOCK_MONOTONIC of the process jumps by {jump}, and what it waits for by that clock")
-            return
-        # Where both hosts have one clock, as containers of one machine do, it is exact.
-        error = 0 if facts.here.boot_id == facts.there.boot_id else facts.round_trip
-        self.display.detail(
-            f"its clocks go on in a time namespace, by {wanted.monotonic / NSEC:+.6f} s; "
-            f"they gain {error / 1e6:.3f} ms at most"
-        )
-        if error:
-            self._shifted = _Shifted(wanted, Offsets(*preview.clock_offsets), facts.offsets)
-
     async def _stdio(self, preview: Preview) -> str | None:
         """Where the output goes that leads to a terminal or a pipe here."""
         wanted = self.options.stdio
@@ -247,20 +231,6 @@ class Migration:
             return wanted
         comm = "".join(c if c.isalnum() and c.isascii() else "_" for c in preview.comm)
         return await self.destination.stdio_log(f"{comm}-{preview.pid}.log")
-
-    async def _behind(self) -> float:
-        """Seconds that the process must stand still so that none of its clocks goes back: while its memory was copied,
-        the destination's may have been the slower ones. Mostly none, or far less than it stands still for anyhow."""
-        shifted = self._shifted
-        if shifted is None:
-            return 0.0
-        here, there, _ = await self.destination.clocks(shifted.own)
-        pretended = float(faults.pretended("drift").partition("=")[2] or 0)
-        seconds = behind(shifted.given, shifted.task, here, there) / NSEC + pretended
-        if seconds > self.options.max_downtime:
-            what = f"the clocks of {self.destination.name} have lost {seconds:.3f} s on ours while it was copied"
-            raise Failed(f"{what}, and its own must not go back; allow more with --max-downtime, or try again")
-        return seconds
 
     # While it runs
 
@@ -346,7 +316,8 @@ class Migration:
         gc.freeze()
         gc.disable()
         try:
-            still = await self._behind()
+            assert self._clocks is not None
+            still = await self._clocks.behind(self.destination, self.options.max_downtime)
             with trio.fail_after(self._patience):
                 begun = await self._freeze(replica, still)
                 await faults.reach("before-commit")
@@ -443,19 +414,3 @@ class Migration:
         expected where more is; and what TCP needs to get over a few lost packets, its timeouts doubling from 0.2 s."""
         verifying = self._resident / _VERIFIED if self.options.verify else 0
         return 5 + 10 * (max(self.options.max_downtime, self._expected) + verifying)
-
-
-@dataclass(frozen=True)
-class _Shifted:
-    """The clocks of a process that has another machine's. ``given``: its time namespace there, as reckoned before its
-    memory was copied; ``task``: that here; ``own``: the destination agent's."""
-
-    given: Offsets
-    task: Offsets
-    own: Offsets
-
-
-def _clocks(preview: Preview, facts: Facts) -> Offsets | None:
-    """Of the time namespace in which the process's clocks go on; None: those that the destination has are right."""
-    wanted = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
-    return wanted if wanted != (facts.offsets or Offsets()) else None

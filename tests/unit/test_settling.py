@@ -115,9 +115,8 @@ def test_the_overseer_dies_in_the_commit(
 
 
 def test_what_was_found_out_cannot_be_written_down(restoree: Process) -> None:
-    """It lives, so it has moved; and when there is room again, the journal says so."""
-    gone = [restoree.pid, 0]
-    people: dict[str, Any] = {"overseer": gone, "restoree": settling.person(restoree.pid)}
+    """It lives, its overseer does not: it has moved. When there is room again, the journal says so."""
+    people: dict[str, Any] = {"overseer": [restoree.pid, 0], "restoree": settling.person(restoree.pid)}
     with Directory.opened() as directory:
         with directory.create(ID, DESTINATION) as record:
             for state in (PREPARED, *COMMIT[:2]):
