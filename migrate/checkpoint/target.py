@@ -12,6 +12,7 @@ from migrate.checkpoint.directory import Opened, Place, new_place, opened
 from migrate.checkpoint.format import IMAGE, PAGE, PAGES, SUMS, Checkpoint, File, Manifest, extents, pack
 from migrate.checkpoint.pages import Ancestor, Buffer, PageMap, PageWriter
 from migrate.engine.image.codec import encode
+from migrate.engine.kinds.mapping import droppable
 from migrate.engine.kinds.vma import VMA
 
 
@@ -34,7 +35,8 @@ class DirectoryTarget:
         self._writer.take(runs, contents)
 
     def keep(self, vmas: Sequence[VMA]) -> None:
-        self._writer.map.keep([(vma.start, vma.end) for vma in vmas if vma.travels])
+        holding = (vma for vma in vmas if vma.travels and not droppable(vma))
+        self._writer.map.keep([(vma.start, vma.end) for vma in holding])
 
     def begin(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
