@@ -100,12 +100,20 @@ class Commitment:
         self.reach("there-prepared")
 
     def released(self) -> None:
-        """The overseer has let it go. It has written that down itself, but for a disk that was full."""
+        """The overseer has let it go. It has written that down itself, but for a disk that was full; what cannot be
+        written down is true all the same."""
         self.state = RELEASED
-        self.log("state", state=RELEASED, why="")
-        if not self.record.ends_with(RELEASED):
+        self._note_release()
+        self.log("state", state=RELEASED, why=self.why)
+
+    def _note_release(self) -> None:
+        if self.record.ends_with(RELEASED):
+            return
+        try:
             self.record.mend()
             self.record.append(RELEASED)
+        except OSError as error:
+            self.why = f"its journal could not be written: {error.strerror}"
 
     def abort(self, why: str) -> None:
         """Before anything is killed. The overseer must not be at work. Where it cannot be written down it holds all the
@@ -141,6 +149,8 @@ class Commitment:
 
     def close(self) -> None:
         """Nobody can ask any more, but for the journal."""
+        if self.state == RELEASED:
+            self._note_release()  # there may be room again
         self.door.close()
         settling.unlisten(self.directory, self.record.id)
         self.record.close()

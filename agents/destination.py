@@ -262,21 +262,29 @@ class Agent(Custody):
         with Directory.opened() as directory:
             return {"journals": settling.survey(directory)}, b""
 
-    def verb_overseer(self, blob: bytes, restorees: int, new_pid_namespace: bool = False) -> Reply:
+    def verb_overseer(
+        self, blob: bytes, restorees: int, new_pid_namespace: bool = False, streams_of: int = 0
+    ) -> Reply:
+        """``streams_of``: a process on this host whose standard streams it gets; 0: none."""
         if self._overseer is not None:
             raise ValueError("there is an overseer already")
         if not 0 <= restorees <= _MAX_RESTOREES:
             raise ValueError(f"{restorees} restorees")
         record = self._commitment.record.reopened() if self._commitment is not None else None
+        streams: list[int] = []
         try:
-            self._overseer = self._started(restorees, new_pid_namespace, record)
+            for number in range(3 if streams_of else 0):
+                streams.append(libc.pidfd_getfd(streams_of, number))
+            self._overseer = self._started(restorees, new_pid_namespace, record, streams)
         finally:
-            if record is not None:
-                os.close(record)
+            for fd in streams if record is None else [record, *streams]:
+                os.close(fd)
         return {"pid": self._overseer.pid, "maps": self._overseer.maps()}, b""
 
-    def _started(self, restorees: int, new_pid_namespace: bool, record: int | None) -> Overseer:
-        rest = restorees, new_pid_namespace, self._stdin, record
+    def _started(
+        self, restorees: int, new_pid_namespace: bool, record: int | None, streams: Sequence[int]
+    ) -> Overseer:
+        rest = restorees, new_pid_namespace, self._stdin, record, streams
         if self._command:
             return Overseer.start(self._command[0], self._command, *rest)
         code = pkgutil.get_data("migrate.pie", "blob.bin")

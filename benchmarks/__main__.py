@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import disk as checkpoints
 from benchmarks import vdso
 from benchmarks.measure import Load, Move, apart, copying, move, stream, victim
 from tests.hosts import Pair, two_hosts
@@ -110,7 +111,15 @@ def proxies(pair: Pair) -> None:
     console.print(vdso.steps(pair))
 
 
-TABLES = {"downtime": downtime, "throughput": throughput, "slowdown": slowdown, "growth": growth, "vdso": proxies}
+def disk(pair: Pair) -> None:
+    """Checkpoints, on this machine alone."""
+    console.print(checkpoints.tables())
+
+
+TABLES = {
+    "downtime": downtime, "throughput": throughput, "slowdown": slowdown, "growth": growth, "vdso": proxies,
+    "disk": disk,
+}  # fmt: skip
 
 
 def main(names: Sequence[str]) -> int:

@@ -27,7 +27,7 @@ from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.program.listing import listing
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, MigrateError, NumberTaken, Problem, Refused
+from migrate.errors import Failed, InDoubt, MigrateError, NumberTaken, Refused
 from migrate.ledger import Ledger
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
@@ -62,7 +62,8 @@ async def _attempt(options: Options, display: Display, own_numbers: bool) -> Rep
     async def notice() -> None:
         try:
             await trio.sleep_forever()
-        finally:
+        except trio.Cancelled:
+            # Not passed on: what is committed by now is to be reported, and all else is cancelled by itself.
             interrupted.set()
 
     try:
@@ -207,7 +208,7 @@ class Migration:
         hole = choose_hole(occupied, overseer.hole_size(len(preview.tids) + _SPARE_THREADS))
         ground = restore.Ground(
             hole=hole,
-            channels=_channels(preview, facts),
+            channels=preflight.channels(preview, facts),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
             carrier=preview.cpu.carrier(inside.cpu),
             numbers={},
@@ -413,14 +414,3 @@ class Migration:
         expected where more is; and what TCP needs to get over a few lost packets, its timeouts doubling from 0.2 s."""
         verifying = self._resident / _VERIFIED if self.options.verify else 0
         return 5 + 10 * (max(self.options.max_downtime, self._expected) + verifying)
-
-
-def _channels(preview: Preview, facts: Facts) -> overseer.Channels:
-    """Two numbers that the process does not use, as high as the destination's limit allows."""
-    soft = min(facts.task.limits.limits[overseer.RLIMIT_NOFILE][0], 1 << 16)
-    free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in preview.descriptors)
-    try:
-        return overseer.Channels(next(free), next(free))
-    except StopIteration:
-        what = f"no two descriptor numbers below {soft} that the process does not use"
-        raise Refused([Problem("destination", what, "raise the limit of open files (ulimit -n) there")]) from None

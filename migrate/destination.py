@@ -207,10 +207,12 @@ class Destination:
         with making_sense(self.agent.name, "what it tells of files"):
             return {path: _stat(answer) for path, answer in zip(paths, reply["stats"], strict=True)}
 
-    async def start_overseer(self, new_pid_namespace: bool, clocks: Offsets | None) -> Inside:
+    async def start_overseer(self, new_pid_namespace: bool, clocks: Offsets | None, streams_of: int = 0) -> Inside:
         """The overseer, and what it is asked first; what it makes from then on is in a time namespace of its own with
-        ``clocks``."""
-        reply = await self.agent.request("overseer", restorees=1, new_pid_namespace=new_pid_namespace)
+        ``clocks``. ``streams_of``: a process there whose standard streams the restoree gets."""
+        reply = await self.agent.request(
+            "overseer", restorees=1, new_pid_namespace=new_pid_namespace, streams_of=streams_of
+        )
         with making_sense(self.agent.name, "the address space of its overseer"):
             found = tuple(maps(reply["maps"]))
         program = Program("facts about the destination")

@@ -9,7 +9,7 @@ from typing import Any
 
 from migrate import faults
 from migrate.destination import Destination, Facts, Inside
-from migrate.engine import vdso
+from migrate.engine import overseer, vdso
 from migrate.engine.clocks import wanted_offsets
 from migrate.engine.kernel.maps import PAGE
 from migrate.engine.kernel.timens import Offsets
@@ -17,7 +17,7 @@ from migrate.engine.kinds import address_space, needs
 from migrate.engine.kinds.credentials import Credentials
 from migrate.engine.kinds.limits import Limits
 from migrate.engine.preview import Preview
-from migrate.errors import Problem
+from migrate.errors import Problem, Refused
 from migrate.transport.agent import Agent, making_sense
 
 _CAPABILITIES = {21: "CAP_SYS_ADMIN", 19: "CAP_SYS_PTRACE"}
@@ -113,3 +113,15 @@ def _difference(path: str, here: Any, there: Any) -> str:
         if "errno" in answer:
             return f"{path} cannot be read {side}: {os.strerror(answer['errno'])}"
     return f"{path} has the same size and time on the destination, but not the same content"
+
+def channels(preview: Preview, facts: Facts, streams: int = 0) -> overseer.Channels:
+    """Two numbers that the process does not use, as high as the destination's limit allows, and as many more as there
+    are ``streams``."""
+    soft = min(facts.task.limits.limits[overseer.RLIMIT_NOFILE][0], 1 << 16)
+    free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in preview.descriptors)
+    try:
+        control, data, *rest = [next(free) for _ in range(2 + streams)]
+        return overseer.Channels(control, data, tuple(rest))
+    except StopIteration:
+        what = f"no {2 + streams} descriptor numbers below {soft} that the process does not use"
+        raise Refused([Problem("destination", what, "raise the limit of open files (ulimit -n) there")]) from None

@@ -22,10 +22,11 @@ PAGE = 4096
 
 class Display(Protocol):
     """What the coordinator calls. Every method returns at once. ``id``: of the migration, once it has one;
-    ``committing``: COMMIT is sent, so that it is too late to roll back."""
+    ``committing``: COMMIT is sent, or what else is ``decided``, so that it is too late to roll back."""
 
     id: str
     committing: bool
+    decided: str
 
     @property
     def rounds(self) -> list[Round]:
@@ -73,6 +74,7 @@ class Quiet:
 
     id = ""
     committing = False
+    decided = "COMMIT was sent"
 
     def __init__(self, stdout: TextIO | None = None, stderr: TextIO | None = None, verbose: int = 0) -> None:
         self.rounds: list[Round] = []

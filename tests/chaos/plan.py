@@ -26,6 +26,7 @@ WEIGHTS = {
 """Kinds of disasters, and how often each comes."""
 LASTING = frozenset(list(WEIGHTS)[list(WEIGHTS).index("link down") :])
 """Those that are undone after a while; the others are the death of somebody."""
+CUTS = frozenset(("link down", "throttled to nothing"))
 
 POINTS = (
     *("intent", "frozen", "sent", "restored", "before-commit", "source-halted", "halted", "there-prepared"),
@@ -35,7 +36,8 @@ POINTS = (
 _PRECISE = 0.45  # of them come at a point, the others at any time
 _TWO = 0.2  # of the moves have two
 _NONE = 0.03  # and some none
-_LONG = 0.12  # of those that last: until the command has given up
+_LONG = 0.15  # of those that last: until the command has given up
+_LONG_ROOM = 0.5  # of those of them that cost no time: what is used up stays used up
 _SHORT = (0.02, 1.2)  # seconds, of the others
 _AGAIN = 0.15  # of `migrate recover` are killed, too
 _VERIFIED = 0.3  # of the moves compare every page
@@ -82,7 +84,7 @@ class Plan:
     @property
     def cuts(self) -> bool:
         """Whether the hosts cannot hear each other for a while: what comes of it ends by timeouts."""
-        return any(blow.kind in ("link down", "throttled to nothing") for blow in self.blows)
+        return any(blow.kind in CUTS for blow in self.blows)
 
 
 def draw(name: str, kinds: tuple[str, ...] = tuple(WEIGHTS)) -> Plan:
@@ -92,12 +94,13 @@ def draw(name: str, kinds: tuple[str, ...] = tuple(WEIGHTS)) -> Plan:
     count = 0 if share < _NONE else 2 if share < _NONE + _TWO else 1
     blows = tuple(_blow(chance, kinds) for _ in range(count))
     again = chance.random() * 0.4 if chance.random() < _AGAIN else None
-    return Plan(name, blows, again, chance.random() < _VERIFIED, chance.randrange(2700, 4000))
+    return Plan(name, blows, again, chance.random() < _VERIFIED, chance.randrange(3150, 3850))
 
 
 def _blow(chance: random.Random, kinds: tuple[str, ...]) -> Blow:
     kind = chance.choices(kinds, [WEIGHTS[each] for each in kinds])[0]
     point = chance.choice(POINTS) if chance.random() < _PRECISE else ""
     delay = chance.choice((0.0, chance.random() * 0.004))
-    lasts = math.inf if chance.random() < _LONG else chance.uniform(*_SHORT)
+    long = _LONG if kind in CUTS else _LONG_ROOM
+    lasts = math.inf if chance.random() < long else chance.uniform(*_SHORT)
     return Blow(kind, point, chance.random() * 1.05, delay, lasts, chance.random())

@@ -19,7 +19,7 @@ LEASE = 5.0  # seconds that a destination waits for a word
 OPTIONS = ("--max-downtime", "1ms", "--no-converge", "continue", "--reconnect-for", "2s")
 HANGS = 100.0  # seconds after which a command that has not ended never will
 AWAY = 12.0  # seconds that the hosts cannot hear each other at most
-_NAP = 0.0005
+_NAP = 0.002
 _SETTLES = 40.0  # seconds for `migrate recover`, called again and again
 KILLED, IN_DOUBT = -9, 6
 
@@ -71,7 +71,8 @@ def strike(run: Run, plan: Plan, pending: list[_Pending], make: Callable[[], Sce
             raise Broken(f"the command has not ended after {HANGS:g} s")
         for each in pending:
             _advance(each, now, make)
-        time.sleep(_NAP)
+        due = min((each.due for each in pending if not each.struck and not each.over), default=math.inf)
+        time.sleep(max(0.0, min(_NAP, due - time.monotonic())))
     for each in pending:
         _undo(each)
         each.release()
@@ -98,6 +99,7 @@ def _advance(each: _Pending, now: float, make: Callable[[], Scene]) -> None:
     except NotThere:
         if each.hold is not None:
             each.release()
+        each.due = now + _NAP
         return
     except TooLate:
         each.over = True

@@ -61,7 +61,8 @@ class Counted:
         self._at += len(content)
         for line in content.splitlines():
             words = line.split()
-            if len(words) != 2 or int(words[0]) != self.lines or int(words[1]) < self.rounds:
+            in_order = len(words) == 2 and words[0] == b"%d" % self.lines and words[1].isdigit()
+            if not in_order or int(words[1]) < self.rounds:
                 raise Broken(f"{line!r} after {self.lines} lines and {self.rounds} rounds")
             self.lines += 1
             self.rounds = int(words[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agents import journal
-from agents.journal import BEGUN, COMMITTED, DESTINATION, INTENT, PREPARED, RELEASING, SOURCE
+from agents.journal import BEGUN, COMMITTED, DESTINATION, LOCKS, PREPARED, RELEASING, SOURCE
 from tests.chaos.resources import Disk
 from tests.hosts import Host
 from tests.migration.journey import Journeys
@@ -84,7 +84,8 @@ def test_there(narrow: Stage, disks: dict[str, Narrow], record: str) -> None:
     result = run.wait()
     assert result.code == (0 if where == THERE else 5), result
     if where == HERE:
-        assert "No space left on device" in result.report["error"], result
+        what = "No space left on device" if record == "prepared" else f"{record.upper()} in the journal"
+        assert what in result.report["error"], result
     found = states_of(narrow.pair.b, doubted.id, DESTINATION)
     assert found[-1] == LAST[record]
     disks[DESTINATION].disk.drain()
@@ -130,6 +131,6 @@ def test_moved_and_not_written_down_here(narrow: Stage, disks: dict[str, Narrow]
     hold.release()
     result = run.wait()
     assert result.code == 0 and "cannot be written: No space left on device" in result.err, result
-    assert states_of(narrow.pair.a, doubted.id, SOURCE)[-1] == INTENT
+    assert states_of(narrow.pair.a, doubted.id, SOURCE)[-1] == LOCKS
     disks[SOURCE].disk.drain()
     assert doubted.settle() == THERE

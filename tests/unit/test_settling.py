@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from agents.journal import ABORTED, BEGUN, COMMITTED, DESTINATION, PREPARED, REL
 from migrate.transport.agent import AgentError
 from tests.tasks import wait_until
 from tests.unit.test_destination import ID, Side, alive, fake, prepare, side
+from tests.unit.test_journal import full
 
 BOOT = journal.boot_id()
 COMMIT = (COMMITTED, RELEASING, RELEASED)
@@ -110,6 +112,22 @@ def test_the_overseer_dies_in_the_commit(
     if outcome == settling.IN_DOUBT:
         assert settle(settling.COMMIT) == settle(settling.ABORT) == outcome
         assert settle(settling.FORCE_ABORT) == settle(settling.FORCE_COMMIT) == settling.ROLLED_BACK
+
+
+def test_what_was_found_out_cannot_be_written_down(restoree: Process) -> None:
+    """It lives, its overseer does not: it has moved. When there is room again, the journal says so."""
+    people: dict[str, Any] = {"overseer": [restoree.pid, 0], "restoree": settling.person(restoree.pid)}
+    with Directory.opened() as directory:
+        with directory.create(ID, DESTINATION) as record:
+            for state in (PREPARED, *COMMIT[:2]):
+                record.append(state, **(people if state == PREPARED else {}))
+            size = os.fstat(record.fd).st_size
+        with full(size + 10):
+            told = settling.settle(directory, ID, settling.ASK)
+        assert told["outcome"] == settling.MOVED and "could not be written down" in told["why"]
+        assert written()[-1] == RELEASING
+        assert settling.settle(directory, ID, settling.ASK)["outcome"] == settling.MOVED
+    assert written()[-1] == RELEASED
 
 
 def test_a_record_of_the_commit_is_torn(tmp_path: Path, restoree: Process) -> None:

@@ -170,26 +170,8 @@ class AddressSpaceReader:
         return bool(changed)
 
     def needs(self) -> list[FileNeed]:
-        """What the destination's file system must have. A file that is only read must have the same content; one that
-        is mapped for writing changes while the task runs."""
-        found: dict[str, FileNeed] = {}
-        for vma in self._result:
-            backing = vma.backing
-            if backing is None or backing.kind not in (FILE, ZERO):
-                continue
-            where = f"{self.where} {vma.start:x}-{vma.end:x}"
-            if backing.kind == ZERO:
-                found.setdefault(backing.path, FileNeed(where, backing.path, DEVICE, rdev=_ZERO_DEVICE))
-                continue
-            writes = vma.shared and "mw" in vma.flags.split()
-            need = found.get(backing.path)
-            if need is None or (writes and not need.writable):
-                found[backing.path] = FileNeed(
-                    *(where, backing.path, NEED_FILE, backing.size, backing.mtime_ns),
-                    content=not writes,
-                    writable=writes,
-                )
-        return list(found.values())
+        """What the destination's file system must have."""
+        return mapped_files(self._result, self.where)
 
     # Flags
 
@@ -382,3 +364,26 @@ def mapped_objects(vmas: Iterable[VMA]) -> dict[tuple[int, int], tuple[tuple[int
         if vma.shared and vma.backing is not None and vma.backing.kind in (SHMEM, MEMFD):
             found.setdefault(vma.backing.key, []).append((vma.offset, vma.size))
     return {key: tuple(sorted(ranges)) for key, ranges in found.items()}
+
+
+def mapped_files(vmas: Iterable[VMA], who: str) -> list[FileNeed]:
+    """What the destination's file system must have for these areas of ``who``. A file that is only read must have the
+    same content; one that is mapped for writing changes while the task runs."""
+    found: dict[str, FileNeed] = {}
+    for vma in vmas:
+        backing = vma.backing
+        if backing is None or backing.kind not in (FILE, ZERO):
+            continue
+        where = f"{who} {vma.start:x}-{vma.end:x}"
+        if backing.kind == ZERO:
+            found.setdefault(backing.path, FileNeed(where, backing.path, DEVICE, rdev=_ZERO_DEVICE))
+            continue
+        writes = vma.shared and "mw" in vma.flags.split()
+        need = found.get(backing.path)
+        if need is None or (writes and not need.writable):
+            found[backing.path] = FileNeed(
+                *(where, backing.path, NEED_FILE, backing.size, backing.mtime_ns),
+                content=not writes,
+                writable=writes,
+            )
+    return list(found.values())
