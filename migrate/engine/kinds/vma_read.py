@@ -13,6 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from migrate.engine.kernel.maps import Mapping, SmapsEntry, maps, smaps
 from migrate.engine.kernel.proc import Proc
@@ -110,8 +111,9 @@ class AddressSpaceReader:
         """What is new since the last reading, from maps; flags of an area that is new by itself from smaps, those of
         one that grew, shrank or changed its protection from what it was."""
         self.vanished = False
+        resized = self._follow_memfds()
         raw = self.proc.text("maps")
-        if raw == self._raw:
+        if raw == self._raw and not resized:
             return self._result
         lines = raw.split("\n")[:-1]
         known = self._by_line
@@ -144,6 +146,28 @@ class AddressSpaceReader:
         self._by_line, self._raw = by_line, raw
         self._result = self._named(coalesce(by_line.values(), self._registered))
         return self._result
+
+    def _follow_memfds(self) -> bool:
+        """The size and the seals of those that are mapped are not in maps. Whether any has changed."""
+        found: dict[Backing, Backing] = {}
+        for vma in self._by_line.values():
+            backing = vma.backing
+            if backing is None or backing.kind != MEMFD or backing in found:
+                continue
+            link = f"map_files/{vma.start:x}-{vma.end:x}"
+            try:
+                found[backing] = replace(backing, size=self.proc.stat(link).st_size, seals=self._seals(link))
+            except (FileNotFoundError, _Vanished):
+                continue  # unmapped since
+        changed = {was: now for was, now in found.items() if was != now}
+        if changed:
+            for line, vma in self._by_line.items():
+                if vma.backing in changed:
+                    self._by_line[line] = replace(vma, backing=changed[vma.backing])
+            for key, known in self._backings.items():
+                if isinstance(known, Backing):
+                    self._backings[key] = changed.get(known, known)
+        return bool(changed)
 
     def needs(self) -> list[FileNeed]:
         """What the destination's file system must have."""
