@@ -62,6 +62,7 @@ class Lane:
     program: str
     traveller: Traveller = field(init=False)
     usual: float = _FIRST
+    killed: int = 0  # for want of memory, there, before this move
     _travellers: int = 0
 
     def __post_init__(self) -> None:
@@ -83,6 +84,7 @@ class Lane:
         here, there, traveller = self.here, self.there, self.traveller
         for side in (here, there):
             side.make_ready()
+        self.killed = _killed(there)
         argv = str(traveller.task.pid), there.host.destination
 
         def scene(run: Run) -> Scene:
@@ -189,8 +191,8 @@ class Aftermath:
 
     def _killed_there(self) -> bool:
         """Memory was to be exhausted there, and the process took part in that after it had been let go."""
-        node = self.lane.there.node
-        return "no memory" in self.told.struck and node.limits["memory"].killed > 0 and released(node)
+        there = self.lane.there
+        return "no memory" in self.told.struck and _killed(there) > self.lane.killed and released(there.node)
 
     def _rest(self, outer: int | None, moved: bool = True) -> None:
         """Nothing else is left, and the journals are right; ``outer``: the process, if there is one."""
@@ -206,6 +208,11 @@ class Aftermath:
         if found := side.usual.left(own):
             trip.status(side.launcher)  # who asks tidies up what those have left who were killed
         return found
+
+
+def _killed(side: Side) -> int:
+    """How many processes were killed there for want of memory, ever."""
+    return side.node.limits["memory"].killed if "memory" in side.node.limits else 0
 
 
 @contextmanager
