@@ -7,7 +7,7 @@ BLOB := migrate/pie/blob.bin
 # Two hosts on one machine are namespaces, and making those takes root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: setup packages kernels check test test-kernels test-within-kernels fuzz demo vagrant-demo bench clean
+.PHONY: setup packages kernels check test test-kernels test-within-kernels fuzz chaos demo vagrant-demo bench clean
 
 setup: packages $(VENV)/installed $(BLOB)
 
@@ -37,7 +37,7 @@ test: check
 	$(AS_ROOT) $(BIN)/python -m pytest -m "not every_kernel and not within_kernels" $(PYTEST_ARGS)
 
 test-kernels: kernels
-	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel -m "not within_kernels" $(PYTEST_ARGS)
+	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel -m every_kernel $(PYTEST_ARGS)
 
 test-within-kernels: kernels
 	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel -m within_kernels $(PYTEST_ARGS)
@@ -49,6 +49,12 @@ FUZZ_SECONDS ?= 60
 fuzz: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	for target in $(FUZZ_TARGETS); do $(AS_ROOT) $(BIN)/python -m tests.fuzz $$target $(FUZZ_SECONDS) || exit 1; done
+
+# At random moments of so many moves something dies, is cut off or runs out; CHAOS_SEED=… repeats what was drawn.
+CHAOS_MOVES ?= 1000
+
+chaos: setup
+	$(AS_ROOT) env CHAOS_MOVES=$(CHAOS_MOVES) CHAOS_SEED=$(CHAOS_SEED) $(BIN)/python -m tests.chaos
 
 demo: setup
 	$(AS_ROOT) $(BIN)/python -m tests.demo

@@ -16,6 +16,7 @@ from typing import Any
 
 from agents import settling
 from agents.journal import ABORTED, BEGUN, DESTINATION, PREPARED, RELEASED, Directory, Journal
+from agents.log import Log
 
 _POLL = 0.002  # seconds between two looks whether a hold is over
 
@@ -23,9 +24,11 @@ _POLL = 0.002  # seconds between two looks whether a hold is over
 class Commitment:
     """One migration, as far as it has come. ``state``: BEGUN, PREPARED, RELEASED or ABORTED, and ``why`` that."""
 
-    def __init__(self, directory: Directory, record: Journal, door: socket.socket, lease: float, faults: str) -> None:
+    def __init__(
+        self, directory: Directory, record: Journal, door: socket.socket, lease: float, faults: str, log: Log | None
+    ) -> None:
         """``lease``: seconds. ``faults``: for tests, as of migrate/faults.py."""
-        self.directory, self.record, self.door, self._lease = directory, record, door, lease
+        self.directory, self.record, self.door, self._lease, self._log = directory, record, door, lease, log
         self.state, self.why = BEGUN, ""
         self.program, self.revocable = b"", 0
         self._faults = dict(part.rpartition(":")[::2] for part in faults.split(",") if part)
@@ -35,12 +38,13 @@ class Commitment:
         self.heard()
 
     @classmethod
-    def begin(cls, id: str, lease: float, faults: str, about: dict[str, Any]) -> Commitment:
-        """Its journal is made. OSError, JournalError: it cannot be."""
+    def begin(cls, id: str, lease: float, faults: str, about: dict[str, Any], log: bool) -> Commitment:
+        """Its journal is made, and a log if there is to be one. OSError, JournalError: it cannot be."""
         directory = Directory.opened()
         try:
             record = directory.create(id, DESTINATION, **about)
             try:
+                kept = directory.log(id, about.get("pid")) if log else None
                 door = settling.listen(directory, id)
             except BaseException:
                 record.close()
@@ -48,9 +52,21 @@ class Commitment:
         except BaseException:
             directory.close()
             raise
-        made = cls(directory, record, door, lease, faults)
+        made = cls(directory, record, door, lease, faults, kept)
+        made.log("begun", source=about.get("source"), comm=about.get("comm"))
         made.reach("there-begun")
         return made
+
+    # The log
+
+    def log(self, event: str, **fields: Any) -> None:
+        """See agents/log.py."""
+        if self._log is not None:
+            self._log.write(event, **fields)
+
+    @property
+    def log_path(self) -> str | None:
+        return self._log.path if self._log is not None else None
 
     # The lease
 
@@ -86,16 +102,26 @@ class Commitment:
         self.program, self.revocable = program, revocable
         self.record.append(PREPARED, sync=False, **self._people)
         self.state = PREPARED
+        self.log("state", state=PREPARED, why="")
         # Whoever closes the session: we are not done.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self.reach("there-prepared")
 
     def released(self) -> None:
-        """The overseer has let it go. It has written that down itself, but for a disk that was full."""
+        """The overseer has let it go. It has written that down itself, but for a disk that was full; what cannot be
+        written down is true all the same."""
         self.state = RELEASED
-        if not self.record.ends_with(RELEASED):
+        self._note_release()
+        self.log("state", state=RELEASED, why=self.why)
+
+    def _note_release(self) -> None:
+        if self.record.ends_with(RELEASED):
+            return
+        try:
             self.record.mend()
             self.record.append(RELEASED)
+        except OSError as error:
+            self.why = f"its journal could not be written: {error.strerror}"
 
     def abort(self, why: str) -> None:
         """Before anything is killed. The overseer must not be at work. Where it cannot be written down it holds all the
@@ -108,6 +134,7 @@ class Commitment:
             self.record.append(ABORTED, sync=prepared, why=why)
         except OSError as error:
             self.why += f" (its journal could not be written: {error.strerror})"
+        self.log("state", state=ABORTED, why=self.why)
 
     def found_out(self) -> None:
         """The overseer died in the middle of the commit: how far it came."""
@@ -116,6 +143,7 @@ class Commitment:
         states = {settling.MOVED: RELEASED, settling.ROLLED_BACK: ABORTED}
         self.state, self.why = states.get(told["outcome"], settling.IN_DOUBT), told["why"]
         self._final = bool(told["final"])
+        self.log("state", state=self.state, why=self.why)
 
     def told(self) -> dict[str, Any]:
         """For who asks: as `settling.settle` answers."""
@@ -130,10 +158,15 @@ class Commitment:
 
     def close(self) -> None:
         """Nobody can ask any more, but for the journal."""
+        if self.state == RELEASED:
+            self._note_release()  # there may be room again
         self.door.close()
         settling.unlisten(self.directory, self.record.id)
         self.record.close()
         self.directory.close()
+        if self._log is not None:
+            self._log.write("ended")
+            self._log.close()
 
     # For tests
 

@@ -85,6 +85,7 @@ class Custody:
             return
         visitor, how = visit
         commitment.heard()
+        commitment.log("asked", how=how)
         if how == settling.ABORT:
             self._called_off = PagesFailed("it was called off from elsewhere", None)
             self._abort("it was called off")

@@ -19,6 +19,7 @@ import pkgutil
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -135,6 +136,15 @@ class Agent(Custody):
         number, verb = fields.pop("id", None), fields.pop("verb", None)
         if type(number) is not int:
             raise frames.FrameError(f"a request without an id: {fields!r:.200}")
+        begun = time.monotonic()
+        error = self._answer(number, verb, fields, blob)
+        if self._commitment is not None:
+            about = {"error": error} if error else {}
+            seconds = round(time.monotonic() - begun, 6)
+            self._commitment.log("request", verb=verb, seconds=seconds, bytes=len(blob), **about)
+
+    def _answer(self, number: int, verb: object, fields: dict[str, Any], blob: bytes | bytearray) -> str:
+        """What was wrong, or nothing."""
         try:
             method = self._verbs.get(verb) if isinstance(verb, str) else None
             if method is None:
@@ -144,26 +154,25 @@ class Agent(Custody):
         except (OutOfStep, ConnectionEnded, MemoryError, frames.FrameError):
             raise
         except NotCommitted as error:
-            self._refuse(number, "not-committed", str(error))
+            return self._refuse(number, "not-committed", str(error))
         except RestorerDied as error:
-            self._refuse(number, "restorer-died", str(error))
+            return self._refuse(number, "restorer-died", str(error))
         except PagesFailed as error:
-            self._refuse(number, "pages", str(error), error.errno)
+            return self._refuse(number, "pages", str(error), error.errno)
         except JournalError as error:
-            self._refuse(number, "journal", str(error))
+            return self._refuse(number, "journal", str(error))
         except OSError as error:
-            self._refuse(number, "os", _os_error(error), error.errno)
+            return self._refuse(number, "os", _os_error(error), error.errno)
         except Exception as error:  # what nobody thought of must not end us: the roll-back is by requests, too
             traceback.print_exc()
-            self._refuse(number, "protocol", f"{verb}: {error}")
-        else:
-            self._write(frames.REPLY, {"id": number, "ok": True, **answer}, answer_blob)
+            return self._refuse(number, "protocol", f"{verb}: {error}")
+        self._write(frames.REPLY, {"id": number, "ok": True, **answer}, answer_blob)
+        return ""
 
-    def _refuse(self, number: int, kind: str, message: str, error: int | None = None) -> None:
-        self._write(
-            frames.REPLY,
-            {"id": number, "ok": False, "error": {"kind": kind, "message": message[:_MESSAGE], "errno": error}},
-        )
+    def _refuse(self, number: int, kind: str, message: str, error: int | None = None) -> str:
+        said = message[:_MESSAGE]
+        self._write(frames.REPLY, {"id": number, "ok": False, "error": {"kind": kind, "message": said, "errno": error}})
+        return said
 
     def _event(self, fields: dict[str, Any]) -> None:
         self._write(frames.EVENT, fields)
@@ -230,15 +239,18 @@ class Agent(Custody):
     def verb_tids(self, blob: bytes) -> Reply:
         return {"tids": hostfacts.numbers_in_use()}, b""
 
-    def verb_begin(self, blob: bytes, migration: str, lease: float, about: dict[str, Any], faults: str = "") -> Reply:
-        """A migration begins: its journal. ``lease``: seconds; ``about`` is noted in it."""
+    def verb_begin(
+        self, blob: bytes, migration: str, lease: float, about: dict[str, Any], faults: str = "", log: bool = False
+    ) -> Reply:
+        """A migration begins: its journal. ``lease``: seconds; ``about`` is noted in it; ``log``: say in a file what
+        is done for it (agents/log.py)."""
         if self._commitment is not None:
             if self._commitment.state != ABORTED:
                 raise ValueError("a migration is under way already")
             self._commitment.close()
         self._called_off, self._release = None, (b"", 0)
-        self._commitment = Commitment.begin(migration, lease, faults, about)
-        return {}, b""
+        self._commitment = Commitment.begin(migration, lease, faults, about, log)
+        return {"log": self._commitment.log_path}, b""
 
     def verb_settle(self, blob: bytes, migration: str, how: str) -> Reply:
         """What became of a migration whose agent has lost its coordinator; see `settling.settle`."""
@@ -250,21 +262,29 @@ class Agent(Custody):
         with Directory.opened() as directory:
             return {"journals": settling.survey(directory)}, b""
 
-    def verb_overseer(self, blob: bytes, restorees: int, new_pid_namespace: bool = False) -> Reply:
+    def verb_overseer(
+        self, blob: bytes, restorees: int, new_pid_namespace: bool = False, streams_of: int = 0
+    ) -> Reply:
+        """``streams_of``: a process on this host whose standard streams it gets; 0: none."""
         if self._overseer is not None:
             raise ValueError("there is an overseer already")
         if not 0 <= restorees <= _MAX_RESTOREES:
             raise ValueError(f"{restorees} restorees")
         record = self._commitment.record.reopened() if self._commitment is not None else None
+        streams: list[int] = []
         try:
-            self._overseer = self._started(restorees, new_pid_namespace, record)
+            for number in range(3 if streams_of else 0):
+                streams.append(libc.pidfd_getfd(streams_of, number))
+            self._overseer = self._started(restorees, new_pid_namespace, record, streams)
         finally:
-            if record is not None:
-                os.close(record)
+            for fd in streams if record is None else [record, *streams]:
+                os.close(fd)
         return {"pid": self._overseer.pid, "maps": self._overseer.maps()}, b""
 
-    def _started(self, restorees: int, new_pid_namespace: bool, record: int | None) -> Overseer:
-        rest = restorees, new_pid_namespace, self._stdin, record
+    def _started(
+        self, restorees: int, new_pid_namespace: bool, record: int | None, streams: Sequence[int]
+    ) -> Overseer:
+        rest = restorees, new_pid_namespace, self._stdin, record, streams
         if self._command:
             return Overseer.start(self._command[0], self._command, *rest)
         code = pkgutil.get_data("migrate.pie", "blob.bin")

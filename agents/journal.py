@@ -24,7 +24,8 @@ import time
 import zlib
 from typing import Any, NamedTuple
 
-from agents import hostfacts
+from agents import private
+from agents.log import Log
 
 SOURCE, DESTINATION = "source", "destination"  # roles
 # States, of the destination. RELEASING and RELEASED have the last tie to the overseer's life undone between them.
@@ -37,6 +38,7 @@ LOCKS, INTENT, DONE, ROLLED_BACK = "locks", "intent", "done", "rolled back"
 _ID = re.compile(r"\d{12}-[0-9a-f]{8}")
 _NAME = re.compile(rf"({_ID.pattern})\.({SOURCE}|{DESTINATION})")
 _TAIL = 512  # bytes; more than any record of the commit has
+_UNNAMED = 60.0  # seconds after which a journal without its name never gets it
 _LIMIT = 1 << 20  # bytes; a journal has a few hundred, and some for each lock
 
 
@@ -102,19 +104,8 @@ class Directory:
 
     @classmethod
     def opened(cls) -> Directory:
-        """Made where there is none. JournalError: it is not ours alone."""
-        base = os.environ.get("XDG_STATE_HOME") or os.path.join(hostfacts.home(), ".local", "state")
-        os.makedirs(base, 0o700, exist_ok=True)
-        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        path = base
-        for name, forbidden in (("migrate", 0o022), ("journal", 0o077)):
-            path = os.path.join(path, name)
-            try:
-                inner = _enter(fd, name, path, forbidden)
-            finally:
-                os.close(fd)
-            fd = inner
-        return cls(fd, path)
+        """Made where there is none. PermissionError: it is not ours alone (agents/private.py)."""
+        return cls(*private.state_directory("migrate", "journal"))
 
     def names(self) -> list[tuple[str, str]]:
         """Id and role of every journal, the oldest first."""
@@ -132,6 +123,8 @@ class Directory:
             journal.path = os.path.join(self.path, name)
             os.fsync(self.fd)
         except BaseException:
+            for each in (f".{name}", name):
+                _unlink(each, self.fd)
             journal.close()
             raise
         return journal
@@ -157,11 +150,26 @@ class Directory:
             raise
 
     def remove(self, id: str, role: str) -> None:
-        """A journal that nobody needs any more."""
-        try:
-            os.unlink(f"{check_id(id)}.{role}", dir_fd=self.fd)
-        except FileNotFoundError:
-            pass  # somebody else tidied up
+        """A journal that nobody needs any more, and its log."""
+        _unlink(f"{check_id(id)}.{role}", self.fd)
+        if role == DESTINATION:
+            _unlink(f"{id}.log", self.fd)
+
+    def log(self, id: str, pid: object) -> Log:
+        """A new one beside the journal, where the destination agent says what it does."""
+        name = f"{check_id(id)}.log"
+        return Log(private.create(self.fd, name), os.path.join(self.path, name), id, pid)
+
+    def tidy(self) -> None:
+        """Remove what those have left who were killed before their journal had its name: nothing had begun."""
+        for name in os.listdir(self.fd):
+            if name[:1] != "." or not _NAME.fullmatch(name[1:]):
+                continue
+            try:
+                if os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mtime < time.time() - _UNNAMED:
+                    _unlink(name, self.fd)
+            except FileNotFoundError:
+                pass  # it has its name now
 
     def socket_path(self, id: str) -> str:
         """Of the socket beside the journal, by way of our descriptor: sun_path has room for 108 bytes only."""
@@ -177,26 +185,11 @@ class Directory:
         self.close()
 
 
-def _enter(parent: int, name: str, path: str, forbidden: int) -> int:
-    """A directory in one that was opened, made where there is none. ``forbidden``: bits of its mode."""
+def _unlink(name: str, directory: int) -> None:
     try:
-        os.mkdir(name, 0o700, dir_fd=parent)
-    except FileExistsError:
-        pass
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise JournalError(f"{path} is not a directory") from None
-        raise type(error)(error.errno, error.strerror, path) from None
-    found = os.fstat(fd)
-    if found.st_uid != os.geteuid() or found.st_mode & forbidden:
-        os.close(fd)
-        raise JournalError(
-            f"{path} belongs to user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}, so that others could"
-            " have put journals there; remove it, or make it yours and 0700"
-        )
-    return fd
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass  # there is none, or somebody else tidied up
 
 
 class Journal:
@@ -219,10 +212,12 @@ class Journal:
         return os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def append(self, state: str, sync: bool = True, **fields: Any) -> None:
-        """One more record; on the disk when this returns, if ``sync``."""
+        """One more record; on the disk when this returns, if ``sync``. OSError: it is not there, not even in part."""
         record = line(state, self._boot, **fields)
         written = os.write(self.fd, record)
         if written != len(record):
+            # The next record would stand on the same line. Nobody else writes while we do.
+            os.ftruncate(self.fd, os.fstat(self.fd).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         if sync:
             os.fdatasync(self.fd)

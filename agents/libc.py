@@ -51,6 +51,15 @@ def mount(source: str, target: str, kind: str, flags: int) -> None:
     _call("mount", source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), None)
 
 
+def pidfd_getfd(pid: int, number: int) -> int:
+    """A copy of a descriptor of another process (pidfd_getfd(2), Linux 5.6), close-on-exec."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return _call("syscall", ctypes.c_long(438), pidfd, number, 0)
+    finally:
+        os.close(pidfd)
+
+
 def executable_memfd(name: str) -> int:
     """A memfd that may be executed, also where the sysctl vm.memfd_noexec is set."""
     try:

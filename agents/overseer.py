@@ -3,8 +3,9 @@
 The overseer is the first restorer: a static executable around the blob, started from a memfd. Its descriptors: 0 is
 the agent's own standard input, from which it reads the contents of pages; 1 and 2 are /dev/null; 3 is its control
 socket; 4 is the journal of the migration, open for appending, or /dev/null; 5, 6, … are the control sockets of the
-restorees that it will create. All of them end with the agent (PR_SET_PDEATHSIG, and
-PTRACE_O_EXITKILL for the restorees) until a program of the commit says otherwise.
+restorees that it will create, and behind them, where a restoree is to have them, come three standard streams. All of
+them end with the agent (PR_SET_PDEATHSIG, and PTRACE_O_EXITKILL for the restorees) until a program of the commit says
+otherwise.
 
 Standard library only, Python 3.9: this travels to the destination.
 """
@@ -68,11 +69,13 @@ class Overseer:
         new_pid_namespace: bool,
         data_fd: int,
         journal: int | None = None,
+        streams: Sequence[int] = (),
     ) -> Overseer:
         """Starts it and waits until it answers.
 
         :param executable: a descriptor or a path.
         :param journal: the descriptor that becomes its 4.
+        :param streams: those that come after the control sockets.
         :param new_pid_namespace: it becomes pid 1 of a new PID namespace, and sees it in /proc.
         :raises OSError: what could not be done, in words. RestorerDied: it ended before it answered.
         """
@@ -85,7 +88,7 @@ class Overseer:
                 pid = _fork(new_pid_namespace)
                 if pid == 0:
                     ends = [child.fileno() for _, child in pairs]
-                    _become(executable, argv, data_fd, journal, ends, new_pid_namespace, tells)
+                    _become(executable, argv, data_fd, journal, ends, streams, new_pid_namespace, tells)
                 overseer = cls(pid, [ours for ours, _ in pairs], data_fd)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -330,6 +333,7 @@ def _become(
     data_fd: int,
     journal: int | None,
     controls: Sequence[int],
+    streams: Sequence[int],
     new_pid_namespace: bool,
     complain: int,
 ) -> NoReturn:
@@ -348,7 +352,7 @@ def _become(
             libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
         doing = "descriptors"
         null = os.open("/dev/null", os.O_RDWR)
-        wanted = [data_fd, null, null, controls[0], null if journal is None else journal, *controls[1:]]
+        wanted = [data_fd, null, null, controls[0], null if journal is None else journal, *controls[1:], *streams]
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(wanted)) for fd in (*wanted, complain)]
         complain = high.pop()
         program = executable

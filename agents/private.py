@@ -12,28 +12,48 @@ import stat
 from agents import hostfacts
 
 
-def state_directory(name: str) -> tuple[int, str]:
-    """``$XDG_STATE_HOME/NAME``, or ``~/.local/state/NAME``, made where there is none: a descriptor and its path. To be
-    closed by the caller, who opens what is in it by the descriptor.
+def state_directory(*names: str) -> tuple[int, str]:
+    """``$XDG_STATE_HOME/NAME…``, or ``~/.local/state/NAME…``, made where there is none: a descriptor and its path. To
+    be closed by the caller, who opens what is in it by the descriptor.
 
     PermissionError: it is not ours alone, or somebody else could put another one in its place.
     """
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(hostfacts.home(), ".local", "state")
-    _make(base)
-    check_ancestors(base)
-    path = os.path.join(base, name)
+    path = os.environ.get("XDG_STATE_HOME") or os.path.join(hostfacts.home(), ".local", "state")
     _make(path)
+    check_ancestors(path)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for name in names:
+        path = os.path.join(path, name)
+        try:
+            inner = _enter(fd, name, path)
+        finally:
+            os.close(fd)
+        fd = inner
+    return fd, path
+
+
+def _enter(parent: int, name: str, path: str) -> int:
+    """A directory of our own in one that was opened, made where there is none."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        os.mkdir(name, 0o700, dir_fd=parent)
+    except FileExistsError:
+        pass  # whose and what it is, is looked at now
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
             raise PermissionError(errno.EPERM, "not a directory of our own", path) from None
-        raise
+        raise type(error)(error.errno, error.strerror, path) from None
     found = os.fstat(fd)
     if found.st_uid != os.geteuid() or found.st_mode & 0o077:
         os.close(fd)
-        raise PermissionError(errno.EPERM, "not a directory of our own with mode 0700", path)
-    return fd, path
+        raise PermissionError(
+            errno.EPERM,
+            f"not a directory of our own with mode 0700: it belongs to user {found.st_uid} with mode "
+            f"{stat.S_IMODE(found.st_mode):04o}, and others could have put files there",
+            path,
+        )
+    return fd
 
 
 def _make(path: str) -> None:
@@ -44,7 +64,7 @@ def _make(path: str) -> None:
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
-            pass  # whose and what it is, is looked at by the caller
+            pass  # whose it is, is looked at by the caller
 
 
 def check_ancestors(path: str) -> None:

@@ -180,20 +180,18 @@ def decide(record: Journal) -> dict[str, Any]:
         if others and overseer == GONE and restoree in ((_SOME,) if state == RELEASING else (_SOME, LIVES)):
             # Those that were just killed show as such within moments.
             if lived:
-                try:
-                    record.mend()
-                    record.append(ABORTED, why="its overseer died before all of it was let go")
-                finally:
-                    end([facts["restoree"], *others])
+                outcome, why = ROLLED_BACK, "its overseer died before all of it was let go"
+                why += _noted(record, ABORTED, why=why)
+                end([facts["restoree"], *others])
+                break
             lived = True
             time.sleep(0.2)
             continue
         if overseer == GONE and state == RELEASING and restoree == LIVES:
             # One that was just killed shows as such within moments.
             if lived:
-                record.mend()
-                record.append(RELEASED, found=True)
-                continue
+                outcome, why = MOVED, _noted(record, RELEASED, found=True).strip()
+                break
             lived = True
             time.sleep(0.2)
             continue
@@ -203,11 +201,7 @@ def decide(record: Journal) -> dict[str, Any]:
                 why = "its overseer was killed at the very moment of letting it go, and nobody can tell if it ran"
                 break
             outcome, why = ROLLED_BACK, "its agent died before it was let go"
-            try:
-                record.mend()
-                record.append(ABORTED, why=why)
-            except OSError as error:  # true all the same, and the next who asks finds out the same
-                why += f" (which could not be written down: {error})"
+            why += _noted(record, ABORTED, why=why)
             break
         if time.monotonic() > deadline:
             who = "overseer" if overseer != GONE else "restoree"
@@ -215,6 +209,16 @@ def decide(record: Journal) -> dict[str, Any]:
             break
         time.sleep(_NAP)
     return {"outcome": outcome, "why": why, "final": final, **_told(records)}
+
+
+def _noted(record: Journal, state: str, **fields: Any) -> str:
+    """Written down, or else why not: it is true all the same, and the next who asks finds out the same."""
+    try:
+        record.mend()
+        record.append(state, **fields)
+    except OSError as error:
+        return f" (which could not be written down: {error.strerror})"
+    return ""
 
 
 def judge(records: list[Record]) -> tuple[str, str]:
@@ -323,6 +327,7 @@ def survey(directory: Directory) -> list[dict[str, Any]]:
     """Every migration that this host knows of, the oldest first: ``id``, ``role``, ``outcome``, ``why``, ``state`` and
     ``time`` of the last record, and all that was noted of it. Old ones that have come to an end are removed."""
     found = []
+    directory.tidy()
     for id, role in directory.names():
         told: dict[str, Any] = {"id": id, "role": role}
         try:

@@ -98,7 +98,7 @@ def _end(number: int, frame: object) -> None:
 
 
 def main() -> int:
-    """Entry point of ``python -m agents.source``."""
+    """Entry point of ``python -m agents.source [RING [MIGRATION]]``; the latter for who looks who holds the process."""
     # Ctrl-C in the terminal is the coordinator's affair: it decides whether to roll back or to finish a commit.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn, TypeVar
 
 from agents.journal import check_id
+from migrate.checkpoint import arguments as checkpoint
+from migrate.checkpoint.jobs import Job
 from migrate.errors import UsageError
 from migrate.options import Connection, Inquiry, Options
+from migrate.parsing import Help, Parser, checked, positive, process_number
 from migrate.transport.target import parse as parse_destination
 from migrate.wording import parse_bandwidth, parse_duration
 
-T = TypeVar("T")
 VERBS = ("status", "recover")
 """In place of a process number."""
 
@@ -43,34 +44,29 @@ examples:
   migrate -J bastion --stdio /var/log/job.log "$(pgrep -n myjob)" node2
   migrate status node2                   the journals here and there
   migrate recover                        settle whatever is in doubt here
+  migrate dump 812 /var/tmp/job          a checkpoint on disk (migrate dump -h)
+  migrate restore /var/tmp/job
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=80)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="migrate",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=_Help,
+        formatter_class=Help,
         allow_abbrev=False,
         add_help=False,
         usage="migrate [options] PID DEST\n"
         "       migrate [options] status [DEST]\n"
-        "       migrate [options] recover [ID] [--commit | --abort]",
+        "       migrate [options] recover [ID] [--commit | --abort]\n"
+        "       migrate dump [options] PID DIR\n"
+        "       migrate restore [options] DIR\n"
+        "       migrate show [options] DIR",
     )
     what = parser.add_argument_group("what and where")
     what.add_argument(
-        "pid", metavar="PID", nargs="?", type=_checked(_pid_or_verb), help="the process; all of its threads move"
+        "pid", metavar="PID", nargs="?", type=checked(_pid_or_verb), help="the process; all of its threads move"
     )
     what.add_argument(
         "dest", metavar="DEST", nargs="?", help="user@host, user@host:port, or a Host of your ssh configuration"
@@ -95,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     ssh = parser.add_argument_group("connection, as ssh has it")
-    ssh.add_argument("-p", dest="port", metavar="PORT", type=_checked(_port), help="port of sshd")
+    ssh.add_argument("-p", dest="port", metavar="PORT", type=checked(_port), help="port of sshd")
     ssh.add_argument(
         "-i", dest="identities", metavar="FILE", action="append", default=[], help="private key; may be repeated"
     )
@@ -109,14 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--max-downtime",
         metavar="TIME",
-        type=_checked(parse_duration),
+        type=checked(parse_duration),
         default=0.3,
         help="how long it may be stopped: 300ms, 0.3s, or a number of milliseconds (default: 300ms)",
     )
     how.add_argument(
         "--max-rounds",
         metavar="N",
-        type=_checked(_positive),
+        type=checked(positive),
         default=30,
         help="how often to go over its memory while it runs (default: 30)",
     )
@@ -130,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--bandwidth",
         metavar="RATE",
-        type=_checked(parse_bandwidth),
+        type=checked(parse_bandwidth),
         help="send no faster than this: 100MB/s, 64MiB/s, 1Gbit/s (default: no limit)",
     )
     how.add_argument(
@@ -166,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--reconnect-for",
         metavar="TIME",
-        type=_checked(parse_duration),
+        type=checked(parse_duration),
         default=60.0,
         help="if the connection breaks in the commit: how long to try to learn what became of it, with the process "
         "stopped (default: 60s)",
@@ -180,7 +176,12 @@ def _parser() -> argparse.ArgumentParser:
 
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object last on standard output, however it ends")
-    output.add_argument("--log", metavar="FILE", help="append what happens to FILE, as lines of JSON with times")
+    output.add_argument(
+        "--log",
+        metavar="FILE",
+        help="append what happens to FILE, as lines of JSON with times; the "
+        "destination keeps one of its own beside its journal",
+    )
     output.add_argument(
         "-v",
         "--verbose",
@@ -196,8 +197,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: Sequence[str]) -> Options | Inquiry:
+def parse(argv: Sequence[str]) -> Options | Inquiry | Job:
     """What ``argv`` asks for. UsageError if it makes no sense; SystemExit after --help and --version."""
+    job = checkpoint.parse(argv)
+    if job is not None:
+        return job
     given = vars(_parser().parse_args(argv))
     if given["quiet"] and given["verbose"]:
         raise UsageError("-q and -v contradict each other")
@@ -230,40 +234,12 @@ def _id(text: str | None) -> str | None:
         raise UsageError(f"{error}, as migrate status lists them") from None
 
 
-def _checked(parse_value: Callable[[str], T]) -> Callable[[str], T]:
-    """argparse drops what a ValueError says; this keeps it."""
-
-    def parse_or_explain(text: str) -> T:
-        try:
-            return parse_value(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse_or_explain
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ValueError(f"{text!r} is not a positive number")
-    return int(text)
-
-
 def _pid_or_verb(text: str) -> int | str:
-    return text if text in VERBS else _pid(text)
-
-
-def _pid(text: str) -> int:
-    try:
-        number = _positive(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a process number") from None
-    if number >= 1 << 22:  # PID_MAX_LIMIT, proc(5)
-        raise ValueError(f"{text} is greater than any process number")
-    return number
+    return text if text in VERBS else process_number(text)
 
 
 def _port(text: str) -> int:
-    number = _positive(text)
+    number = positive(text)
     if number > 65535:
         raise ValueError(f"{text} is not a port")
     return number

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from migrate.arguments import parse
-from migrate.errors import InDoubt, Interrupted, MigrateError, Refused, UsageError
+from migrate.errors import Interrupted, MigrateError, Refused, UsageError
 from migrate.log import Logged, open_log
 from migrate.options import Inquiry, Options
 from migrate.progress import Display, choose, put
 from migrate.report import Report, subject
+from migrate.supervision import blame, supervise
 from migrate.wording import printable
-
-if TYPE_CHECKING:
-    import trio
 
 Mover = Callable[[Options, Display], Awaitable[Report]]
 
@@ -41,6 +37,10 @@ def main(argv: Sequence[str] | None = None, move: Mover | None = None) -> int:
         return error.exit_code
     if isinstance(options, Inquiry):
         return _inquire(options)
+    if not isinstance(options, Options):
+        from migrate.checkpoint.command import run
+
+        return run(options)
     comm = _comm(options.pid)
     display = choose(
         pid=options.pid, comm=comm, dest=options.dest, quiet=options.quiet, json=options.json, verbose=options.verbose
@@ -95,51 +95,6 @@ def _run(options: Options, display: Display, move: Mover | None) -> Report:
     return trio.run(supervise, options, display, move)
 
 
-async def supervise(options: Options, display: Display, move: Mover) -> Report:
-    """Run ``move`` until it ends or a signal cancels it. After the commit it may shield itself: then it has moved."""
-    import trio
-
-    outcome: Report | Exception = Interrupted()
-    with trio.open_signal_receiver(*_signals()) as received:
-        async with trio.open_nursery() as background:
-            with trio.CancelScope() as scope:
-                background.start_soon(_cancel_on_signal, received, scope, display)
-                background.start_soon(_tick, display)
-                try:
-                    outcome = await move(options, display)
-                except Exception as error:
-                    outcome = error
-            background.cancel_scope.cancel()
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
-
-
-def _signals() -> Iterator[signal.Signals]:
-    """Those that mean "stop"; but not one that we were told to ignore, as nohup and a shell's & do."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            yield number
-
-
-async def _cancel_on_signal(received: AsyncIterator[int], scope: trio.CancelScope, display: Display) -> None:
-    async for _number in received:
-        if not scope.cancel_called:
-            display.resume()  # were it suspended, the user would think that nothing happens
-            display.phase("rolling back", "interrupted")
-            scope.cancel()
-        else:
-            display.note("still rolling back; the process stays here")
-
-
-async def _tick(display: Display) -> None:
-    import trio
-
-    while True:
-        await trio.sleep(0.1)
-        display.tick()
-
-
 def _failed(
     error: BaseException, options: Options, comm: str, display: Display, began: float, log: Logged | None
 ) -> int:
@@ -178,22 +133,6 @@ def _told(error: BaseException, text: str, who: str, dest: str) -> str:
         reasons = "\n".join(f"  - {printable(str(problem))}" for problem in error.problems)
         return f"{who} cannot be moved to {printable(dest)}; nothing was changed:\n{reasons}"
     return printable(text)
-
-
-def blame(error: BaseException) -> BaseException:
-    """The one error to tell of. A group (of tasks that failed together) is as bad as the worst in it: doubt about the
-    commit before all else, then a bug of ours, then the first that has a sentence to say."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    return min((blame(inner) for inner in error.exceptions), key=_rank)
-
-
-def _rank(error: BaseException) -> int:
-    if isinstance(error, InDoubt):
-        return 0
-    if isinstance(error, KeyboardInterrupt):
-        return 3
-    return 2 if isinstance(error, MigrateError) else 1
 
 
 def _comm(pid: int) -> str:

@@ -16,20 +16,19 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
+from agents import journal
 from migrate import faults, preflight, verify
 from migrate.destination import RESTOREE, Destination, Facts, Staged
 from migrate.ending import LEASE, Ending
 from migrate.engine import kin, overseer, restore
-from migrate.engine.clocks import behind, wanted_offsets
 from migrate.engine.image.codec import decode
-from migrate.engine.kernel.timens import NSEC, Offsets
 from migrate.engine.kinds.locks import Held
 from migrate.engine.memory.layout import choose_hole, collides, ranges
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.program.listing import listing
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, MigrateError, NumberTaken, Problem, Refused
+from migrate.errors import Failed, InDoubt, MigrateError, NumberTaken, Refused
 from migrate.ledger import Ledger
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
@@ -39,7 +38,8 @@ from migrate.replica import Replica
 from migrate.replicas import Replicas
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, AgentError, Pending, making_sense
+from migrate.timekeeping import Timekeeping
+from migrate.transport.agent import Agent, AgentError, Pending, making_sense, sole
 
 _ATTEMPTS = 4  # to move a tree that others join or leave meanwhile
 _SPARE_THREADS = 16  # that the process may start while it is on its way
@@ -69,10 +69,29 @@ async def move(options: Options, display: Display) -> Report:
 
 
 async def _attempt(options: Options, display: Display, own_numbers: bool) -> Report:
-    with trio.CancelScope() as interruptible:
-        async with connected(options, display) as (rescue, destination, relay):
-            migration = Migration(options, display, rescue, destination, relay, interruptible, own_numbers)
-            report = await migration.run()
+    id, interrupted = journal.new_id(), trio.Event()
+
+    async def notice() -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            # Not passed on: what is committed by now is to be reported, and all else is cancelled by itself.
+            interrupted.set()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            # While the commit is shielded, somebody has to know that the user does not want to wait.
+            nursery.start_soon(notice)
+            with trio.CancelScope() as interruptible:
+                async with connected(options, display, id) as (rescue, destination, relay):
+                    migration = Migration(
+                        options, display, rescue, destination, relay, interruptible, id, own_numbers
+                    )
+                    migration.ending.interrupted = interrupted
+                    report = await migration.run()
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
     return report
 
 
@@ -87,6 +106,7 @@ class Migration:
     destination: Destination
     relay: Relay
     interruptible: trio.CancelScope
+    id: str
     own_numbers: bool = False  # in a PID namespace of its own, whether its numbers are taken there or not
     rounds: list[Round] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds
@@ -119,7 +139,7 @@ class Migration:
         await self.rescue.reap()
         return Report(
             ok=True,
-            id=self.ledger.id,
+            id=self.id,
             pid=self.options.pid,
             comm=preview.comm,
             dest=self.options.dest,
@@ -135,7 +155,7 @@ class Migration:
 
     _tracker = ""
     _vdso = ""
-    _shifted: _Shifted | None = None
+    _clocks: Timekeeping | None = None
 
     _records: overseer.Records | None = None
 
@@ -179,13 +199,16 @@ class Migration:
 
     async def _begin(self, preview: Preview, facts: Facts) -> None:
         """From now on there is something to be told of this migration, on both hosts."""
-        self.ending.ledger = ledger = await Ledger.begin(self.options, preview.comm, self._people)
+        self.ending.ledger = ledger = await Ledger.begin(self.id, self.options, preview.comm, self._people)
         self.display.id = ledger.id
         self.display.detail(f"this is migration {ledger.id}")
         self._records = ledger.records(facts.there.boot_id)
         lease = float(faults.pretended("lease").partition("=")[2] or max(LEASE, 2 * self.options.reconnect_for))
-        about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename}
-        await self.destination.begin(ledger.id, lease, faults.there(), about)
+        about = {"pid": preview.pid, "comm": preview.comm, "source": os.uname().nodename, **faults.padding()}
+        log = self.options.log is not None
+        path = await self.destination.begin(ledger.id, lease, faults.there(), about, log)
+        if path is not None:
+            self.display.note(f"the log on {self.destination.name} is {path}")
 
     async def _prepare(self, preview: Preview, facts: Facts) -> Replicas:
         """Overseer and restoree, empty; the last things that could be refused."""
@@ -197,15 +220,18 @@ class Migration:
             name = self.destination.name
             self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
         as_init = bool(used) or self.own_numbers
-        inside = await self.destination.start_overseer(as_init, len(previews))
+        self._clocks = clocks = Timekeeping(preview, facts)
+        inside = await self.destination.start_overseer(as_init, clocks.namespace, len(previews))
         with making_sense(self.destination.agent.name, "its vDSO"):
             judged = [preflight.kernel_problems(each, inside) for each in previews]
         problems = [problem for found, _ in judged for problem in found]
+        problems += preflight.clock_problems(inside, self.options.no_clock)
         lacking, warnings = preview.cpu.missing(inside.cpu, self.options.cpu_check)
         if problems or lacking:
             raise Refused([*lacking, *problems])
         for warning in warnings:
             self.display.warn(warning)
+        clocks.tell(inside, self.display)
         self._vdso = judged[0][1].decision.value
         for line in judged[0][1].table():
             self.display.detail(line)
@@ -214,7 +240,7 @@ class Migration:
         hole = choose_hole(occupied, overseer.hole_size(threads + _SPARE_THREADS))
         ground = restore.Ground(
             hole=hole,
-            channels=_channels(previews, facts),
+            channels=preflight.channels(previews, facts),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
             carrier=preview.cpu.carrier(inside.cpu),
             numbers={},
@@ -228,28 +254,9 @@ class Migration:
             for slot, (each, (_, verdict)) in enumerate(zip(previews, judged, strict=True), RESTOREE)
         ]
         replica = Replicas(self.destination, members, tree, as_init)
-        await replica.create(inside.maps, inside.overseer, self._clocks(preview, facts))
+        await replica.create(inside.maps, inside.overseer)
         await faults.reach("created")
         return replica
-
-    def _clocks(self, preview: Preview, facts: Facts) -> Offsets | None:
-        """Of the time namespace in which the process's clocks go on; None: it needs none, or cannot have one."""
-        wanted = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
-        if wanted == (facts.offsets or Offsets()):
-            return None
-        if facts.offsets is None:
-            jump = f"{-wanted.monotonic / NSEC:+.6f} s"
-            self.display.warn(f"CLOCK_MONOTONIC of the process jumps by {jump}, and what it waits for by that clock")
-            return None
-        # Where both hosts have one clock, as containers of one machine do, it is exact.
-        error = 0 if facts.here.boot_id == facts.there.boot_id else facts.round_trip
-        self.display.detail(
-            f"its clocks go on in a time namespace, by {wanted.monotonic / NSEC:+.6f} s; "
-            f"they gain {error / 1e6:.3f} ms at most"
-        )
-        if error:
-            self._shifted = _Shifted(wanted, Offsets(*preview.clock_offsets), facts.offsets)
-        return wanted
 
     async def _stdio(self, previews: Sequence[Preview]) -> str | None:
         """Where the output goes that leads to a terminal or a pipe here."""
@@ -260,20 +267,6 @@ class Migration:
             return wanted
         comm = "".join(c if c.isalnum() and c.isascii() else "_" for c in preview.comm)
         return await self.destination.stdio_log(f"{comm}-{preview.pid}.log")
-
-    async def _behind(self) -> float:
-        """Seconds that the process must stand still so that none of its clocks goes back: while its memory was copied,
-        the destination's may have been the slower ones. Mostly none, or far less than it stands still for anyhow."""
-        shifted = self._shifted
-        if shifted is None:
-            return 0.0
-        here, there, _ = await self.destination.clocks(shifted.own)
-        pretended = float(faults.pretended("drift").partition("=")[2] or 0)
-        seconds = behind(shifted.given, shifted.task, here, there) / NSEC + pretended
-        if seconds > self.options.max_downtime:
-            what = f"the clocks of {self.destination.name} have lost {seconds:.3f} s on ours while it was copied"
-            raise Failed(f"{what}, and its own must not go back; allow more with --max-downtime, or try again")
-        return seconds
 
     # While it runs
 
@@ -381,7 +374,8 @@ class Migration:
         gc.freeze()
         gc.disable()
         try:
-            still = await self._behind()
+            assert self._clocks is not None
+            still = await self._clocks.behind(self.destination, self.options.max_downtime)
             with trio.fail_after(self._patience):
                 begun = await self._freeze(replica, still)
                 await faults.reach("before-commit")
@@ -501,25 +495,3 @@ class Migration:
         expected where more is; and what TCP needs to get over a few lost packets, its timeouts doubling from 0.2 s."""
         verifying = self._resident / _VERIFIED if self.options.verify else 0
         return 5 + 10 * (max(self.options.max_downtime, self._expected) + verifying)
-
-
-@dataclass(frozen=True)
-class _Shifted:
-    """The clocks of a process that has another machine's. ``given``: its time namespace there, as reckoned before its
-    memory was copied; ``task``: that here; ``own``: the destination agent's."""
-
-    given: Offsets
-    task: Offsets
-    own: Offsets
-
-
-def _channels(previews: Sequence[Preview], facts: Facts) -> overseer.Channels:
-    """Two numbers that no process uses, as high as the destination's limit allows."""
-    used = {number for preview in previews for number in preview.descriptors}
-    soft = min(facts.task.limits.limits[overseer.RLIMIT_NOFILE][0], 1 << 16)
-    free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in used)
-    try:
-        return overseer.Channels(next(free), next(free))
-    except StopIteration:
-        what = f"no two descriptor numbers below {soft} that the process does not use"
-        raise Refused([Problem("destination", what, "raise the limit of open files (ulimit -n) there")]) from None

@@ -12,7 +12,7 @@ from agents import settling
 from agents.hostfacts import VERSION
 from migrate import faults
 from migrate.engine import overseer, vdso
-from migrate.engine.clocks import Clocks
+from migrate.engine.clocks import Clocks, enter_time_namespace
 from migrate.engine.cpu import Cpu
 from migrate.engine.kernel.maps import Mapping, maps
 from migrate.engine.kernel.timens import Offsets, offsets
@@ -67,6 +67,7 @@ class Inside:
     vdso: vdso.VDSO
     timers_by_id: bool
     droppable: bool  # has memory of that kind
+    no_clocks: str  # why there is no time namespace, where one was asked for
     overseer: int  # its PID as the agent sees it
 
 
@@ -206,9 +207,14 @@ class Destination:
         with making_sense(self.agent.name, "what it tells of files"):
             return {path: _stat(answer) for path, answer in zip(paths, reply["stats"], strict=True)}
 
-    async def start_overseer(self, new_pid_namespace: bool, restorees: int = 1) -> Inside:
-        """The overseer, and what it is asked first."""
-        reply = await self.agent.request("overseer", restorees=restorees, new_pid_namespace=new_pid_namespace)
+    async def start_overseer(
+        self, new_pid_namespace: bool, clocks: Offsets | None, restorees: int = 1, streams_of: int = 0
+    ) -> Inside:
+        """The overseer, and what it is asked first; what it makes from then on is in a time namespace of its own with
+        ``clocks``. ``streams_of``: a process there whose standard streams the restoree gets; for one restoree only."""
+        reply = await self.agent.request(
+            "overseer", restorees=restorees, new_pid_namespace=new_pid_namespace, streams_of=streams_of
+        )
         with making_sense(self.agent.name, "the address space of its overseer"):
             found = tuple(maps(reply["maps"]))
         program = Program("facts about the destination")
@@ -216,6 +222,7 @@ class Destination:
         own = vdso.collect(program, vdso.areas(found))
         by_id = timers.probe_restore_ids(program)
         droppable = mapping.probe_droppable(program)
+        refused = enter_time_namespace(program, clocks) if clocks is not None else lambda results: ""
         linked = program.link()
         image = await (await self.run_all([(OVERSEER, linked)], return_image=True)).done()
         with making_sense(self.agent.name, "what its overseer found out"):
@@ -226,7 +233,7 @@ class Destination:
             its = cpu(results)
             if not all(offset + size <= its.xsave_size <= _XSAVE_MOST for _, offset, size in its.components):
                 raise ValueError(f"a CPU with {its.xsave_size} bytes of registers")
-            return Inside(found, its, own(results), by_id(results), can_drop, reply.number("pid"))
+            return Inside(found, its, own(results), by_id(results), can_drop, refused(results), reply.number("pid"))
 
     async def run(self, slot: int, program: Program, return_image: bool = False) -> Running:
         """Send a program; what is awaited is only that it is on its way."""
@@ -238,10 +245,14 @@ class Destination:
         pending = await self.agent.submit("run", batch.blob, parts=batch.described, return_image=return_image)
         return Running(pending, batch.parts, self._where)
 
-    async def begin(self, migration: str, lease: float, faults: str, about: dict[str, Any]) -> None:
+    async def begin(self, migration: str, lease: float, faults: str, about: dict[str, Any], log: bool) -> str | None:
         """Its journal there. ``lease``: seconds that it is kept ready for a commit without a word from here; ``about``
-        is noted."""
-        await self.agent.request("begin", migration=migration, lease=lease, faults=faults, about=about)
+        is noted. The path of a log of what is done there, if there is to be one."""
+        reply = await self.agent.request(
+            "begin", migration=migration, lease=lease, faults=faults, about=about, log=log
+        )
+        path = reply["log"]
+        return None if path is None else str(path)
 
     async def stage(
         self, programs: Sequence[tuple[int, Linked]], release: Linked, revocable: int, people: Sequence[int],
@@ -293,9 +304,9 @@ class Destination:
             raise Nonsense(f"{self.agent.name}: its log file is {path!r:.100}")
         return path
 
-    async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels, clocks: Offsets | None) -> None:
-        """The restoree, empty; with ``clocks`` in a time namespace of its own."""
-        await (await self.run(OVERSEER, overseer.create(pid, hole, channels, clocks))).done()
+    async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels) -> None:
+        """The restoree, empty."""
+        await (await self.run(OVERSEER, overseer.create(pid, hole, channels))).done()
 
 
 def _stat(answer: dict[str, Any]) -> dict[str, int]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from agents import settling
 from migrate import faults
 from migrate.destination import Destination, Staged
-from migrate.doubt import ask, ask_again
+from migrate.doubt import Outcome, ask, ask_again
 from migrate.errors import Failed, InDoubt, MigrateError, NotCommitted, Refused
 from migrate.ledger import Ledger
 from migrate.links import Relay
 from migrate.options import Options
 from migrate.progress import Display
 from migrate.rescue import Rescue
-from migrate.transport.agent import AgentError
+from migrate.transport.agent import AgentError, sole
 
 LEASE = 120.0  # seconds that a prepared destination waits for a word, at least
 _LOCKS = 5.0  # seconds to get back what the restoree may hold, with the process stopped
@@ -26,7 +26,8 @@ _ABORT = 10.0  # seconds for the destination to end what there is of the process
 
 @dataclass
 class Ending:
-    """Of one migration. ``ledger``: its journal, once it has one; ``silent``: the destination does not answer."""
+    """Of one migration. ``ledger``: its journal, once it has one; ``silent``: the destination does not answer;
+    ``interrupted``: the user does not want to wait any longer."""
 
     options: Options
     display: Display
@@ -35,6 +36,7 @@ class Ending:
     relay: Relay
     ledger: Ledger | None = None
     silent: bool = False
+    interrupted: trio.Event = field(default_factory=trio.Event)
     _told: bool = False  # the destination knows already
 
     @property
@@ -44,10 +46,12 @@ class Ending:
 
     async def commit(self, staged: Staged, patience: float) -> float:
         """The point of no return; ``patience`` in seconds. The time at which the process is known to run there."""
+        self.display.committing = True
         try:
             with trio.fail_after(patience):
                 await self.destination.commit(staged)
         except NotCommitted:
+            self.display.committing = False
             raise
         except (Failed, trio.TooSlowError) as error:
             self.silent = True
@@ -72,22 +76,42 @@ class Ending:
 
     async def _find_out(self, why: str) -> None:
         """Ask until it is known whether it runs there: returns when it does. Raises NotCommitted or InDoubt."""
-        options, name, id = self.options, self.destination.name, self.id
+        name, id = self.destination.name, self.id
         self.display.resume()
         self.display.warn(f"COMMIT was sent to {name} and no answer came ({why}); the process stays stopped")
-        self.display.phase("reconnecting", options.dest)
-        outcome = await ask_again(options.connection, self.display, id, settling.COMMIT, options.reconnect_for)
+        self.display.phase("reconnecting", self.options.dest)
+        outcome = await self._asked()
         if outcome.what == settling.ROLLED_BACK:
-            self._told = True
+            self._told, self.display.committing = True, False
             raise NotCommitted(f"{name} did not let the process go: {outcome.why}")
         if outcome.what != settling.MOVED:
             raise InDoubt(
                 f"migration {id} is in doubt: COMMIT was sent to {name}, and what became of it could not be learned "
-                f"({outcome.why or outcome.what}). The copy here, process {options.pid}, stays stopped until that is "
-                f"known: run migrate recover {id}"
+                f"({outcome.why or outcome.what}). The copy here, process {self.options.pid}, stays stopped until that "
+                f"is known: run migrate recover {id}"
             )
         if outcome.why:
             self.display.warn(f"{name}: {outcome.why}")
+
+    async def _asked(self) -> Outcome:
+        """For as long as the user wants; who interrupts before that has begun still gets one answer."""
+        options = self.options
+        seconds = 0.0 if self.interrupted.is_set() else options.reconnect_for
+        outcome = Outcome(settling.UNKNOWN, "interrupted")
+
+        async def give_up(scope: trio.CancelScope) -> None:
+            await self.interrupted.wait()
+            scope.cancel()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                if seconds:
+                    nursery.start_soon(give_up, nursery.cancel_scope)
+                outcome = await ask_again(options.connection, self.display, self.id, settling.COMMIT, seconds)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise sole(group) from None
+        return outcome
 
     async def roll_back(self, why: str) -> None:
         """Both sides are told; neither may stand in the way of the other."""

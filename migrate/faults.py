@@ -15,7 +15,8 @@ file is gone), and for an op ``hang`` (it never returns).
 
 Some points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) or
 ``vdso:missing`` (it has none), ``droppable:missing`` (it has no MAP_DROPPABLE memory), ``drift:lost=SECONDS`` (its
-clocks have lost that on ours since they were compared), and ``lease:is=SECONDS``.
+clocks have lost that on ours since they were compared), and ``lease:is=SECONDS``. ``padding:is=BYTES`` makes both
+journals begin so much longer, so that a disk can be full between any two of their records.
 
 ``page:flip=ADDRESS`` (hexadecimal) flips a bit of that page whenever it is on its way; it must not be compressed.
 
@@ -80,6 +81,12 @@ def there() -> str:
 def pretended(point: str) -> str:
     """What is to be pretended at a point, or nothing."""
     return _faults.get(point, "")
+
+
+def padding() -> dict[str, str]:
+    """Of journals, for what is noted in them."""
+    size = int(_faults.get("padding", "").partition("=")[2] or 0)
+    return {"padding": "x" * size} if size else {}
 
 
 async def reach(point: str) -> None:

@@ -29,9 +29,10 @@ class Ledger:
     _intent: tuple[bool, list[int]] | None = None
 
     @classmethod
-    async def begin(cls, options: Options, comm: str, people: list[list[int]]) -> Ledger:
+    async def begin(cls, id: str, options: Options, comm: str, people: list[list[int]]) -> Ledger:
         """Refused where there is no place for it. ``people``: where several move, number and time of start of each."""
         about = {"pid": options.pid, "comm": comm, "host": os.uname().nodename, **_told(options.connection)}
+        about.update(faults.padding())
         if people:
             about["people"] = people
         try:
@@ -42,7 +43,6 @@ class Ledger:
         def make() -> Ledger:
             directory = Directory.opened()
             try:
-                id = journal.new_id()
                 made = directory.create(id, SOURCE, start=start, **about)
             except BaseException:
                 directory.close()

@@ -101,14 +101,17 @@ async def reached(connection: Connection, prompt: Prompt | None, display: Displa
 
 
 @asynccontextmanager
-async def connected(options: Options, display: Display) -> AsyncIterator[tuple[Rescue, Destination, Relay]]:
-    """Both agents. The one here starts while the SSH connection is made."""
+async def connected(
+    options: Options, display: Display, migration: str
+) -> AsyncIterator[tuple[Rescue, Destination, Relay]]:
+    """Both agents. The one here starts while the SSH connection is made. ``migration``: its id."""
     async with AsyncExitStack() as stack:
         ring = stack.enter_context(Ring.create())
         relay = Relay(display, ring)
         asking = prompt(display)
         # Who may not move it need not wait for the connection to be told.
-        source = await stack.enter_async_context(source_agent(options.pid, ring, relay, display, asking is not None))
+        start = source_agent(options.pid, ring, relay, display, asking is not None, migration)
+        source = await stack.enter_async_context(start)
         display.phase("connecting", options.dest)
         agent, name = await stack.enter_async_context(reached(options.connection, asking, display))
         relay.destination = agent

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live as RichLive
@@ -120,7 +121,7 @@ class Live(Quiet):
         if self._held is None:
             notes, self._notes = self._notes, []
             for text in notes:
-                self._attempt(lambda text=text: self._console.print(text, soft_wrap=False))  # type: ignore[misc]
+                self._attempt(partial(self._console.print, text, soft_wrap=False))
 
     def _draw(self, now: bool = False) -> None:
         if self._gone or self._held is not None:

@@ -50,7 +50,7 @@ class Logged:
     def __init__(
         self, inner: Display, fd: int, options: Options, comm: str, clock: Callable[[], float] = time.time
     ) -> None:
-        self.id = ""
+        self.id, self.committing, self.decided = "", False, inner.decided
         self._inner, self._fd, self._clock = inner, fd, clock
         self._common = {"pid": options.pid, "dest": options.dest}
         self._began = clock()

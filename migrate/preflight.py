@@ -9,7 +9,7 @@ from typing import Any
 
 from migrate import faults
 from migrate.destination import Destination, Facts, Inside
-from migrate.engine import vdso
+from migrate.engine import overseer, vdso
 from migrate.engine.clocks import wanted_offsets
 from migrate.engine.kernel.maps import PAGE
 from migrate.engine.kernel.timens import Offsets
@@ -17,7 +17,7 @@ from migrate.engine.kinds import address_space, needs
 from migrate.engine.kinds.credentials import Credentials
 from migrate.engine.kinds.limits import Limits
 from migrate.engine.preview import Preview
-from migrate.errors import Problem
+from migrate.errors import Problem, Refused
 from migrate.transport.agent import Agent, making_sense
 
 _CAPABILITIES = {21: "CAP_SYS_ADMIN", 19: "CAP_SYS_PTRACE"}
@@ -38,13 +38,7 @@ def host_problems(preview: Preview, facts: Facts, no_clock: bool = False, others
         found.append(Problem("destination", f"the agent lacks {' and '.join(lacking)}", advice))
     wanted = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
     if facts.offsets is None and wanted != Offsets() and not no_clock:
-        found.append(
-            Problem(
-                "destination kernel",
-                "has no time namespaces: CLOCK_MONOTONIC of the process would jump",
-                "it needs CONFIG_TIME_NS, Linux 5.6; or let it jump (--no-clock)",
-            )
-        )
+        found.append(_jump("has no time namespaces", "it needs CONFIG_TIME_NS, Linux 5.6"))
     resident = preview.resident + others
     if resident + _RESERVE > facts.memory_available:
         found.append(
@@ -54,6 +48,19 @@ def host_problems(preview: Preview, facts: Facts, no_clock: bool = False, others
             )
         )
     return found
+
+
+def clock_problems(inside: Inside, no_clock: bool) -> list[Problem]:
+    """The time namespace, which only the overseer could try to make."""
+    if not inside.no_clocks or no_clock:
+        return []
+    advice = "raise user.max_time_namespaces there, and let the agent have CAP_SYS_TIME"
+    return [_jump(f"gives the process no time namespace ({inside.no_clocks})", advice)]
+
+
+def _jump(what: str, advice: str) -> Problem:
+    consequence = "CLOCK_MONOTONIC of the process would jump"
+    return Problem("destination kernel", f"{what}: {consequence}", f"{advice}; or let it jump (--no-clock)")
 
 
 def process_problems(preview: Preview, facts: Facts) -> list[Problem]:
@@ -108,3 +115,17 @@ def _difference(path: str, here: Any, there: Any) -> str:
         if "errno" in answer:
             return f"{path} cannot be read {side}: {os.strerror(answer['errno'])}"
     return f"{path} has the same size and time on the destination, but not the same content"
+
+
+def channels(previews: Sequence[Preview], facts: Facts, streams: int = 0) -> overseer.Channels:
+    """Two numbers that no process uses, as high as the destination's limit allows, and as many more as there are
+    ``streams``."""
+    used = {number for preview in previews for number in preview.descriptors}
+    soft = min(facts.task.limits.limits[overseer.RLIMIT_NOFILE][0], 1 << 16)
+    free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in used)
+    try:
+        control, data, *rest = [next(free) for _ in range(2 + streams)]
+        return overseer.Channels(control, data, tuple(rest))
+    except StopIteration:
+        what = f"no {2 + streams} descriptor numbers below {soft} that the process does not use"
+        raise Refused([Problem("destination", what, "raise the limit of open files (ulimit -n) there")]) from None

@@ -21,9 +21,12 @@ PAGE = 4096
 
 
 class Display(Protocol):
-    """What the coordinator calls. Every method returns at once. ``id``: of the migration, once it has one."""
+    """What the coordinator calls. Every method returns at once. ``id``: of the migration, once it has one;
+    ``committing``: COMMIT is sent, or what else is ``decided``, so that it is too late to roll back."""
 
     id: str
+    committing: bool
+    decided: str
 
     @property
     def rounds(self) -> list[Round]:
@@ -70,6 +73,8 @@ class Quiet:
     """Says nothing, and remembers the rounds."""
 
     id = ""
+    committing = False
+    decided = "COMMIT was sent"
 
     def __init__(self, stdout: TextIO | None = None, stderr: TextIO | None = None, verbose: int = 0) -> None:
         self.rounds: list[Round] = []

@@ -13,7 +13,6 @@ from migrate.destination import OVERSEER, RESTOREE, Destination, Staged
 from migrate.engine import lineage, overseer, restore, vdso
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.maps import Mapping
-from migrate.engine.kernel.timens import Offsets
 from migrate.engine.kin import Kin
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout
@@ -39,11 +38,11 @@ class Replicas:
         """The process that was named."""
         return self.members[0]
 
-    async def create(self, maps: Sequence[Mapping], parent: int, clocks: Offsets | None) -> None:
-        """All of them with their numbers, and nothing in their address spaces but the restorer; with ``clocks`` in a
-        time namespace of their own. ``parent``: the overseer, as the agent sees it."""
+    async def create(self, maps: Sequence[Mapping], parent: int) -> None:
+        """All of them with their numbers, and nothing in their address spaces but the restorer. ``parent``: the
+        overseer, as the agent sees it."""
         ground, destination = self.first.ground, self.destination
-        await destination.create(self.first.pid, ground.hole, ground.channels, clocks)
+        await destination.create(self.first.pid, ground.hole, ground.channels)
         program, parked = restore.clear_program(vdso.areas(maps), ground.hole)
         await (await destination.run(RESTOREE, program)).done()
         if ground.member:

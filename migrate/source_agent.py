@@ -27,15 +27,16 @@ class SourceAgent:
 
 @asynccontextmanager
 async def source_agent(
-    pid: int, ring: Ring, on_pages: PagesHandler, display: Display, asks: bool
+    pid: int, ring: Ring, on_pages: PagesHandler, display: Display, asks: bool, migration: str
 ) -> AsyncIterator[SourceAgent]:
     """The agent that may trace ``pid``. Refused where there is no such process, or no way to trace it.
 
-    ``asks``: there is a terminal on which sudo can ask for a password."""
+    ``asks``: there is a terminal on which sudo can ask for a password. ``migration``: its id, for all to see who look
+    who holds the process."""
     problems = why_not_traceable(pid)
     sudo = _words(problems, asks)
     async with AsyncExitStack() as stack:
-        command = local.argv("agents.source", sudo, ring.argument)
+        command = local.argv("agents.source", sudo, ring.argument, migration)
         stream = await stack.enter_async_context(local.start(command, ring.inherited))
         stack.callback(ring.hang_up)
         agent = await stack.enter_async_context(open_agent(stream, "the source agent", on_pages, refuses=True))

@@ -128,6 +128,11 @@ class Host:
         return {name: str(self.directory / kind) for name, kind in
                 (("XDG_STATE_HOME", "state"), ("XDG_CACHE_HOME", "cache"))}
 
+    @property
+    def state(self) -> Path:
+        """$XDG_STATE_HOME of this host, as it sees it: a test may have mounted something there."""
+        return Path(f"/proc/{self.init}/root{self.directory}/state")
+
     def enter(self, argv: Sequence[str], cwd: str = "/") -> list[str]:
         """The command line that runs ``argv`` inside the host's namespaces."""
         spaces = ("--mount", "--uts", "--ipc", "--net", "--pid")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from migrate.engine.kernel.timens import NSEC, Offsets, own_offsets
-from migrate.engine.program import Program
+from migrate.engine.program import Program, Results
 
 CLONE_NEWTIME = 0x80  # unshare(2): for the children that come
 AT_FDCWD = -100
+TIMENS_OFFSETS = "/proc/self/timens_offsets"
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,32 @@ def behind(given: Offsets, task: Offsets, here: Clocks, there: Clocks) -> int:
     return max(wanted.monotonic - given.monotonic, wanted.boottime - given.boottime, 0)
 
 
-def enter_time_namespace(program: Program, wanted: Offsets) -> None:
-    """Children of whoever runs this are made in a time namespace of that offset. Needs CAP_SYS_TIME and
-    CAP_SYS_ADMIN."""
+def enter_time_namespace(program: Program, wanted: Offsets) -> Callable[[Results], str]:
+    """Children of whoever runs this are made in a time namespace of that offset; what stood in the way, in words, or
+    nothing.
+
+    It is tried, for there is no other way to know: a machine may let nobody have another time namespace
+    (/proc/sys/user/max_time_namespaces: ENOSPC), and a container may be without CAP_SYS_ADMIN, for unshare(2), or
+    CAP_SYS_TIME, for the offsets (time_namespaces(7)).
+    """
     label = "time namespace"
-    program.syscall("unshare", CLONE_NEWTIME, label=label)
-    path = program.string("/proc/self/timens_offsets")
-    fd = program.syscall("openat", AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC, 0, label=label)
+    path = program.string(TIMENS_OFFSETS)
+    slots = {"unshare": program.syscall("unshare", CLONE_NEWTIME, label=label, ignore=True)}
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    fd = slots[TIMENS_OFFSETS] = program.syscall("openat", AT_FDCWD, path, flags, 0, label=label, ignore=True)
     # Nanoseconds are never negative (proc_timens_set_offset, kernel/time/namespace.c).
     lines = (
         "{} {} {}\n".format(name, *divmod(offset, NSEC))
         for name, offset in zip(("monotonic", "boottime"), wanted, strict=True)
     )
     text = "".join(lines).encode()
-    program.syscall("write", fd, program.data(text), len(text), label=label, expect=len(text))
-    program.syscall("close", fd, label=label)
+    write = f"write to {TIMENS_OFFSETS}"
+    # Where nothing was unshared, those of the namespace that we are in are asked for, which cannot be changed (EACCES).
+    slots[write] = program.syscall("write", fd, program.data(text), len(text), label=label, ignore=True)
+    program.syscall("close", fd, label=label, ignore=True)
+
+    def decode(results: Results) -> str:
+        found = ((name, results.of(slot)) for name, slot in slots.items())
+        return next((f"{name}: {os.strerror(-result)}" for name, result in found if result < 0), "")
+
+    return decode

@@ -55,7 +55,7 @@ _QUICK = 0.03  # seconds
 _LEAVING = 0.03  # seconds that all threads together get to come out of the vDSO
 _PAUSES = (0.001, 0.01, 0.05, 0.1, 0.2)  # seconds that it runs on for when they did not
 _UNREST = 1000  # looks at queues and timers; each but the last saw a signal arrive
-_ROOM = 256 << 10  # bytes of programs that the parasite's area has room for at once
+_ROOM = 256 << 10  # bytes of programs that the parasite's area has room for at once, at first
 
 
 class Stopped(NamedTuple):
@@ -90,6 +90,7 @@ class Dumper:
         self._standing = False  # no thread has run since that was looked at
         self._nodefer = False  # it has handlers with SA_NODEFER, as far as is known
         self._parasite: Parasite | None = None
+        self._room = _ROOM  # each area more is a system call more in the task, while it stands still
         self._inside = ExitStack()  # undoes the injection
         self._host = _host()
         program = Program("what a thread knows of itself")
@@ -242,7 +243,9 @@ class Dumper:
         """What only the task knows: every thread runs a program, the main thread a longer one."""
         main = self._main_program(files["timers"], own, states)
         programs = {state.tid: main.linked if state.tid == self.proc.pid else self._others for state in states}
-        results = self.parasite().run(programs, states, meanwhile)
+        parasite = self.parasite()
+        results = parasite.run(programs, states, meanwhile)
+        self._room = max(self._room, parasite.needed)
         for tid, result in results.items():
             if result.failed is not None:
                 op, error = result.failed
@@ -307,7 +310,7 @@ class Dumper:
         if self._parasite is None:
             self._standing = False  # it has memory of its own
             with ExitStack() as stack:
-                parasite = stack.enter_context(Injection(self.tracee, blob(), _ROOM))
+                parasite = stack.enter_context(Injection(self.tracee, blob(), self._room))
                 self._inside = stack.pop_all()
             self._parasite = parasite
         return self._parasite
@@ -337,9 +340,10 @@ class Dumper:
             try:
                 stacks = self._stacks()
                 looked = time.monotonic()
-                problems, ran = leave(self.tracee, self._seen, code, stacks, self._stacks, _LEAVING)
-                if ran:
-                    self._see()
+                problems, seen = leave(self.tracee, self._seen, code, stacks, self._stacks, _LEAVING)
+                if seen is not self._seen:
+                    self._seen = seen
+                    hide_stop(self.tracee, seen)
             except BaseException:
                 self.resume()
                 raise

@@ -14,9 +14,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from migrate.engine.clocks import enter_time_namespace
 from migrate.engine.kernel.syscalls import NUMBERS
-from migrate.engine.kernel.timens import Offsets
 from migrate.engine.program import Buffer, Linked, OpKind, Program
 from migrate.pie import BARE_SYSCALL, ENTER, blob
 
@@ -97,18 +95,21 @@ def clone_args(program: Program, flags: int, stack: int, stack_size: int, tid: i
 
 @dataclass(frozen=True)
 class Channels:
-    """Descriptor numbers in the restoree that belong to the restorer until the end."""
+    """Descriptor numbers in the restoree that belong to the restorer until the end. ``streams``: of the standard
+    streams that it is given, or none."""
 
     control: int
     data: int
+    streams: tuple[int, ...] = ()
+
+    @property
+    def all(self) -> frozenset[int]:
+        return frozenset((self.control, self.data, *self.streams))
 
 
-def create(pid: int, hole: Hole, channels: Channels, clocks: Offsets | None = None, slot: int = 1) -> Program:
-    """The restoree, with the PID it had, in a copy of the restorer that lives in ``hole`` and waits for programs; with
-    ``clocks`` in a time namespace of its own."""
+def create(pid: int, hole: Hole, channels: Channels, slot: int = 1) -> Program:
+    """The restoree, with the PID it had, in a copy of the restorer that lives in ``hole`` and waits for programs."""
     program = Program(f"the creation of pid {pid}")
-    if clocks is not None:
-        enter_time_namespace(program, clocks)
     who = f"pid {pid}"
     code = blob()
     program.syscall(
@@ -129,20 +130,25 @@ def create(pid: int, hole: Hole, channels: Channels, clocks: Offsets | None = No
         program.syscall("rt_sigprocmask", 0, program.data(b"\xff" * 8), 0, 8, label="block all signals")
         program.syscall("dup3", control, channels.control, 0, label="control socket", expect=channels.control)
         program.syscall("dup3", DATA_FD, channels.data, 0, label="data descriptor", expect=channels.data)
+        for index, number in enumerate(channels.streams):
+            program.syscall("dup3", JOURNAL + slot + 1 + index, number, 0, label="standard stream", expect=number)
         _serve(program, hole, channels, who)
     args = clone_args(program, 0, stack, STACK_ROOM, pid, SIGCHLD)
     program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
     program.syscall("ptrace", PTRACE_SEIZE, pid, 0, _OPTIONS, label=f"seize {who}")
     program.syscall("munmap", hole.start, hole.size, label="the overseer's own copy of the hole")
     program.syscall("close", JOURNAL + slot, label="the restoree's end of its socket")
+    for index in range(len(channels.streams)):
+        program.syscall("close", JOURNAL + slot + 1 + index, label="a standard stream of the restoree")
     return program
 
 
 def _serve(program: Program, hole: Hole, channels: Channels, who: str) -> None:
-    low, high = sorted((channels.control, channels.data))
-    for first, last in ((0, low - 1), (low + 1, high - 1), (high + 1, 0xFFFFFFFF)):
-        if first <= last:
-            program.syscall("close_range", first, last, 0, label="descriptors of its maker")
+    first = 0
+    for number in (*sorted(channels.all), 1 << 32):
+        if first < number:
+            program.syscall("close_range", first, number - 1, 0, label="descriptors of its maker")
+        first = number + 1
     program.op(OpKind.SERVE, channels.control, channels.data, hole.buffer, BUFFER_ROOM, label=f"restorer of {who}")
 
 

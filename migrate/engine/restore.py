@@ -54,13 +54,15 @@ class Ground:
     @property
     def scratch(self) -> int:
         """A descriptor number that nothing uses before the descriptors are restored."""
-        return min((self.channels.control, self.channels.data, *self.numbers.values())) - 1
+        return min((*self.channels.all, *self.numbers.values())) - 1
 
     @property
     def context(self) -> Context:
         """For the descriptors."""
-        reserved = frozenset((self.channels.control, self.channels.data))
-        return Context(reserved, min(reserved) // 2, self.stdio, self.numbers, self.taken)
+        reserved = self.channels.all
+        return Context(
+            reserved, min(reserved) // 2, self.stdio, self.numbers, self.taken, self.channels.streams
+        )
 
 
 def clear_program(areas: tuple[vdso.Area, ...], hole: Hole) -> tuple[Program, tuple[vdso.Area, ...]]:
@@ -145,6 +147,8 @@ def _files(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     image.fs.restore(program)
     locks.restore(program, image.descriptors.locks)
     program.syscall("close", ground.channels.data, label="the restorer's own descriptor of page contents")
+    for number in ground.channels.streams:
+        program.syscall("close", number, label="the restorer's own descriptor of a standard stream")
     yield program
 
 

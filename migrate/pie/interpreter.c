@@ -91,15 +91,19 @@ static void park(int control, u32 *counter, u32 all)
 static void leave(int control, s64 pid) __attribute__((noreturn));
 static void leave(int control, s64 pid)
 {
+    s32 status = 0, ending = 0;
+
     last_answer(control);
     while (pid) {
-        s64 reaped = sys(__NR_wait4, -1, 0, 0, 0, 0, 0);
+        s64 reaped = sys(__NR_wait4, -1, (u64)&status, 0, 0, 0, 0);
 
+        if (reaped == pid) /* an init cannot be ended by a signal: as shells tell of it */
+            ending = status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff;
         if (reaped == pid || reaped == -ECHILD)
             pid = 0;
     }
     for (;;)
-        sys3(__NR_exit_group, 0, 0, 0);
+        sys3(__NR_exit_group, ending, 0, 0);
 }
 
 static s64 amx(void)

@@ -37,7 +37,7 @@ _LOADER = (
 )
 _AGENTS = Path(str(agents.__file__)).parent
 _SHIPPED = (
-    *("commitment.py", "custody.py", "destination.py", "elf.py", "hostfacts.py", "journal.py", "libc.py"),
+    *("commitment.py", "custody.py", "destination.py", "elf.py", "hostfacts.py", "journal.py", "libc.py", "log.py"),
     *("overseer.py", "pages.py", "private.py", "settling.py"),
 )
 _PACKAGES = ("agents", "migrate", "migrate/pie", "migrate/transport")

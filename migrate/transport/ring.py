@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 from types import TracebackType
 from typing import Self
 
+from migrate.transport import frames
+from migrate.transport.frames import Buffer, Frame
+
 SLOT = 1 << 20  # bytes: the contents of one page frame
 SLOTS = 8
+_WHERE = struct.Struct("<II")  # slot, length: before the meta of a RING frame
 
 
 class Ring:
@@ -100,3 +105,11 @@ class Ring:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def unring(frame: Frame, ring: Ring) -> tuple[bytes, Buffer, int | None]:
+    """Meta and contents of a frame of pages, and the slot that is to be freed when these have been used."""
+    if frame.kind != frames.RING:
+        return frame.meta, frame.blob, None
+    slot, size = _WHERE.unpack_from(frame.meta)
+    return frame.meta[_WHERE.size :], ring.slot(slot, size), slot

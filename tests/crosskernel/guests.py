@@ -123,6 +123,8 @@ class Guest(Node):
         for process in reversed(self.processes):
             process.kill()
             process.wait()
+        if self.resident is not None:
+            self.resident.close()
 
 
 class Topology:
@@ -152,6 +154,9 @@ class Topology:
         for name in missing:
             wait_until(f"{name} to boot", self.guests[name].is_up, BOOT_SECONDS)
             self.guests[name].connect()
+            self.guests[name].take_commands()
+        for name in missing:
+            self.guests[name].migrate("--version")  # when it answers, it has settled in
             self.guests[name].clean = self.guests[name].look()
 
     def finish(self) -> list[str]:
@@ -180,8 +185,20 @@ def topology() -> Iterator[Topology]:
         hosts.connected(host, process)
         made = Topology(base, config, net, host, stack)
         wait_until("sshd on the host", lambda: hosts.listens(host))
+        stack.callback(made.host.take_commands().close)
+        made.host.migrate("--version")
         made.host.clean = made.host.look()
         yield made
+
+
+def confined() -> str:
+    """A command that gives a guest's root no more capabilities than this machine's has: a process that has one more
+    cannot come here."""
+    status = Path("/proc/self/status").read_text()
+    bounding = int(next(line for line in status.splitlines() if line.startswith("CapBnd:")).split()[1], 16)
+    highest = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    lacking = ",".join(f"-cap_{number}" for number in range(highest + 1) if not bounding >> number & 1)
+    return f"setpriv --inh-caps={lacking} --bounding-set={lacking}" if lacking else ""
 
 
 def write_accounts(directory: Path) -> None:
@@ -207,7 +224,7 @@ def _boot(guest: Guest, kernel: kernels.Kernel, number: int, cpu: str) -> None:
     (guest.directory / "start").write_text(START.format(
         directory=guest.directory, made=" ".join(XDG.values()), victims=base / VICTIMS, name=VICTIMS,
         cache=default_cache(),
-        sshd=f"{sshd} -f {config} -E {guest.directory}/sshd.log",
+        sshd=f"{confined()} {sshd} -f {config} -E {guest.directory}/sshd.log",
     ))
     image = guest.directory / "initrd"
     image.write_bytes(kernel.modules.read_bytes() + initrd.init())
@@ -225,11 +242,11 @@ def _boot(guest: Guest, kernel: kernels.Kernel, number: int, cpu: str) -> None:
         devices += ["-device", f"vhost-user-fs-pci,chardev={tag},tag={tag},queue-size=1024"]
     # no_timer_check: the kernel panics when it sees no tick for a while, which is but a busy machine. mitigations=off:
     # above all without two page tables for each process, as an emulated CPU forgets all it knows of memory when they
-    # are changed: a system call takes an eighth of the time.
+    # are changed: a system call takes an eighth of the time. noautogroup: a victim's niceness counts, see `Node.spawn`.
     append = (
         f"console=ttyS0 quiet panic=-1 net.ifnames=0 random.trust_cpu=on tsc=reliable no_timer_check "
-        f"mitigations=off init_on_alloc=0 nowatchdog name={guest.name} address={guest.address}/24 bed={base} "
-        f"checkout={CHECKOUT}"
+        f"mitigations=off init_on_alloc=0 nowatchdog noautogroup name={guest.name} address={guest.address}/24 "
+        f"bed={base} checkout={CHECKOUT}"
     )
     guest.start([
         "qemu-system-x86_64", "-nodefaults", "-no-reboot",

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.crosskernel.resident import COMMAND, Resident
 from tests.hosts import NULL, SEARCH
 from tests.tasks import wait_until
 
@@ -45,6 +46,7 @@ class Node(ABC):
     """What `finish` kills."""
     clean: Counter[str] = field(default_factory=Counter, init=False)
     """What `look` saw when nothing had been done there yet."""
+    resident: Resident | None = field(default=None, init=False)
 
     @abstractmethod
     def enter(self, argv: Sequence[str]) -> list[str]:
@@ -60,24 +62,36 @@ class Node(ABC):
         env: Mapping[str, str] | None = None, cwd: str = "/",
     ) -> subprocess.CompletedProcess[str]:
         """Run a command there to its end; the error carries what it said."""
-        variables = {
-            "PATH": SEARCH, "HOME": "/root", "LANG": "C.UTF-8", "TERM": "dumb", **self.environment, **(env or {})
-        }
-        settings = [f"{name}={value}" for name, value in variables.items()]
-        command = self.enter(["env", "-i", "-C", cwd, *settings, *argv])
+        command = self.enter([*self._env(env or {}, cwd), *argv])
         done = subprocess.run(command, input=input, text=True, capture_output=True, timeout=timeout)
         if check and done.returncode:
             raise AssertionError(f"{self.name}: {' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
+    def _env(self, more: Mapping[str, str], cwd: str) -> list[str]:
+        common = {"PATH": SEARCH, "HOME": "/root", "LANG": "C.UTF-8", "TERM": "dumb"}
+        settings = [f"{name}={value}" for name, value in {**common, **self.environment, **more}.items()]
+        return ["env", "-i", "-C", cwd, *settings]
+
+    def take_commands(self) -> Resident:
+        """From now on `migrate` is at hand there."""
+        self.resident = Resident(self.enter([*self._env({}, "/"), *COMMAND]), self.directory)
+        return self.resident
+
+    def migrate(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """The command, run there to its end."""
+        assert self.resident is not None
+        return self.resident.run(*argv)
+
     def spawn(
         self, argv: Sequence[str], *, stdin: Path = NULL, stdout: Path = NULL, stderr: Path = NULL,
         env: Mapping[str, str] | None = None, cwd: str = "/",
     ) -> int:
-        """Start a process of its own there, in its own session, as a daemon is started; returns its number."""
+        """Start a process of its own there, in its own session, as a daemon is started; returns its number. It is nice:
+        an emulated machine has one core, and whoever is busy on it would be done before anybody has come to move it."""
         streams = f"<{shlex.quote(str(stdin))} >{shlex.quote(str(stdout))} 2>{shlex.quote(str(stderr))}"
         # in the background the shell's child leads no group, so that setsid(1) need not fork: the number stays
-        script = f'setsid "$@" {streams} & echo $!'
+        script = f'setsid nice -n 19 "$@" {streams} & echo $!'
         pid = int(self.run(["sh", "-c", script, "sh", *argv], env=env, cwd=cwd).stdout)
         self.pids.append(pid)
         return pid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -43,13 +44,40 @@ def test_there_and_back(travels: Travels) -> None:
     travel.verdict()
 
 
+Way = tuple[str, str]
+
+
+def rounds(names: tuple[str, ...]) -> list[tuple[Way, ...]]:
+    """Every way between two of an odd number of names, in rounds in which each has to do with one other at most (the
+    circle method of tournaments)."""
+    count = len(names)
+    found = []
+    for first in range(count):
+        pairs = [(names[(first + i) % count], names[(first - i) % count]) for i in range(1, count // 2 + 1)]
+        found += [tuple(pairs), tuple((there, here) for here, there in pairs)]
+    return found
+
+
+def test_the_rounds_go_every_way_once() -> None:
+    assert sorted(itertools.chain(*rounds(ENDPOINTS))) == sorted(itertools.permutations(ENDPOINTS, 2))
+    assert all(len({*itertools.chain(*ways)}) == 2 * len(ways) for ways in rounds(ENDPOINTS))
+
+
 @pytest.mark.every_kernel
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize(("source", "dest"), [
-    pytest.param(*pair, id="-to-".join(pair)) for pair in itertools.permutations(ENDPOINTS, 2)
+@pytest.mark.parametrize("ways", [
+    pytest.param(ways, id="_".join("-to-".join(way) for way in ways)) for ways in rounds(ENDPOINTS)
 ])
-def test_a_move(travels: Travels, source: str, dest: str) -> None:
-    travels.world.need(source, dest)
+def test_moves(travels: Travels, ways: tuple[Way, ...]) -> None:
+    """Every way, with a process of its own; as many at once as two cores are good for."""
+    travels.world.need(*itertools.chain(*ways))
+    travels.ship("traveller")
+    with ThreadPoolExecutor(len(ways)) as pool:
+        for each in [pool.submit(_a_move, travels, *way) for way in ways]:
+            each.result()
+
+
+def _a_move(travels: Travels, source: str, dest: str) -> None:
     travel = travels.start("traveller", source)
     report = travel.move(dest)
     assert report["vdso"] == "proxy"

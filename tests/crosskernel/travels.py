@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,25 +11,22 @@ from typing import Any
 
 from tests.crosskernel.guests import HOST, Topology
 from tests.crosskernel.nodes import Node
+from tests.driven import Driven, fresh_directory
 from tests.hosts import NULL
 from tests.tasks import wait_until
 from tests.victims import Victims
 
-PROGRAM = str(Path(sys.executable).with_name("migrate"))
 PYTHON = "/usr/bin/python3"
 """The distribution's, for victims: the one that the tests run by may be of somebody's own make."""
-_numbers = itertools.count(1)
 MOVED: list[str] = []
 """A line for each move of this run, which pytest prints at the end."""
 
 
 @dataclass
-class Travel:
-    """One victim, and what it has said. ``at`` is where it is now."""
+class Travel(Driven):
+    """One victim among several endpoints. ``at`` is where it is now."""
 
     world: Topology
-    name: str
-    directory: Path
     at: str
     pid: int
     reports: list[dict[str, Any]] = field(default_factory=list)
@@ -42,16 +37,6 @@ class Travel:
     def node(self) -> Node:
         """Where it is now."""
         return self.world[self.at]
-
-    @property
-    def out(self) -> str:
-        """What it said on standard output."""
-        return (self.directory / "out").read_text(errors="replace")
-
-    @property
-    def err(self) -> str:
-        """What it said on standard error."""
-        return (self.directory / "err").read_text(errors="replace")
 
     @property
     def maps(self) -> list[str]:
@@ -66,8 +51,8 @@ class Travel:
         source, there = self.node, self.world[dest]
         # nothing is measured here: two emulated machines share a core, and the rounds take what they take
         patience = ["--max-downtime", "5s", "--no-converge", "continue"]
-        command = [PROGRAM, "--json", "-v", "-F", str(source.ssh_config), *patience, *check, *options]
-        done = source.run([*command, str(self.pid), there.destination], timeout=600, check=False)
+        command = ["--json", "-v", "-F", str(source.ssh_config), *patience, *check, *options]
+        done = source.migrate(*command, str(self.pid), there.destination)
         self.said = done.stderr
         said = f"{self.at} to {dest}: exit {done.returncode}\n{done.stdout}{done.stderr}{self.complaint}"
         lines = done.stdout.splitlines()
@@ -85,20 +70,11 @@ class Travel:
         assert there.alive(self.pid), f"{said}\n{self._kernel_said()}"
         return report
 
-    def tell(self) -> None:
-        """Have it look at itself."""
-        (self.directory / "go").touch()
-
     def verdict(self, seconds: float = 120.0) -> str:
         """Wait for its end; an AssertionError says what it complained of. Returns what it said."""
         self.node.wait_gone(self.pid, seconds)
         assert not self.err and self.out.endswith("pass\n"), self.complaint + self._kernel_said()
         return self.out
-
-    @property
-    def complaint(self) -> str:
-        """What to say about a victim that did not pass."""
-        return f"{self.name} said {self.out[-200:]!r}, and complained: {self.err[-2000:]!r} (nothing: by a signal)"
 
     def _kernel_said(self) -> str:
         return self.node.run(["dmesg"], check=False).stdout[-1000:]
@@ -113,7 +89,7 @@ class Travels:
 
     def start(self, victim: str, at: str, *args: str) -> Travel:
         """Start a compiled victim on an endpoint, and wait until it is ready."""
-        travel = self.run(victim, at, [self._shipped(victim), *args])
+        travel = self.run(victim, at, [self.ship(victim), *args])
         wait_until(f"{victim} on {at}", lambda: "ready\n" in travel.out or travel.err, 120)
         assert "ready\n" in travel.out, travel.complaint
         return travel
@@ -121,17 +97,15 @@ class Travels:
     def run(self, name: str, at: str, argv: Sequence[str], stdin: Path = NULL) -> Travel:
         """Start any program, its standard output and error in files of its own directory, $VICTIM_DIR."""
         self.world.need(at)
-        directory = self.world.directory / f"victim-{next(_numbers)}"
-        directory.mkdir()
+        directory, own = fresh_directory(self.world.directory)
         # What the guests' CPU lacks of this machine's must not be what libc chooses its functions by.
         tunables = {"GLIBC_TUNABLES": f"glibc.cpu.hwcaps={WITHOUT}"} if at == HOST else {}
-        environment = {"VICTIM_GO": str(directory / "go"), "VICTIM_DIR": str(directory), **tunables}
         out, err = directory / "out", directory / "err"
-        pid = self.world[at].spawn(argv, stdin=stdin, stdout=out, stderr=err, env=environment)
-        return Travel(self.world, name, directory, at, pid)
+        pid = self.world[at].spawn(argv, stdin=stdin, stdout=out, stderr=err, env={**own, **tunables})
+        return Travel(name, directory, self.world, at, pid)
 
-    def _shipped(self, victim: str) -> str:
-        """The compiled victim where all endpoints have it, under one name and with one time."""
+    def ship(self, victim: str) -> str:
+        """The compiled victim where all endpoints have it, under one name and with one time: the name."""
         compiled = Path(self.victims(victim))
         shipped = self.world.directory / compiled.name
         if not shipped.exists():

@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from agents import journal
 from migrate import faults
 from migrate.arguments import parse
 from migrate.coordinator import Migration
@@ -101,7 +102,8 @@ class Source:
                     where = Destination(agent, NAME, self._pid)
                     asked = parse(["--stdio", "null", "--reconnect-for", "1ms", *options, str(self._pid), "there"])
                     assert isinstance(asked, Options)
-                    await Migration(asked, display, fresh, where, self._relay, trio.CancelScope()).run()
+                    scope, id = trio.CancelScope(), journal.new_id()
+                    await Migration(asked, display, fresh, where, self._relay, scope, id).run()
             return lying
         finally:
             faults.arm("")
@@ -115,5 +117,5 @@ async def source(pid: int) -> AsyncIterator[Source]:
         display = Quiet()
         ring = stack.enter_context(Ring.create())
         relay = Relay(display, ring)
-        agent = await stack.enter_async_context(source_agent(pid, ring, relay, display, False))
+        agent = await stack.enter_async_context(source_agent(pid, ring, relay, display, False, journal.new_id()))
         yield Source(pid, agent, ring, relay)

@@ -19,7 +19,7 @@ from migrate.engine.kernel.stat import stat
 from migrate.engine.kinds import address_space as space
 from migrate.engine.kinds.mm import MM
 from migrate.engine.kinds.own_vdso import RestoredVDSO
-from migrate.engine.kinds.vma import VMA, memfds
+from migrate.engine.kinds.vma import MEMFD, VMA, memfds
 from migrate.engine.kinds.vma_read import AddressSpaceReader
 from migrate.engine.memory.layout import Range
 from migrate.engine.program import Program
@@ -85,9 +85,14 @@ def contents(pid: int, vma: VMA) -> Iterator[tuple[int, bytes]]:
     """The pages that travel: written ones of private memory, all of what is shared."""
     if not vma.travels:
         return
+    size = vma.size
+    if vma.backing is not None and vma.backing.kind == MEMFD:
+        size = os.stat(f"/proc/{pid}/map_files/{vma.start:x}-{vma.end:x}").st_size - vma.offset
     fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
     try:
         for index, entry in enumerate(pagemap(pid, vma)):
+            if index * PAGE >= size:
+                break  # mapped, but behind the end of the file
             own = bool(entry & (_PRESENT | _SWAPPED)) and not entry & _FILE
             if vma.shared or own:
                 at = vma.start + index * PAGE

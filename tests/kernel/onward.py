@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from agents import settling
+from agents import journal, settling
 from migrate import faults
 from migrate.arguments import parse
 from migrate.coordinator import Migration
@@ -36,11 +36,11 @@ async def _moved(pid: int, options: tuple[str, ...]) -> Report:
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from agents import destination; sys.exit(destination.main())"
     )
-    display = Quiet()
+    display, id = Quiet(), journal.new_id()
     with Ring.create() as ring:
         relay = Relay(display, ring)
         async with (
-            source_agent(pid, ring, relay, display, False) as source,
+            source_agent(pid, ring, relay, display, False, id) as source,
             local.start([sys.executable, "-S", "-c", program]) as stream,
             open_agent(stream, "this machine") as agent,
         ):
@@ -49,7 +49,7 @@ async def _moved(pid: int, options: tuple[str, ...]) -> Report:
             asked = parse(["--stdio", "null", "--verify", "--max-downtime", "30s", *options, str(pid), "here"])
             assert isinstance(asked, Options)
             where = Destination(agent, "this machine", pid)
-            return await Migration(asked, display, rescue, where, relay, trio.CancelScope()).run()
+            return await Migration(asked, display, rescue, where, relay, trio.CancelScope(), id).run()
 
 
 @dataclass

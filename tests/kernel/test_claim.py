@@ -13,6 +13,7 @@ from migrate.engine.kernel.proc import Proc
 from migrate.engine.tracee.claim import Claim, claimed
 from migrate.errors import Refused
 
+ID = "261121100343-9f3a2c1b"
 HOLDER = """
 import sys, os
 from migrate.engine.kernel.proc import Proc
@@ -31,13 +32,13 @@ def process() -> Iterator[Proc]:
 
 
 def test_who_has_it_is_told_and_when_he_ends_it_is_free(process: Proc) -> None:
-    command = [sys.executable, "-c", HOLDER, str(process.pid)]
+    command = [sys.executable, "-c", HOLDER, str(process.pid), ID]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout and holder.stdout.readline() == b"claimed\n"
         problem = claimed(process)
         # what is named is the command, of which the holder of the lock is an agent: here this test
-        assert problem is not None and f"by process {os.getpid()} since " in problem.what
-        with pytest.raises(Refused, match="it is being moved already, by process"):
+        assert problem is not None and f"by migration {ID} of process {os.getpid()} since " in problem.what
+        with pytest.raises(Refused, match=f"it is being moved already, by migration {ID} of process"):
             Claim(process)
         holder.kill()
     assert claimed(process) is None

@@ -7,20 +7,19 @@ import fcntl
 import os
 import select
 import struct
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from migrate.engine.kernel.fdcalls import timerfd_gettime
 from migrate.engine.kinds.epoll import Epoll, Watch
 from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.inotify import Inotify
 from migrate.engine.kinds.memfd import Memfd
-from migrate.engine.kinds.opened import DumpOptions, OpenFile
+from migrate.engine.kinds.opened import Dump, DumpOptions, OpenFile
 from migrate.engine.kinds.placing import Context
-from migrate.engine.kinds.timerfd import TimerFd
 from tests.kernel.descriptor_bed import ANSWER, LOW, REQUEST, Child, child, linked, moved, run_all
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -250,9 +249,9 @@ def test_eventfd_signalfd_pidfd() -> None:
 def test_eventfd_kind_found_by_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     before = OpenFile.__init__
 
-    def older(self: OpenFile, dump: object, number: int, link: str, raw: str, *rest: object) -> None:
+    def older(self: OpenFile, dump: Dump, number: int, link: str, raw: str, *rest: Any) -> None:
         lines = [line for line in raw.split("\n") if not line.startswith("eventfd-semaphore")]
-        before(self, dump, number, link, "\n".join(lines), *rest)  # type: ignore[arg-type]
+        before(self, dump, number, link, "\n".join(lines), *rest)
 
     monkeypatch.setattr(OpenFile, "__init__", older)
     with child() as source:
@@ -269,92 +268,6 @@ def test_eventfd_kind_found_by_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def libc_eventfd(count: int, flags: int) -> int:
     return int(libc.eventfd(count, flags))
-
-
-def timerfd(clock: int, flags: int, value: float, interval: float) -> int:
-    fd = int(libc.timerfd_create(clock, os.O_NONBLOCK))
-    parts = [part for seconds in (interval, value) for part in divmod(int(seconds * 10**9), 10**9)]
-    assert libc.timerfd_settime(fd, flags, struct.pack("4q", *parts), None) == 0
-    return fd
-
-
-def test_timerfd() -> None:
-    with child() as source:
-        source.do(timerfd, 1, 0, 100.0, 3.0)
-        deadline = time.clock_gettime(time.CLOCK_MONOTONIC) + 50
-        source.do(timerfd, 1, 1, deadline, 0.0)
-        source.do(timerfd, 0, 3, time.time() + 70, 0.0)
-        source.do(timerfd, 7, 0, 0.001, 0.0)  # fires, unread
-        source.do(timerfd, 1, 0, 0.001, 0.004)  # keeps firing
-        source.do(timerfd, 1, 0, 0.0, 0.0)
-        time.sleep(0.03)
-        table, _ = source.dump()
-        states = [d.state for d in table.descriptions if isinstance(d.state, TimerFd)]
-        assert states[1].value == pytest.approx(deadline * 1e9, abs=5e6)
-        assert states[1].settime_flags == 1 and states[2].settime_flags == 3
-        assert states[3] == TimerFd(7, 0, 0, 0, 1)
-        assert states[4].ticks >= 5 and states[4].interval == 4_000_000 and 0 < states[4].value <= 4_000_000
-        assert states[5] == TimerFd(1, 0, 0, 0, 0)
-        with moved(source) as target:
-            same_outside(source, target, 0, 1, 2, 3, 5)
-            again, _ = target.dump()
-            after = [d.state for d in again.descriptions if isinstance(d.state, TimerFd)]
-            assert after[0].value == pytest.approx(states[0].value, abs=1e9) and after[0].interval == 3 * 10**9
-            assert after[1].value == pytest.approx(states[1].value, abs=1e7)
-            assert struct.unpack("Q", target.do(os.read, 3, 8)) == (1,)  # type: ignore[arg-type]
-            ticks = struct.unpack("Q", target.do(os.read, 4, 8))[0]  # type: ignore[arg-type]
-            assert ticks >= states[4].ticks
-
-
-def test_timer_of_a_short_period_stays_armed() -> None:
-    """It fires again before anyone can look at what is left of the period."""
-    with child() as source:
-        source.do(timerfd, 1, 0, 0.000_001, 0.000_001)
-        start = time.clock_gettime(time.CLOCK_MONOTONIC)
-        source.do(timerfd, 1, 1, start + 0.000_001, 0.000_002)
-        time.sleep(0.01)
-        for _ in range(20):
-            table, problems = source.dump()
-            relative, absolute = (d.state for d in table.descriptions if isinstance(d.state, TimerFd))
-            assert problems == [] and 0 < relative.value <= 1000 and relative.ticks > 0
-            assert absolute.value / 1e9 == pytest.approx(time.clock_gettime(time.CLOCK_MONOTONIC), abs=1)
-
-
-def test_timer_that_fires_again_before_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine more than a period may pass between asking it and looking at it; its phase stays."""
-    waits = iter([0.05, 0.03])
-
-    def asked(fd: int) -> int:
-        left = timerfd_gettime(fd)
-        time.sleep(next(waits, 0))
-        return left
-
-    monkeypatch.setattr("migrate.engine.kinds.timerfd.timerfd_gettime", asked)
-    period = 0.02
-    with child() as source:
-        start = time.clock_gettime(time.CLOCK_MONOTONIC)
-        source.do(timerfd, 1, 1, start + period, period)
-        time.sleep(2 * period)
-        table, problems = source.dump()
-        [state] = (d.state for d in table.descriptions if isinstance(d.state, TimerFd))
-        assert problems == [] and next(waits, None) is None
-        periods = (state.value / 1e9 - start) / period
-        assert periods == pytest.approx(round(periods), abs=0.05)
-        assert state.ticks == round(periods) - 1
-
-
-def test_timer_that_fires_while_it_is_away_counts_everything() -> None:
-    """Unread expirations from before, and those that were due before it is armed again."""
-    with child() as source:
-        start, period = time.clock_gettime(time.CLOCK_MONOTONIC), 0.02
-        fd = source.do(timerfd, 1, 1, start + period, period)
-        time.sleep(5 * period)
-        with moved(source) as target:
-            time.sleep(5 * period)
-            before = time.clock_gettime(time.CLOCK_MONOTONIC)
-            [ticks] = struct.unpack("Q", target.do(os.read, fd, 8))  # type: ignore[arg-type]
-            after = time.clock_gettime(time.CLOCK_MONOTONIC)
-            assert int((before - start) / period - 0.1) <= ticks <= int((after - start) / period + 0.1)
 
 
 def open_epoll() -> None:
@@ -417,9 +330,9 @@ def reuse_watched() -> None:
 
 
 @pytest.mark.parametrize("how", [close_watched, reuse_watched])
-def test_epoll_of_closed_descriptor_is_named(how: object) -> None:
+def test_epoll_of_closed_descriptor_is_named(how: Callable[[], None]) -> None:
     with child() as source:
-        source.do(how)  # type: ignore[arg-type]
+        source.do(how)
         _, problems = source.dump()
         assert len(problems) == 1
         assert problems[0].where == f"pid {source.pid} fd 3"

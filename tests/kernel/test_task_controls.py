@@ -164,7 +164,8 @@ def _speculation(states: tuple[int, int, int]) -> list[tuple[int, int]]:
     program = Program("controls")
     ThreadControls(0, 1, True, 2, states, 0).restore(program, io_flusher=False)
     ops = [op for op in program.branches[0] if op.args[0] == pr.PR_SET_SPECULATION_CTRL]
-    return [(int(op.args[1]), int(op.args[2])) for op in ops]  # type: ignore[arg-type]
+    choices = [(op.args[1], op.args[2]) for op in ops]
+    return [(which, what) for which, what in choices if isinstance(which, int) and isinstance(what, int)]
 
 
 def test_which_speculation_states_are_choices() -> None:

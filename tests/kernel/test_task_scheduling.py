@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from migrate.engine.kernel import prctl as pr
-from migrate.engine.kinds.scheduling import cpu_mask
-from migrate.engine.program import Program
+from migrate.engine.kinds.scheduling import Scheduling, cpu_mask
+from migrate.engine.program import Buffer, Program
 from tests.kernel.actors import Actor, collect, destination, host, seen, syscall
 
 
@@ -133,12 +133,13 @@ def test_fewer_and_more_cpus() -> None:
         bound = collect(source).thread.scheduling
         assert (bound.cpus, bound.all_cpus) == (2, False)
 
-    def mask(scheduling: object, cpus: int) -> int:
+    def mask(scheduling: Scheduling, cpus: int) -> int:
         program = Program("scheduling")
-        scheduling.restore(program, cpus)  # type: ignore[attr-defined]
+        scheduling.restore(program, cpus)
         op = next(op for op in program.branches[0] if op.name == "sched_setaffinity")
         buffer = op.args[2]
-        return int.from_bytes(program.content[buffer.offset : buffer.offset + buffer.size], "little")  # type: ignore[union-attr]
+        assert isinstance(buffer, Buffer)
+        return int.from_bytes(program.content[buffer.offset : buffer.offset + buffer.size], "little")
 
     assert mask(free, 0xFFFF) == 0xFFFF and free.warnings("t", 1) == []
     assert mask(bound, 0xFFFF) == 2 and bound.warnings("t", 0xFFFF) == []

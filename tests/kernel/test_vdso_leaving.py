@@ -8,7 +8,7 @@ import struct
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,10 @@ class Insider:
         return Stacks(Mappings([(m.start, m.end) for m in self.mappings]), nodefer=False)
 
     def leave(self, tracee: Tracee, seconds: float) -> tuple[list[Problem], bool]:
-        """All threads; its mappings are always the same."""
-        return leave(tracee, tracee.look(), self.code, self.stacks, lambda: self.stacks, seconds)
+        """All threads; its mappings are always the same. Whether any of them has run, too."""
+        before = tracee.look()
+        problems, seen = leave(tracee, before, self.code, self.stacks, lambda: self.stacks, seconds)
+        return problems, seen is not before
 
     def looking_back(self) -> list[str]:
         """What of the code is still on the stacks, above the stack pointers: frames, found the plain way."""
@@ -80,9 +82,9 @@ class Insider:
 
 
 @contextmanager
-def insider(victims: Victims, go: Path, *args: str) -> Iterator[Insider]:
+def insider(victims: Victims, go: Path, *args: str, name: str = "insider") -> Iterator[Insider]:
     process = subprocess.Popen(
-        [victims("insider"), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [victims(name), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={"VICTIM_GO": str(go)},
     )  # fmt: skip
     try:
@@ -93,8 +95,8 @@ def insider(victims: Victims, go: Path, *args: str) -> Iterator[Insider]:
             vdso = VDSO.read((area,), tracee.memory.read(RemoteAddress(area.start), area.size))
             unwinder = Unwinder(vdso)
 
-            def slot(rip: int, rsp: int, rbp: int, word: object) -> int | None:
-                return unwinder.slot(area.start, rip, rsp, rbp, lambda at: area.start <= at < area.end, word)  # type: ignore[arg-type]
+            def slot(rip: int, rsp: int, rbp: int, word: Callable[[int], int]) -> int | None:
+                return unwinder.slot(area.start, rip, rsp, rbp, lambda at: area.start <= at < area.end, word)
 
             entries = frozenset(area.start + function.offset for function in vdso.functions)
             tails = ((area.start + len(vdso.image), area.end),)
@@ -121,6 +123,24 @@ def test_out_of_it_and_no_way_back(microseconds: str, victims: Victims, tmp_path
         (tmp_path / "go").touch()
         out, errors = victim.process.communicate(timeout=60)
         assert out.endswith("pass\n") and not errors, (out, errors)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_out_of_handlers_that_have_interrupted_it_for_sure(depth: int, victims: Victims, tmp_path: Path) -> None:
+    with insider(victims, tmp_path / "go", str(depth), name="nested") as victim:
+        for _ in range(TIMES):
+            victim.tracee.stop()
+            while len(victim.looking_back()) < depth:  # it is on its way from the last time
+                victim.tracee.resume()
+                time.sleep(0.001)
+                victim.tracee.stop()
+            problems, ran = victim.leave(victim.tracee, PATIENCE)
+            assert not problems and ran and not victim.looking_back()
+            victim.tracee.resume()
+        (tmp_path / "go").touch()
+        out, errors = victim.process.communicate(timeout=60)
+        assert out.endswith("pass\n") and not errors, (out, errors)
+        assert int(out.split()[0]) >= TIMES
 
 
 def test_when_there_is_no_time_nothing_is_changed(victims: Victims, tmp_path: Path) -> None:

@@ -1,47 +1,28 @@
-"""A victim's way: started on node1, moved to node2, looked at before and after, told to look at itself, and asked.
-
-Victims that use tests/victims/victim.h say "ready" and "pass" on standard output; what they have to complain about is
-on standard error.
-"""
+"""A victim's way: started on node1, moved to node2, looked at before and after, told to look at itself, and asked."""
 
 from __future__ import annotations
 
-import itertools
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests import moves, observe
-from tests.hosts import Host, Pair, Stream
+from tests.driven import Driven, fresh_directory
+from tests.hosts import NULL, Host, Pair, Stream
 from tests.moves import Outcome
 from tests.tasks import Task, wait_until
 from tests.victims import Victims
 
-_numbers = itertools.count(1)
-NULL = Path("/dev/null")
-
 
 @dataclass
-class Journey:
-    """One victim and what it has said. ``task`` is the process where it is now."""
+class Journey(Driven):
+    """One victim on a pair of hosts. ``task`` is the process where it is now."""
 
     pair: Pair
-    name: str
-    directory: Path
     task: Task
     outcomes: list[Outcome] = field(default_factory=list)
     env: Mapping[str, str] | None = None  # of the command that moves it
-
-    @property
-    def out(self) -> str:
-        """What it said on standard output."""
-        return (self.directory / "out").read_text(errors="replace")
-
-    @property
-    def err(self) -> str:
-        """What it said on standard error."""
-        return (self.directory / "err").read_text(errors="replace")
 
     def move(self, *options: str, ignore: Iterable[str] = (), look: bool = True) -> Outcome:
         """To node2; an AssertionError lists what is different there, by `observe`, but for ``ignore``."""
@@ -57,10 +38,6 @@ class Journey:
             assert not different, "\n".join([f"{self.name} is not what it was:", *different])
         return outcome
 
-    def tell(self) -> None:
-        """Have it look at itself."""
-        (self.directory / "go").touch()
-
     def verdict(self, seconds: float = 20.0) -> str:
         """Wait for its end; an AssertionError says what it complained of. Returns what it said."""
         try:
@@ -74,12 +51,6 @@ class Journey:
     def must_live(self) -> None:
         """An AssertionError when it has ended."""
         assert self.task.alive, self.complaint
-
-    @property
-    def complaint(self) -> str:
-        """What to say about a victim that did not pass."""
-        complaint = f"{self.err[-2000:]!r} (nothing: killed by a signal)"
-        return f"{self.name} said {self.out[-200:]!r}, and complained: {complaint}"
 
     def go(self, *options: str, ignore: Iterable[str] = ()) -> Outcome:
         """All of it: move, tell, verdict."""
@@ -116,14 +87,12 @@ class Journeys:
     ) -> Journey:
         """Start any program, its standard output and error in files of its own directory, which it finds in
         $VICTIM_DIR."""
-        directory = self.pair.directory / f"victim-{next(_numbers)}"
-        directory.mkdir()
-        directory.chmod(0o777)
-        environment = {"VICTIM_GO": str(directory / "go"), "VICTIM_DIR": str(directory), **(env or {})}
+        directory, own = fresh_directory(self.pair.directory)
+        environment = {**own, **(env or {})}
         task = self.pair.a.spawn(
             argv, stdin=stdin, stdout=directory / "out", stderr=directory / "err", env=environment, cwd=cwd
         )
-        return Journey(self.pair, name, directory, task)
+        return Journey(name, directory, self.pair, task)
 
 
 def stop(task: Task, host: Host) -> None:

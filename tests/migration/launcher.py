@@ -29,6 +29,7 @@ def main() -> None:
     """Requests are lines of JSON on standard input: a command to be started, or the number of one to be waited for."""
     import migrate.cli
     import migrate.coordinator
+    import migrate.inquiry
 
     for line in sys.stdin:
         request = json.loads(line)

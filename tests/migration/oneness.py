@@ -21,14 +21,14 @@ _ENDS = {SOURCE: {journal.DONE: THERE, journal.ROLLED_BACK: HERE},
 
 def journals(host: Host) -> list[tuple[str, str]]:
     """Ids and roles on a host, the oldest first."""
-    directory = host.directory / "state" / "migrate" / "journal"
+    directory = host.state / "migrate" / "journal"
     found = [path.name.split(".") for path in sorted(directory.glob("*")) if path.suffix in (".source", ".destination")]
     return [(id, role) for id, role in found]
 
 
 def states_of(host: Host, id: str, role: str) -> list[str]:
     """What a journal says, record by record."""
-    path = host.directory / "state" / "migrate" / "journal" / f"{id}.{role}"
+    path = host.state / "migrate" / "journal" / f"{id}.{role}"
     return [record.state for record in journal.parse(path.read_bytes(), str(path))[0]]
 
 
@@ -87,7 +87,7 @@ class Doubted:
             if (id, role) in journals(host):
                 last = states_of(host, id, role)[-1]
                 assert _ENDS[role].get(last) == where, (where, role, states_of(host, id, role))
-        assert not list((pair.b.directory / "state").rglob("*.socket")), "a socket is left"
+        assert not list(pair.b.state.rglob("*.socket")), "a socket is left"
 
     def status(self) -> Sequence[dict[str, Any]]:
         """Of the last migration, on both hosts."""

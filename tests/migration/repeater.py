@@ -18,6 +18,7 @@ from typing import Any
 
 import trio
 
+from agents import journal
 from migrate import faults
 from migrate.arguments import parse
 from migrate.coordinator import Migration
@@ -35,7 +36,7 @@ async def main(*argv: str) -> None:
     options = parse(argv)
     assert isinstance(options, Options)
     while True:
-        async with connected(options, Quiet()) as (rescue, destination, relay):
+        async with connected(options, Quiet(), journal.new_id()) as (rescue, destination, relay):
             _answer(code=0)
             while not (rescue.source.lost or destination.agent.lost):
                 if not (fault := (await trio.to_thread.run_sync(sys.stdin.readline)).strip()):
@@ -43,7 +44,7 @@ async def main(*argv: str) -> None:
                 faults.arm(fault)
                 relay._off = False  # by the last one's roll-back
                 fresh = replace(rescue, touched=False, halted=False, prepared=False, locks={})
-                migration = Migration(options, Quiet(), fresh, destination, relay, trio.CancelScope())
+                migration = Migration(options, Quiet(), fresh, destination, relay, trio.CancelScope(), journal.new_id())
                 begun = time.monotonic()
                 code, error = 0, ""
                 try:

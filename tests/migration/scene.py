@@ -124,7 +124,7 @@ def left_in(outer: int) -> list[tuple[int, int]]:
 
 def logs(host: Host) -> list[Path]:
     """Logs of standard streams on a host."""
-    return list((host.directory / "state").rglob("*.log*"))
+    return list(host.state.rglob("*.log*"))
 
 
 def mounts(host: Host) -> str:

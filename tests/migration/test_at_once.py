@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests import moves
 from tests.hosts import Pair
-from tests.migration.journey import Journey
-from tests.migration.scene import Stage, counted
+from tests.migration.journey import Journey, Journeys
+from tests.migration.launcher import Launcher
+from tests.migration.oneness import HERE, THERE, Doubted
+from tests.migration.scene import Stage, counted, staged
 from tests.migration.test_moves_state import occupy
 from tests.tasks import status_field, wait_until
 from tests.victims import Victims
 
 MANY = 10
+WHEN = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 OPTIONS = ("--verify", "--no-converge", "continue")  # ten on two cores are not quick
 
 
@@ -27,8 +31,10 @@ def test_a_second_one_is_refused(stage: Stage) -> None:
         second = stage.launcher.start(*stage.command).wait()
         assert second.code == 3, (point, second)
         first = stage.pair.a.inner_pid(run.outer)
-        wanted = rf"being moved already, by process {first} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d; wait for that"
-        assert re.search(wanted, second.report["error"]), (point, second.report["error"])
+        wanted = rf"being moved already, by migration (\S+) of process {first} since {WHEN}; wait for that"
+        found = re.search(wanted, second.report["error"])
+        assert found, (point, second.report["error"])
+        assert point == "preflight" or found[1] == Doubted(stage).id
         run.signal(signal.SIGINT)
         assert run.wait().code == 130, point
         hold.release()
@@ -42,7 +48,7 @@ def test_ten_at_once(two_hosts: Pair, victims: Victims, tmp_path: Path, threads:
         directory = tmp_path / str(number)
         directory.mkdir()
         argv = [victims("counter"), str(directory / "count"), str(threads)]
-        journeys.append(Journey(two_hosts, "counter", directory, two_hosts.a.spawn(argv)))
+        journeys.append(Journey("counter", directory, two_hosts, two_hosts.a.spawn(argv)))
     wait_until("counting", lambda: all((each.directory / "count").exists() for each in journeys))
     commands = [moves.start(two_hosts.a, each.task.pid, two_hosts.b.destination, *OPTIONS) for each in journeys]
     outcomes = [moves.finish(command, 120) for command in commands]
@@ -54,6 +60,46 @@ def test_ten_at_once(two_hosts: Pair, victims: Victims, tmp_path: Path, threads:
         wait_until("counting on", lambda each=each, lines=lines: len((each.directory / "count").read_text()) > lines)
         if threads == 1:
             counted(each)
+
+
+# What goes wrong with each of several, and where that one is in the end.
+TOGETHER = {
+    "preflight:sleep=0": THERE,  # nothing
+    "there-prepared:kill": HERE,
+    "halted:kill": HERE,
+    "acknowledged:kill": THERE,
+    "source-halted:kill": HERE,
+    "there-released:kill": THERE,
+}
+
+
+@pytest.mark.timeout(200)
+def test_several_go_wrong_at_once(journeys: Journeys, start: Launcher, tmp_path: Path) -> None:
+    """Each by itself: what becomes of one is nothing to the others, and one `migrate recover` settles all."""
+    pair = journeys.pair
+    with ExitStack() as stack:
+        stages = []
+        for number in range(len(TOGETHER)):
+            directory = tmp_path / str(number)
+            directory.mkdir()
+            stages.append(stack.enter_context(staged(journeys, start, directory)))
+        runs = [
+            stage.launcher.start("--no-converge", "continue", *stage.command, fault=fault)
+            for stage, fault in zip(stages, TOGETHER, strict=True)
+        ]
+        results = dict(zip(TOGETHER, [run.wait() for run in runs], strict=True))
+        recovered = stages[0].recover()
+        assert recovered.code == 0, recovered
+        for stage, (fault, where) in zip(stages, TOGETHER.items(), strict=True):
+            killed = fault in ("halted:kill", "acknowledged:kill")
+            assert results[fault].code == (-signal.SIGKILL if killed else 5 * (where == HERE)), (fault, results[fault])
+            there = [pid for pid in pair.b.pids() if pid == stage.journey.task.pid]
+            assert (stage.journey.task.alive, len(there)) == (where == HERE, int(where == THERE)), fault
+            if where == THERE:
+                stage.journey.task = pair.b.adopt(there[0])
+            stage.runs_on()
+            counted(stage.journey)
+        wait_until("nothing else there", lambda: len(pair.b.pids()) == len(stages[0].there) + 3, 20)
 
 
 @pytest.mark.parametrize(("point", "which"), [("preflight", 0), ("round", 1), ("frozen", -1)])

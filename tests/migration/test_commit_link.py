@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 
@@ -45,6 +46,29 @@ def test_down_for_longer_than_it_tries(stage: Stage, point: str, where: str) -> 
     assert states(stage.journey.task.outer) == {"T"}
     stage.pair.b.link_up()
     assert doubted.settle() == where or not where
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_it_tries(stage: Stage, number: int) -> None:
+    """The user does not want to wait; the process does, and the command says how that ends."""
+    doubted = Doubted(stage)
+    hold, run = stage.hold("there-released", *QUICK)
+    stage.pair.b.link_down()
+    hold.release()
+    wait_until("reconnecting", lambda: "reconnecting" in run.err or run.ended, 40)
+    run.signal(number)
+    result = run.wait()
+    assert result.code == 6 and "(interrupted)" in result.report["error"], result
+    assert f"run migrate recover {doubted.id}" in result.report["error"] and "rolling back" not in result.err, result
+    assert states(stage.journey.task.outer) == {"T"}
+    assert "in doubt" in {each["outcome"] for each in _here(stage)}
+    stage.pair.b.link_up()
+    assert doubted.settle() == THERE
+
+
+def _here(stage: Stage) -> list[dict[str, object]]:
+    return list(json.loads(stage.launcher.start("--json", "status").wait().out))
 
 
 @pytest.mark.parametrize(("point", "where"), [("halted", HERE), ("there-commit", THERE), ("there-released", THERE)])

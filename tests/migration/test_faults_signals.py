@@ -44,7 +44,7 @@ def test_committed_is_committed(stage: Stage, number: int) -> None:
     hold.release()
     wait_until("COMMIT sent", lambda: unread(agent))
     run.signal(number)
-    wait_until("the signal taken", lambda: "rolling back" in run.err)
+    wait_until("the signal taken", lambda: "too late to roll back" in run.err)
     os.kill(agent, signal.SIGCONT)
     result = run.wait()
     assert result.code == 0 and result.report["ok"], result

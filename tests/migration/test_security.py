@@ -136,14 +136,18 @@ def test_nothing_secret_is_told(journeys: Journeys, stage: Stage) -> None:
     journey = journeys.run("secret", [sys.executable, "-c", SECRET], env={"PASSWORD": word})
     wait_until("ready", lambda: "ready" in journey.out)
     told = []
+    log = ("--log", str(journey.directory / "log"))
     for fault in ("restored:fail", "op:20:fail", ""):
-        done = stage.launcher.start("-vv", str(journey.task.pid), stage.pair.b.destination, fault=fault).wait()
+        done = stage.launcher.start("-vv", *log, str(journey.task.pid), stage.pair.b.destination, fault=fault).wait()
         assert done.code == (5 if fault else 0), done
         told.append(done.out + done.err)
     journey.task = stage.pair.b.adopt(journey.task.pid)
     held = Path(f"/proc/{journey.task.outer}/environ").read_bytes()
     assert word.encode() in held, "it has not got it itself"
     assert not any(word in text for text in told)
+    for text in told:
+        found = re.search(r"the log on \S+ is (\S+)", text)
+        assert found and Path(found[1]).stat().st_size
     for host in (stage.pair.a, stage.pair.b):
         for path in host.directory.rglob("*"):
             if path.is_file():

@@ -86,6 +86,17 @@ def _all_were_busy(journey: Journey) -> None:
 
 
 @pytest.mark.parametrize("env", [None, DIFFERS])
+def test_a_handler_that_has_interrupted_it_for_sure(journeys: Journeys, env: dict[str, str] | None) -> None:
+    """It does not return before the process is traced, and that is not moved before it has returned."""
+    journey = journeys.start("nested", "1")
+    journey.env = env
+    journey.move("--no-converge", "continue", look=False)
+    must_be(journey, "proxy" if env else "remap")
+    journey.tell()
+    assert int(journey.verdict().split()[1]) >= 1
+
+
+@pytest.mark.parametrize("env", [None, DIFFERS])
 def test_who_does_not_come_out_is_not_moved(journeys: Journeys, env: dict[str, str] | None) -> None:
     """And is not touched: it finds its way back as if nothing had been."""
     journey = journeys.start("trapped")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrate.arguments import parse
+from migrate.checkpoint.jobs import Dump, Restore, Show
 from migrate.errors import UsageError
 from migrate.options import Connection, Inquiry, Options
 from migrate.transport.target import parse as parse_destination
@@ -75,6 +76,15 @@ def test_any_text_is_a_destination_or_an_error(text: str) -> None:
         ("812 :22", "is not a destination"),
         ("812 node2 --abort", "--abort is for migrate recover"),
         ("status --commit", "--commit is for migrate recover"),
+        ("dump 812", "required: DIR"),
+        ("dump x d", "'x' is not a process number"),
+        ("dump --stream 812 d", "takes no DIR"),
+        ("dump --stream --track 812", "--track needs a directory"),
+        ("dump --stream --json 812", "both write to standard output"),
+        ("dump -q -v 812 d", "contradict"),
+        ("restore", "required: DIR"),
+        ("restore --detach --stdio d", "not allowed with"),
+        ("show", "required: DIR"),
         ("recover 812", "'812' is not the id of a migration"),
         ("recover ../../etc/passwd", "is not the id of a migration"),
         ("recover 261121100343-9f3a2c1b --commit --abort", "not allowed with"),
@@ -86,13 +96,27 @@ def test_usage_errors_say_what_is_wrong(arguments: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("verb", ["", "dump", "restore", "show"])
+def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse(["--help"])
+        parse([*filter(None, [verb]), "--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert max(map(len, text.splitlines())) <= 80
-    assert text == (SNAPSHOTS / "help.txt").read_text()
+    assert text == (SNAPSHOTS / f"help{'-' if verb else ''}{verb}.txt").read_text()
+
+
+def test_checkpoints() -> None:
+    assert parse(["dump", "812", "d"]) == Dump(812, "d")
+    assert parse("-v dump --leave-running --track --max-downtime 5ms --tracker digest 812 d --json".split()) == Dump(
+        812, "d", leave_running=True, track=True, max_downtime=0.005, tracker="digest", json=True, verbose=1
+    )
+    assert parse(["dump", "--stream", "812"]) == parse(["dump", "812", "-"]) == Dump(812, "-")
+    assert parse("restore --cpu-check off --no-clock --stdio d".split()) == Restore(
+        "d", stdio=True, cpu_check="off", no_clock=True
+    )
+    assert parse(["restore", "--detach", "-"]) == Restore("-")
+    assert parse(["--json", "show", "d"]) == Show("d", json=True)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

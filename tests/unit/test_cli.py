@@ -15,10 +15,11 @@ import pytest
 import trio
 
 from migrate import errors
-from migrate.cli import Mover, blame, main
+from migrate.cli import Mover, main
 from migrate.options import Options
 from migrate.progress import Display
 from migrate.report import Report, Round
+from migrate.supervision import blame
 
 Capture = pytest.CaptureFixture[str]
 ME = str(os.getpid())

@@ -361,7 +361,7 @@ def test_a_silent_coordinator(pages: Path, busy: bool) -> None:
         assert await subject.stream.process.wait() == 1
         wait_gone(pids[0])
 
-    with_agent(test, fake(pages), "destination.LEASE = overseer.LEASE = 0.3")
+    with_agent(test, fake(pages), "destination.LEASE = overseer.LEASE = 2")
 
 
 def test_silence_in_the_middle_of_a_message(pages: Path) -> None:
@@ -375,7 +375,7 @@ def test_silence_in_the_middle_of_a_message(pages: Path) -> None:
             assert await subject.stream.process.wait() == 1
             wait_gone(pid)
 
-        with_agent(test, fake(pages), "destination.LEASE = overseer.LEASE = 0.3")
+        with_agent(test, fake(pages), "destination.LEASE = overseer.LEASE = 2")
 
 
 def test_lost_agent_is_told(pages: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, NewType, Optional, Union
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

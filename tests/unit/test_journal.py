@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents import journal
+from agents import journal, settling
 from agents.journal import ABORTED, BEGUN, DESTINATION, PREPARED, SOURCE, Directory, JournalError
 
 ID = "261121100343-9f3a2c1b"
@@ -88,36 +90,81 @@ def test_what_was_torn_is_cut_off_before_more_is_written(home: Path) -> None:
         assert [record.state for record in made.records()] == [BEGUN, ABORTED]
 
 
+@contextmanager
+def full(size: int) -> Iterator[None]:
+    """No file can be longer: a write up to there is short, the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_no_half_a_record_is_left_where_the_disk_is_full(home: Path) -> None:
+    """Or the next one, when there is room again, would make a line with it that makes no sense."""
+    with Directory.opened() as directory, directory.create(ID, SOURCE) as made:
+        size = os.fstat(made.fd).st_size
+        for room in (10, 0):
+            with full(size + room), pytest.raises(OSError):
+                made.append(PREPARED)
+            assert os.fstat(made.fd).st_size == size
+        made.append(ABORTED)
+        assert [record.state for record in made.records()] == [BEGUN, ABORTED]
+
+
+def test_nothing_is_left_of_a_journal_that_cannot_be_made(home: Path) -> None:
+    with Directory.opened() as directory:
+        with full(10), pytest.raises(OSError):
+            directory.create(ID, SOURCE)
+        assert not list(home.iterdir())
+
+
+def test_what_was_left_before_it_had_its_name(home: Path) -> None:
+    """Its maker was killed, unless it is at work just now."""
+    with Directory.opened() as directory:
+        for name in (f".{ID}.source", f".{ID}.destination"):
+            (home / name).touch(mode=0o600)
+        os.utime(home / f".{ID}.source", (0, 0))
+        assert settling.survey(directory) == []
+        assert [path.name for path in home.iterdir()] == [f".{ID}.destination"]
+
+
+def _made(home: Path) -> None:
+    home.parent.mkdir(mode=0o700)
+    home.mkdir(mode=0o700)
+
+
 def _plant_mode(home: Path) -> None:
-    home.mkdir(parents=True, mode=0o700)
+    _made(home)
     home.chmod(0o770)
 
 
 def _plant_parent(home: Path) -> None:
-    home.mkdir(parents=True, mode=0o700)
+    _made(home)
     home.parent.chmod(0o777)
 
 
 def _plant_owner(home: Path) -> None:
-    home.mkdir(parents=True, mode=0o700)
+    _made(home)
     os.chown(home, 4202, 4202)
 
 
 def _plant_link(home: Path) -> None:
-    home.parent.mkdir()
+    home.parent.mkdir(mode=0o700)
     (home.parent / "real").mkdir(mode=0o700)
     home.symlink_to("real")
 
 
 def _plant_file(home: Path) -> None:
-    home.parent.mkdir()
+    home.parent.mkdir(mode=0o700)
     home.touch()
 
 
 @pytest.mark.parametrize("plant", [_plant_mode, _plant_parent, _plant_owner, _plant_link, _plant_file])
 def test_directories_that_others_could_have_made(home: Path, plant: Callable[[Path], None]) -> None:
     plant(home)
-    with pytest.raises(JournalError, match="migrate"):
+    with pytest.raises(PermissionError, match="not a directory of our own"):
         Directory.opened()
 
 

@@ -79,5 +79,5 @@ def test_names_of_deleted_files() -> None:
     there = {"/d": file(DIR), "/d/a": file(), "/e": file(DIR), "/e/b": GONE, "/g": GONE, "/g/c": GONE}
     assert taken(needs, there) == {"/d/a"}
     assert [problem.what for problem in compare(needs, there)] == [
-        "/g, where its deleted file c was, is not a directory there"
+        "/g, where its deleted file c was, is not a directory on the destination"
     ]

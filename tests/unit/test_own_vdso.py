@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -41,8 +42,8 @@ class Task:
     def unmap(self, name: str) -> None:
         self.vmas = [vma for vma in self.vmas if vma.name != name]
 
-    def change(self, name: str, **to: object) -> None:
-        self.vmas = [replace(vma, **to) if vma.name == name else vma for vma in self.vmas]  # type: ignore[arg-type]
+    def change(self, name: str, **to: Any) -> None:
+        self.vmas = [replace(vma, **to) if vma.name == name else vma for vma in self.vmas]
 
     def read(self, address: int, size: int) -> bytes:
         for start, content in self.memory.items():

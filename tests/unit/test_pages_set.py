@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import groupby
 
 from hypothesis import given
@@ -84,14 +83,8 @@ def test_a_huge_reservation_costs_what_is_in_it() -> None:
     assert content(pages) == {5}
 
 
-def test_a_dense_gigabyte_takes_milliseconds() -> None:
-    """262,144 pages of which every eighth was written: a generous bound, ten times what a quiet machine takes."""
+def test_a_dense_gigabyte() -> None:
+    """262,144 pages of which every eighth was written."""
     gigabyte = PageSet([(0, 1 << 30)])
     written = PageSet((address, address + PAGE) for address in range(0, 1 << 30, 8 * PAGE))
-    best = 1.0
-    for _ in range(3):
-        start = time.perf_counter()
-        rest = gigabyte - (gigabyte & written)
-        assert len(rest) == 262144 - 32768
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.05
+    assert len(gigabyte - (gigabyte & written)) == 262144 - 32768

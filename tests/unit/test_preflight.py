@@ -8,11 +8,11 @@ from typing import cast
 
 import pytest
 
-from migrate.destination import Facts
+from migrate.destination import Facts, Inside
 from migrate.engine.clocks import Clocks
 from migrate.engine.kernel.timens import Offsets
 from migrate.engine.preview import Preview
-from migrate.preflight import host_problems
+from migrate.preflight import clock_problems, host_problems
 
 
 def given(offsets: Offsets | None, there: Clocks) -> tuple[Preview, Facts]:
@@ -40,3 +40,12 @@ def test_clocks_that_cannot_go_on(offsets: Offsets | None, there: Clocks, no_clo
     problems = host_problems(*given(offsets, there), no_clock)
     assert [problem.where for problem in problems] == found
     assert all("--no-clock" in problem.advice for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("reason", "no_clock", "count"), [("unshare: No space left", False, 1), ("x: y", True, 0), ("", False, 0)]
+)
+def test_a_time_namespace_that_is_not_given(reason: str, no_clock: bool, count: int) -> None:
+    problems = clock_problems(cast(Inside, SimpleNamespace(no_clocks=reason)), no_clock)
+    assert len(problems) == count
+    assert all(reason in problem.what and "--no-clock" in problem.advice for problem in problems)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import pytest
 from hypothesis import given
@@ -116,11 +115,6 @@ def test_our_own() -> None:
     assert stack.fields["Size"] * 1024 == stack.mapping.size
 
 
-def test_ten_thousand_lines_are_read_at_once() -> None:
+def test_ten_thousand_lines() -> None:
     text = "".join(f"{n << 13:012x}-{(n << 13) + 4096:012x} rw-p 00000000 00:00 0 \n" for n in range(1, 10001))
-    best = 1.0
-    for _ in range(3):
-        start = time.perf_counter()
-        assert len(maps(text)) == 10000
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.2
+    assert [m.start for m in maps(text)] == [n << 13 for n in range(1, 10001)]

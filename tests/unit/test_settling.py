@@ -9,14 +9,17 @@ import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from agents import journal, settling
 from agents.journal import ABORTED, BEGUN, COMMITTED, DESTINATION, PREPARED, RELEASED, RELEASING, Directory
+from migrate.transport.agent import AgentError
 from tests.tasks import wait_until
 from tests.unit.test_destination import ID, Side, alive, fake, prepare, side
+from tests.unit.test_journal import full
 
 BOOT = journal.boot_id()
 COMMIT = (COMMITTED, RELEASING, RELEASED)
@@ -109,6 +112,22 @@ def test_the_overseer_dies_in_the_commit(
     if outcome == settling.IN_DOUBT:
         assert settle(settling.COMMIT) == settle(settling.ABORT) == outcome
         assert settle(settling.FORCE_ABORT) == settle(settling.FORCE_COMMIT) == settling.ROLLED_BACK
+
+
+def test_what_was_found_out_cannot_be_written_down(restoree: Process) -> None:
+    """It lives, its overseer does not: it has moved. When there is room again, the journal says so."""
+    people: dict[str, Any] = {"overseer": [restoree.pid, 0], "restoree": settling.person(restoree.pid)}
+    with Directory.opened() as directory:
+        with directory.create(ID, DESTINATION) as record:
+            for state in (PREPARED, *COMMIT[:2]):
+                record.append(state, **(people if state == PREPARED else {}))
+            size = os.fstat(record.fd).st_size
+        with full(size + 10):
+            told = settling.settle(directory, ID, settling.ASK)
+        assert told["outcome"] == settling.MOVED and "could not be written down" in told["why"]
+        assert written()[-1] == RELEASING
+        assert settling.settle(directory, ID, settling.ASK)["outcome"] == settling.MOVED
+    assert written()[-1] == RELEASED
 
 
 def test_a_record_of_the_commit_is_torn(tmp_path: Path, restoree: Process) -> None:
@@ -220,6 +239,41 @@ def test_the_host_was_started_anew(states: Sequence[str], outcome: str) -> None:
         path = Path(directory.path, f"{ID}.destination")
     path.write_bytes(b"".join(journal.line(state, "another boot") for state in states))
     assert settle(settling.COMMIT) == outcome
+
+
+def test_the_agent_says_what_it_does(tmp_path: Path, restoree: Process) -> None:
+    """In a log that goes with its journal."""
+    program = release(COMMIT)
+
+    async def main() -> None:
+        async with side(fake(tmp_path / "pages")) as subject:
+            ask = subject.agent.request
+            about = {"comm": "xz", "pid": 812, "source": "node1"}
+            path = Path((await ask("begin", migration=ID, lease=60, about=about, log=True))["log"])
+            assert path.stat().st_mode & 0o777 == 0o600
+            await ask("overseer", restorees=0)
+            await ask("stage", b"ok" + program, release=len(program), revocable=3, restoree=restoree.pid)
+            await ask("prepare", parts=[[0, 2]])
+            with pytest.raises(AgentError, match="no such verb"):
+                await ask("nonsense")
+            await from_elsewhere(settling.ASK)
+            await ask("commit")
+            await ask("bye")
+
+    trio.run(main)
+    lines = [json.loads(line) for line in (tmp_path / "migrate" / "journal" / f"{ID}.log").read_text().splitlines()]
+    assert {(each["id"], each["pid"]) for each in lines} == {(ID, 812)}
+    told = [each.get("verb") or each.get("state") or each["event"] for each in lines]
+    assert told == [
+        *("begun", "begin", "overseer", "stage", "prepared", "prepare", "nonsense", "asked"),
+        *("released", "commit", "ended"),
+    ]
+    assert (lines[0]["comm"], lines[0]["source"]) == ("xz", "node1") and "no such verb" in lines[6]["error"]
+    elapsed = [each["elapsed"] for each in lines]
+    assert elapsed == sorted(elapsed) and all(each["seconds"] >= 0 for each in lines if each["event"] == "request")
+    with Directory.opened() as directory:
+        directory.remove(ID, DESTINATION)
+    assert not list((tmp_path / "migrate" / "journal").iterdir())
 
 
 def test_nothing_is_known() -> None:

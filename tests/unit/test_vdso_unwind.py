@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -27,7 +28,7 @@ class Memory:
         return b"".join(struct.pack("<Q", self.words.get(at, 0)) for at in range(address, address + size, 8))[:size]
 
 
-def _inside(base: int) -> object:
+def _inside(base: int) -> Callable[[int], bool]:
     return lambda address: base <= address < base + 0x2000
 
 
@@ -41,7 +42,7 @@ def test_at_the_entry_and_behind_the_prologue(kernel: str) -> None:
     memory.words = {TOP: HOME, TOP - 8: 0x1111}
 
     def slot(rip: int, rsp: int, rbp: int) -> int | None:
-        return unwinder.slot(base, rip, rsp, rbp, _inside(base), memory.word)  # type: ignore[arg-type]
+        return unwinder.slot(base, rip, rsp, rbp, _inside(base), memory.word)
 
     assert slot(base + offset, TOP, 0x1111) == TOP
     push = vdso.image.index(b"\x55", offset)
@@ -68,7 +69,7 @@ def test_a_call_inside_is_followed_out() -> None:
     assert 0x780 < target < 0x1600
     memory = Memory()
     memory.words = {TOP - 0x80: base + call + 5, TOP: HOME}
-    found = unwinder.slot(base, base + target + 7, TOP - 0x80, TOP - 8, _inside(base), memory.word)  # type: ignore[arg-type]
+    found = unwinder.slot(base, base + target + 7, TOP - 0x80, TOP - 8, _inside(base), memory.word)
     assert found == TOP
 
 

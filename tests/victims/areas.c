@@ -277,6 +277,8 @@ static void refused(void)
 /* Steps: what happens to an address space between two looks. */
 static void changing(int step)
 {
+	static int file;
+
 	switch (step) {
 	case 0:
 		if (syscall(__NR_userfaultfd, 1 /* UFFD_USER_MODE_ONLY */) < 0)
@@ -292,6 +294,9 @@ static void changing(int step)
 		map(base + 600 * P, 8, 3, MAP_SHARED | MAP_ANONYMOUS, -1, 0)[P] = '6';
 		map(base + 700 * P, 8, 1, MAP_PRIVATE, opened(O_RDONLY), 0);
 		map(base + 800 * P, 2, 3, MAP_PRIVATE, opened(O_RDONLY), 0)[P] = '8';
+		file = memfd_create("resized", 0); /* mapped beyond its end */
+		ok(ftruncate(file, 2 * P), "ftruncate");
+		map(base + 1100 * P, 4, 3, MAP_SHARED, file, 0)[P] = 'm';
 		heap();
 		break;
 	case 1:
@@ -309,6 +314,8 @@ static void changing(int step)
 		anon(900, 4, 3, MAP_STACK)[0] = 'n';
 		map(base + 1000 * P, 4, 3, MAP_SHARED | MAP_ANONYMOUS, -1, 0)[P] = 'n';
 		memset(sbrk(10 * P), 'n', 10 * P);
+		ok(ftruncate(file, 4 * P), "ftruncate");
+		base[1103 * P] = 'n';
 		break;
 	case 2:
 		protect(16, 16, 3); /* merges again */

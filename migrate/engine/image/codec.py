@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 from migrate.engine.image.compile import Mismatch, codec_of, layout_of
 from migrate.errors import ImageError

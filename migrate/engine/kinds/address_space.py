@@ -90,7 +90,7 @@ def compile_difference(
     if old == new:
         return []
     plan = _Plan(old, new)
-    created = {backing.key for backing in memfds(old)}
+    created = {backing.key: backing.size for backing in memfds(old)}
     bridges = Bridges()
     bridges.plan(plan.pieces(), plan.apart, restorers(hole))
     mapper = Mapper(program, _stage(new, old, hole, plan.apart), numbers, bridges, lenders)
@@ -101,6 +101,8 @@ def compile_difference(
     for backing in memfds(new):
         if backing.key not in created:
             mapper.create_memfd(backing)
+        elif backing.size != created[backing.key]:
+            mapper.resize_memfd(backing)
     for was, vma in plan.grown:
         label = f"{vma.label} has grown"
         args = (vma.start, was.end - vma.start, vma.size, 0)

@@ -246,7 +246,7 @@ class Plan:
 
     def _place(self, index: int) -> None:
         description, placing = self.table.descriptions[index], self._placing
-        placing.label = self._labels[index]
+        placing.label, placing.places = self._labels[index], self._places[index]
         flags = description.flags
         number, applied = self._open(description)
         if (flags ^ applied) & SETTABLE:

@@ -139,6 +139,11 @@ class Mapper:
         for (_, mode, again), same in files.items():
             self._from_file(same, mode, again)
 
+    def resize_memfd(self, backing: Backing) -> None:
+        """Behind its end nothing can be written, though it is mapped (SIGBUS)."""
+        number, label = self.memfds[backing.key], f"new size of memfd {backing.path}"
+        self.program.syscall("ftruncate", number, backing.size, label=label)
+
     def create_memfd(self, backing: Backing) -> None:
         """Its seals come last: `seal_memfd`."""
         name, number = backing.path, self.memfds[backing.key]

@@ -13,6 +13,7 @@ from migrate.errors import Problem
 FILE, DIRECTORY, DEVICE, FIFO, ANY, FREE_NAME = "file", "directory", "device", "fifo", "any", "free name"
 _FORMATS = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, DEVICE: stat.S_IFCHR, FIFO: stat.S_IFIFO}
 _COPY = "copy it there with its times (rsync -t, cp -p), or share the file system"
+_THERE = "on the destination"
 
 Stat = Mapping[str, int]  # mode, size, mtime_ns, ino, dev, rdev, uid, gid; or errno
 
@@ -53,9 +54,12 @@ def taken(needs: Iterable[FileNeed], there: Mapping[str, Stat]) -> frozenset[str
 
 
 def compare(
-    needs: Iterable[FileNeed], there: Mapping[str, Stat], now: Mapping[str, Stat] | None = None
+    needs: Iterable[FileNeed],
+    there: Mapping[str, Stat],
+    now: Mapping[str, Stat] | None = None,
+    sides: tuple[str, str] = (_THERE, "here"),
 ) -> list[Problem]:
-    """Every need that the destination does not meet.
+    """Every need that the destination does not meet. ``sides``: what it and the source are called.
 
     A file that is being written changes between our look and the destination's, and on a shared file system that is
     no fault. ``now``: the source's stat, taken after the destination's; the destination may show any state between
@@ -63,40 +67,39 @@ def compare(
     """
     problems: dict[tuple[str, str], Problem] = {}
     for need in needs:
-        what = _wrong(need, there, (now or {}).get(need.path))
+        what = _wrong(need, there, (now or {}).get(need.path), *sides)
         if what is not None:
-            problems.setdefault((need.path, what), Problem(need.where, what, "" if need.kind == DEVICE else _COPY))
+            advice = "" if need.kind == DEVICE or sides[0] != _THERE else _COPY
+            problems.setdefault((need.path, what), Problem(need.where, what, advice))
     return list(problems.values())
 
 
-def _wrong(need: FileNeed, there: Mapping[str, Stat], now: Stat | None) -> str | None:
+def _wrong(need: FileNeed, there: Mapping[str, Stat], now: Stat | None, at: str, before: str) -> str | None:
     if need.kind == FREE_NAME:
         directory = os.path.dirname(need.path)
         reply = there[directory]
         if "errno" in reply or not stat.S_ISDIR(reply["mode"]):
-            return f"{directory}, where its deleted file {os.path.basename(need.path)} was, is not a directory there"
+            return f"{directory}, where its deleted file {os.path.basename(need.path)} was, is not a directory {at}"
         return None
     reply = there[need.path]
     if "errno" in reply:
         number = reply["errno"]
-        missing = (
-            "is not on the destination" if number == errno.ENOENT else f"on the destination: {os.strerror(number)}"
-        )
+        missing = f"is not {at}" if number == errno.ENOENT else f"{at}: {os.strerror(number)}"
         return f"{need.path} {missing}"
     if need.kind in _FORMATS and stat.S_IFMT(reply["mode"]) != _FORMATS[need.kind]:
-        return f"{need.path} is not a {need.kind} on the destination"
+        return f"{need.path} is not a {need.kind} {at}"
     if need.kind == DEVICE and reply["rdev"] != need.rdev:
-        return f"{need.path} is another device on the destination"
+        return f"{need.path} is another device {at}"
     if need.kind == DIRECTORY and need.ino and reply["ino"] != need.ino:
-        return f"{need.path} is read half-way, and the destination has another directory there"
+        return f"{need.path} is read half-way, and is another directory {at}"
     if need.kind != FILE or need.mtime_ns == 0:
         return None
     last = (now["size"], now["mtime_ns"]) if now is not None and "errno" not in now else (need.size, need.mtime_ns)
     sizes, times = sorted((need.size, last[0])), sorted((need.mtime_ns, last[1]))
     if not sizes[0] <= reply["size"] <= sizes[1]:
-        return f"{need.path} has {reply['size']} bytes on the destination and {last[0]} here"
+        return f"{need.path} has {reply['size']} bytes {at} and {last[0]} {before}"
     if not times[0] <= reply["mtime_ns"] <= times[1]:
-        return f"{need.path} was changed at another time on the destination ({_ago(reply['mtime_ns'] - last[1])})"
+        return f"{need.path} was changed at another time {at} ({_ago(reply['mtime_ns'] - last[1])})"
     return None
 
 

@@ -27,13 +27,15 @@ class Context:
     """``reserved``: numbers in use by the restorer. ``low_limit``: from here up numbers may be used for a while.
     ``stdio``: where standard streams that led outside go (None: /dev/null). ``objects``: files that the address space
     made already, by their (dev, ino) on the source, at numbers that are closed in the end. ``taken``: names of
-    deleted files that something else has on the destination."""
+    deleted files that something else has on the destination. ``streams``: descriptors of the standard streams that
+    take the place of those that led outside, or none."""
 
     reserved: frozenset[int] = frozenset()
     low_limit: int = 1 << 9
     stdio: str | None = None
     objects: Mapping[tuple[int, int], int] = field(default_factory=dict)
     taken: frozenset[str] = frozenset()
+    streams: tuple[int, ...] = ()
 
 
 class Numbers:
@@ -72,6 +74,7 @@ class Placing:
         self.numbers = Numbers(occupied)
         self._holders: list[int] = []
         self.label = ""
+        self.places: Mapping[int, bool] = {}  # of what is opened now: its numbers, and whether each is close-on-exec
 
     def call(self, name: str, *args: Arg) -> int:
         """A system call that gives a new descriptor; its number."""

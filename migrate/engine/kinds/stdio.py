@@ -1,6 +1,7 @@
 """Standard streams that lead outside: a terminal, or a pipe or socket to another process.
 
-They cannot follow the process to another host. Input comes to its end there, output goes to where the user chose."""
+They cannot follow the process to another host. Input comes to its end there, output goes to where the user chose. Where
+the restorer was given standard streams (`migrate restore --stdio`), those take their place."""
 
 from __future__ import annotations
 
@@ -30,6 +31,9 @@ class StandardStream:
         return []
 
     def open(self, placing: Placing, flags: int) -> int:
+        if placing.context.streams:
+            number = min(placing.places)
+            return placing.copy(placing.context.streams[0 if self.input else number if number in (1, 2) else 1])
         if self.input:
             return placing.open("/dev/null", os.O_RDONLY)
         if placing.context.stdio is None:

@@ -13,6 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from migrate.engine.kernel.maps import Mapping, SmapsEntry, maps, smaps
 from migrate.engine.kernel.proc import Proc
@@ -116,8 +117,9 @@ class AddressSpaceReader:
         """What is new since the last reading, from maps; flags of an area that is new by itself from smaps, those of
         one that grew, shrank or changed its protection from what it was."""
         self.vanished = False
+        resized = self._follow_memfds()
         raw = self.proc.text("maps")
-        if raw == self._raw:
+        if raw == self._raw and not resized:
             return self._result
         lines = raw.split("\n")[:-1]
         known = self._by_line
@@ -151,27 +153,31 @@ class AddressSpaceReader:
         self._result = self._named(coalesce(by_line.values(), self._registered))
         return self._result
 
-    def needs(self) -> list[FileNeed]:
-        """What the destination's file system must have. A file that is only read must have the same content; one that
-        is mapped for writing changes while the task runs."""
-        found: dict[str, FileNeed] = {}
-        for vma in self._result:
+    def _follow_memfds(self) -> bool:
+        """The size and the seals of those that are mapped are not in maps. Whether any has changed."""
+        found: dict[Backing, Backing] = {}
+        for vma in self._by_line.values():
             backing = vma.backing
-            if backing is None or backing.kind not in (FILE, ZERO):
+            if backing is None or backing.kind != MEMFD or backing in found:
                 continue
-            where = f"{self.where} {vma.start:x}-{vma.end:x}"
-            if backing.kind == ZERO:
-                found.setdefault(backing.path, FileNeed(where, backing.path, DEVICE, rdev=_ZERO_DEVICE))
-                continue
-            writes = vma.shared and "mw" in vma.flags.split()
-            need = found.get(backing.path)
-            if need is None or (writes and not need.writable):
-                found[backing.path] = FileNeed(
-                    *(where, backing.path, NEED_FILE, backing.size, backing.mtime_ns),
-                    content=not writes,
-                    writable=writes,
-                )
-        return list(found.values())
+            link = f"map_files/{vma.start:x}-{vma.end:x}"
+            try:
+                found[backing] = replace(backing, size=self.proc.stat(link).st_size, seals=self._seals(link))
+            except (FileNotFoundError, _Vanished):
+                continue  # unmapped since
+        changed = {was: now for was, now in found.items() if was != now}
+        if changed:
+            for line, vma in self._by_line.items():
+                if vma.backing in changed:
+                    self._by_line[line] = replace(vma, backing=changed[vma.backing])
+            for key, known in self._backings.items():
+                if isinstance(known, Backing):
+                    self._backings[key] = changed.get(known, known)
+        return bool(changed)
+
+    def needs(self) -> list[FileNeed]:
+        """What the destination's file system must have."""
+        return mapped_files(self._result, self.where)
 
     # Flags
 
@@ -364,3 +370,26 @@ def mapped_objects(vmas: Iterable[VMA]) -> dict[tuple[int, int], tuple[tuple[int
         if vma.shared and vma.backing is not None and vma.backing.kind in (SHMEM, MEMFD, COMMON):
             found.setdefault(vma.backing.key, []).append((vma.offset, vma.size))
     return {key: tuple(sorted(ranges)) for key, ranges in found.items()}
+
+
+def mapped_files(vmas: Iterable[VMA], who: str) -> list[FileNeed]:
+    """What the destination's file system must have for these areas of ``who``. A file that is only read must have the
+    same content; one that is mapped for writing changes while the task runs."""
+    found: dict[str, FileNeed] = {}
+    for vma in vmas:
+        backing = vma.backing
+        if backing is None or backing.kind not in (FILE, ZERO):
+            continue
+        where = f"{who} {vma.start:x}-{vma.end:x}"
+        if backing.kind == ZERO:
+            found.setdefault(backing.path, FileNeed(where, backing.path, DEVICE, rdev=_ZERO_DEVICE))
+            continue
+        writes = vma.shared and "mw" in vma.flags.split()
+        need = found.get(backing.path)
+        if need is None or (writes and not need.writable):
+            found[backing.path] = FileNeed(
+                *(where, backing.path, NEED_FILE, backing.size, backing.mtime_ns),
+                content=not writes,
+                writable=writes,
+            )
+    return list(found.values())

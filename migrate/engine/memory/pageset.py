@@ -81,8 +81,6 @@ class PageSet:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PageSet) and self.chunks == other.chunks
 
-    __hash__ = None  # type: ignore[assignment]  # mutable
-
     def __len__(self) -> int:
         """Pages."""
         return sum(chunk.count(1) for chunk in self.chunks.values())

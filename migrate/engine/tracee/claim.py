@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from migrate.engine.kernel.stat import Stat, stat
 from migrate.errors import Problem, Refused
 
 _LOCKS = Path("/proc/locks")
+_ID = re.compile(rb"\d{12}-[0-9a-f]{8}")  # agents/journal.py
 _HELPERS = ("sudo",)  # between a command and its agent
 
 
@@ -58,12 +60,13 @@ def _being_moved(pid: int, by_whom: str) -> Problem:
 
 
 def _told(holder: int) -> str:
-    """By which command and since when; nothing where that cannot be seen (the holder is in another PID namespace, or
-    has just ended)."""
+    """By which migration (its id is an argument of the source agent) and command, and since when; nothing where that
+    cannot be seen (the holder is in another PID namespace, or has just ended)."""
     if holder <= 0:
         return ""
     try:
         its = _stat(holder)
+        arguments = Path(f"/proc/{holder}/cmdline").read_bytes().split(b"\0")
         command = its.ppid
         while command > 1 and (above := _stat(command)).comm in _HELPERS:
             command = above.ppid
@@ -72,7 +75,9 @@ def _told(holder: int) -> str:
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     began = booted + its.starttime / os.sysconf("SC_CLK_TCK")
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began))
-    return f", by process {command if command > 1 else holder} since {since}"
+    ids = [text.decode() for text in arguments if _ID.fullmatch(text)]
+    migration = f", by migration {ids[0]} of" if ids else ", by"
+    return f"{migration} process {command if command > 1 else holder} since {since}"
 
 
 def _stat(pid: int) -> Stat:

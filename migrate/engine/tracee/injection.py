@@ -103,6 +103,7 @@ class Parasite:
     def __init__(self, injection: Injection) -> None:
         self._injection = injection
         self._tracee = injection.tracee
+        self.needed = 0  # bytes of room, at most, for the programs of a run
 
     @property
     def code(self) -> RemoteAddress:
@@ -133,6 +134,7 @@ class Parasite:
         for program in linked.values():
             slots.append(total)
             total += _STACK + stub_size + _up(len(program.image), ALIGN)
+        self.needed = max(self.needed, total)
         base = self._injection.room(total)
         trips, writes, reads = [], [], []
         for traveller, slot, program in zip(people, slots, linked.values(), strict=True):

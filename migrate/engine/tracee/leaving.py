@@ -16,14 +16,15 @@ from __future__ import annotations
 import errno
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.memory import RemoteAddress
-from migrate.engine.tracee.registers import NO_SYSCALL
+from migrate.engine.tracee.registers import NO_SYSCALL, Registers
 from migrate.engine.tracee.sigframe import (
     R10,
     RAX,
@@ -35,7 +36,8 @@ from migrate.engine.tracee.sigframe import (
     may_be_in_a_handler,
     may_have_frames,
 )
-from migrate.engine.tracee.together import Seen
+from migrate.engine.tracee.together import Seen, settle, stops
+from migrate.engine.tracee.together import registers as all_registers
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.tracee.waiting import attentive, wait_until
 from migrate.errors import Problem
@@ -43,6 +45,7 @@ from migrate.errors import Problem
 _WORD = struct.Struct("<Q")
 _SYSCALL_STOP = 5 | ptrace.SYSCALL_STOP  # SIGTRAP
 _RECALL = 2.0  # seconds that a thread gets to stop when its time is up
+_NEAR = 512  # bytes of a stack that are read ahead: more than a function of a vDSO has on it
 _LOWEST, _HIGHEST = 1 << 12, 1 << 47  # addresses of code
 
 
@@ -104,34 +107,36 @@ class _Call:
 
 
 def leave(
-    tracee: Tracee, seen: Sequence[Seen], code: Code, stacks: Stacks, look: Callable[[], Stacks], seconds: float
-) -> tuple[list[Problem], bool]:
+    tracee: Tracee, seen: list[Seen], code: Code, stacks: Stacks, look: Callable[[], Stacks], seconds: float
+) -> tuple[list[Problem], list[Seen]]:
     """Have every thread of the stopped process out of the code, and none about to return to it. ``seen``: all threads,
     as they are now; ``look``: at the stacks once more, when a thread has run.
 
-    Which threads do not come out in ``seconds``, in words; and whether any thread has run. All are stopped again in any
-    case. Raises ProcessEnded, and Refused when there is no room for stubs.
+    Which threads do not come out in ``seconds``, in words; and all threads as they are then: ``seen`` itself when none
+    has run. All are stopped again in any case. Raises ProcessEnded, and Refused when there is no room for stubs.
     """
     deadline = time.monotonic() + seconds
-    ran = False
     try:
         while True:
+            suspects = _suspects(tracee, seen, code, stacks)
+            near = _surroundings(tracee, suspects)
             found = {}
-            for each in _suspects(tracee, seen, code, stacks):
-                calls = _Reader(tracee, each, code, stacks).calls()
+            for each in suspects:
+                calls = _Reader(tracee, each, code, stacks, near.get(each.tid, b"")).calls()
                 if calls is None:
                     what = "it is in its vDSO, and nobody can tell where that returns to"
-                    return [_problem(tracee, each.tid, what)], ran
+                    return [_problem(tracee, each.tid, what)], seen
                 if calls:
                     found[each.tid] = calls
             _tidy(tracee, code)
             if not found:
-                return [], ran
+                return [], seen
             if time.monotonic() > deadline:
                 why = "it is in a function of its vDSO, or in a signal handler that has interrupted one"
-                return [_problem(tracee, tid, why) for tid in found], ran
-            ran = True
-            _Outing(tracee, stacks, found).run(deadline)
+                return [_problem(tracee, tid, why) for tid in found], seen
+            out = [each for each in suspects if each.tid in found]
+            if _Outing(tracee, code, stacks, out, found).run(deadline):
+                return [], tracee.look()
             tracee.stop()  # what ran may have made threads, or ended
             seen, stacks = tracee.look(), look()
     except ProcessLookupError as error:
@@ -159,11 +164,23 @@ def _suspects(tracee: Tracee, seen: Sequence[Seen], code: Code, stacks: Stacks) 
     return found + [other for other, content in zip(others, contents, strict=True) if may_have_frames(content)]
 
 
+def _surroundings(tracee: Tracee, threads: Sequence[Seen]) -> dict[int, bytes]:
+    """What is at the stack pointer of each, read at once: mostly all that is asked for. Nothing where that cannot be
+    done."""
+    try:
+        contents = tracee.memory.read_many([(RemoteAddress(each.registers.rsp), _NEAR) for each in threads])
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            raise
+        return {}
+    return {each.tid: content for each, content in zip(threads, contents, strict=True)}
+
+
 def _tidy(tracee: Tracee, code: Code) -> None:
     """Take out what tracers that were killed have left in the tails. All calls are known, and none of them leads there;
     so nobody is there, nor will come there."""
     for start, end in code.tails:
-        if any(tracee.memory.read(RemoteAddress(start), end - start)):
+        if tracee.memory.read(RemoteAddress(start), end - start).strip(b"\0"):
             tracee.memory.force_write(RemoteAddress(start), bytes(end - start))
 
 
@@ -173,12 +190,13 @@ def _problem(tracee: Tracee, tid: int, what: str) -> Problem:
 
 @dataclass(frozen=True)
 class _Reader:
-    """What is on the stacks of one thread."""
+    """What is on the stacks of one thread. ``near``: what is at its stack pointer, as far as that was read."""
 
     tracee: Tracee
     thread: Seen
     code: Code
     stacks: Stacks
+    near: bytes
 
     def calls(self) -> list[tuple[int, int]] | None:
         """Slot and content of each call that has not returned. None: of one it cannot be told."""
@@ -211,6 +229,9 @@ class _Reader:
         return int(_WORD.unpack(self._read(address, 8))[0])
 
     def _read(self, address: int, size: int) -> bytes:
+        at = address - self.thread.registers.rsp
+        if 0 <= at <= len(self.near) - size:
+            return self.near[at : at + size]
         return self.tracee.memory.read(RemoteAddress(address), size)
 
 
@@ -219,35 +240,51 @@ def _is_call(before: bytes) -> bool:
     return before[-5] == 0xE8 or any(before[-n] == 0xFF and before[1 - n] >> 3 & 7 == 2 for n in (2, 3, 4, 6, 7))
 
 
+def _at_home(registers: Registers, call: _Call) -> Registers:
+    """From the end of a stub to where the function would have returned to."""
+    return registers.replace(rip=call.home, rax=registers.r10, orig_rax=NO_SYSCALL)
+
+
 class _Outing:
     """Some of the threads on their way out: as many as there are stubs for."""
 
-    def __init__(self, tracee: Tracee, stacks: Stacks, found: dict[int, list[tuple[int, int]]]) -> None:
+    def __init__(
+        self, tracee: Tracee, code: Code, stacks: Stacks, seen: Sequence[Seen],
+        found: Mapping[int, list[tuple[int, int]]],
+    ) -> None:
         self._tracee, self._stacks = tracee, stacks
         self._place, self._room = tracee.pad.take()
         free = iter(range(self._place, self._place + self._room - STUB_SIZE + 1, STUB_SIZE))
         self._away: dict[int, list[_Call]] = {}
         self._markers: dict[int, int] = {}  # where none is possible, 0: system calls are watched instead
-        for tid, calls in found.items():
-            marker = tracee.dispositions.marker(ptrace.get_signal_mask(tid))
+        self._left_out = False  # some of them, for want of room
+        self._alone: list[int] = []  # that have nothing to do but return, and wait for nobody
+        for each in seen:
+            tid, calls = each.tid, found[each.tid]
+            marker = tracee.dispositions.marker(each.signal_mask)
             pairs = zip(calls, free, strict=False)
             taken = [_Call(slot, home, RemoteAddress(stub), marker) for (slot, home), stub in pairs]
             if len(taken) < len(calls):
+                self._left_out = True
                 break
             self._away[tid], self._markers[tid] = taken, marker
+            if marker and len(calls) == 1 and each.registers.rip in code:
+                self._alone.append(tid)
 
-    def run(self, deadline: float) -> None:
-        """Whoever is not out by then is stopped where it is, with its own return addresses."""
+    def run(self, deadline: float) -> bool:
+        """Whoever is not out by then is stopped where it is, with its own return addresses. Whether all are out, and
+        nothing was run of the process but what was left of those functions."""
         memory = self._tracee.memory
         calls = [call for each in self._away.values() for call in each]
         if not calls:
-            return  # more handlers on one stack than anybody has
+            return False  # more handlers on one stack than anybody has
         memory.force_write(self._place, b"".join(call.code for call in calls))
         memory.write_many([(RemoteAddress(call.slot), _WORD.pack(call.stub)) for call in calls])
         with attentive():
             try:
                 for tid in self._away:
                     self._go_on(tid)
+                done = self._come_together(deadline)
                 for tid in list(self._away):
                     while tid in self._away and (stop := wait_until(tid, deadline)) is not None:
                         self._see(tid, stop)
@@ -258,6 +295,38 @@ class _Outing:
                 for tid in left:
                     self._put_back(tid)
         self._tracee.pad.give_back(self._place, self._room)
+        return done
+
+    def _come_together(self, deadline: float) -> bool:
+        """What mostly happens: each of them comes to its stub, and all are seen to at once. Whether that was all."""
+        alone = self._alone
+        stopped: dict[int, ptrace.Stop] = {}
+        try:
+            # When the last one has come, mostly all have.
+            for tid in reversed(alone):
+                if tid not in stopped and (stop := wait_until(tid, deadline)) is not None:
+                    stopped[tid] = stop
+                    stopped |= stops([other for other in alone if other not in stopped])
+        finally:
+            marked = [
+                tid for tid, stop in stopped.items()
+                if stop.stopped and not stop.event and stop.signal == self._markers[tid]
+            ]  # fmt: skip
+            home = []
+            for tid, registers in all_registers(marked).items():
+                (call,) = self._away[tid]
+                if registers.rip == call.stub + _MARKED:
+                    home.append((tid, _at_home(registers, call).pack()))
+                    del self._away[tid], stopped[tid]
+            done = not stopped and not self._away and not self._left_out
+            settle(home)
+            with ExitStack() as each:  # a stop is reported once: all are seen to, whatever becomes of one
+                for tid, stop in stopped.items():
+                    each.callback(self._see, tid, stop)
+                there = stops([tid for tid, _ in home])
+                for tid, _ in home:
+                    each.callback(self._await_stop, tid, there.get(tid))
+        return done
 
     def _see(self, tid: int, stop: ptrace.Stop) -> None:
         if not stop.stopped:
@@ -271,34 +340,29 @@ class _Outing:
             arrived = next((call for call in self._away[tid] if registers.rip == call.stub + _MARKED), None)
             if arrived is not None:
                 number = 0
-                home = registers.replace(rip=arrived.home, rax=registers.r10, orig_rax=NO_SYSCALL)
-                self._tracee.set_registers(tid, home)
+                home = _at_home(registers, arrived)
                 self._away[tid].remove(arrived)
                 if not self._away[tid]:
                     del self._away[tid]
-                    self._settle(tid)
+                    settle([(tid, home.pack())])
+                    self._await_stop(tid)
                     return
+                self._tracee.set_registers(tid, home)
         self._go_on(tid, number)
 
     def _go_on(self, tid: int, number: int = 0) -> None:
         resume = ptrace.cont if self._markers[tid] else ptrace.cont_to_syscall
         resume(tid, number)
 
-    def _settle(self, tid: int) -> None:
-        """From any stop to one that `ptrace.interrupt` brings: the kernel looks for that before it looks for signals,
-        and before any instruction is run (get_signal(), kernel/signal.c)."""
-        ptrace.interrupt(tid)
-        ptrace.cont(tid)
-        self._await_stop(tid)
-
     def _recall(self, tid: int) -> None:
         ptrace.interrupt(tid)
         self._await_stop(tid)
 
-    def _await_stop(self, tid: int) -> None:
+    def _await_stop(self, tid: int, stop: ptrace.Stop | None = None) -> None:
+        """One that `ptrace.interrupt` brings. ``stop``: what it has reported already."""
         deadline = time.monotonic() + _RECALL
         while True:
-            stop = wait_until(tid, deadline)
+            stop = stop or wait_until(tid, deadline)
             if stop is None:
                 raise ProcessEnded(f"thread {tid} does not stop any more")
             if not stop.stopped:
@@ -309,6 +373,7 @@ class _Outing:
                 return
             ptrace.interrupt(tid)  # any other stop makes the kernel forget the one before (ptrace_stop())
             ptrace.cont(tid, 0 if stop.signal == _SYSCALL_STOP else stop.signal)
+            stop = None
 
     def _put_back(self, tid: int) -> None:
         """No stub is where this thread will come to any more."""

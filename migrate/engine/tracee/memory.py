@@ -73,7 +73,10 @@ class Memory:
             self._mem = os.open(f"/proc/{self.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         done = 0
         while done < len(data):
-            done += os.pwrite(self._mem, data[done:], address + done)
+            written = os.pwrite(self._mem, data[done:], address + done)
+            if not written:  # it has no memory any more (mem_rw(), fs/proc/base.c)
+                raise ProcessLookupError(errno.ESRCH, f"write to the memory of {self.pid}: {os.strerror(errno.ESRCH)}")
+            done += written
 
     def _transfer(self, name: str, buffer: bytearray | memoryview, runs: list[tuple[RemoteAddress, int]]) -> None:
         call = getattr(_libc, name)

@@ -1,5 +1,11 @@
-"""Moving the destination's own vDSO to where it is wanted. mremap(2) always can: the kernel notes where its vDSO goes
-(vdso_mremap(), arch/x86/entry/vdso/vma.c). arch_prctl(ARCH_MAP_VDSO_64) cannot as long as there is one."""
+"""Moving the destination's own vDSO to where it is wanted, by mremap(2): the kernel notes where its vDSO goes
+(vdso_mremap(), arch/x86/entry/vdso/vma.c).
+
+Not by arch_prctl(ARCH_MAP_VDSO_64), for there is no case that it is needed in. It maps no second one (map_vdso_once():
+EEXIST), so the restorer's own would have to be unmapped first; and whoever may not move that, because the kernel seals
+its mappings (CONFIG_MSEAL_SYSTEM_MAPPINGS, Linux 6.16), may not unmap it either. A kernel that was told to give none
+(vdso=0) would map one all the same; but what its owner has switched off stays off, and the task gets stubs.
+"""
 
 from __future__ import annotations
 

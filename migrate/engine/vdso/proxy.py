@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from migrate.engine.kernel.maps import PAGE
-from migrate.engine.program import OpKind, Program
+from migrate.engine.program import Buffer, OpKind, Program
 from migrate.engine.vdso import stubs
 from migrate.engine.vdso.decide import Verdict
 from migrate.engine.vdso.image import VDSO, Area
@@ -115,7 +115,7 @@ def proxy_ops(program: Program, parked: Sequence[Area], made: Build) -> None:
     _map(program, proxy, made.content, _READ | _EXEC, "the proxy of the vDSO", name)
 
 
-def _map(program: Program, area: Area, content: bytes, prot: int, label: str, name: object) -> None:
+def _map(program: Program, area: Area, content: bytes, prot: int, label: str, name: Buffer) -> None:
     first = _READ | _WRITE if content else prot
     program.syscall("mmap", area.start, area.size, first, _MAP_NEW, -1, 0, label=label, expect=area.start)
     if content:
@@ -123,7 +123,7 @@ def _map(program: Program, area: Area, content: bytes, prot: int, label: str, na
         program.syscall("mprotect", area.start, area.size, prot, label=label)
     # Only for people, and so that it never merges with a neighbour: a kernel that cannot do it, does not.
     args = (_PR_SET_VMA, _PR_SET_VMA_ANON_NAME, area.start, area.size, name)
-    program.syscall("prctl", *args, label=f"name of {label}", ignore=True)  # type: ignore[arg-type]
+    program.syscall("prctl", *args, label=f"name of {label}", ignore=True)
 
 
 def choose_base(used: Iterable[tuple[int, int]], grows: Iterable[tuple[int, int]], near: Area, size: int) -> int:
