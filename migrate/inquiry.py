@@ -108,14 +108,15 @@ def _table(lines: Sequence[Line]) -> Iterator[str]:
 
 
 async def _recover(inquiry: Inquiry, display: Display) -> int:
-    """All that is open, or the one that was named; the worst of their exit codes."""
+    """All that is open, or the one that was named; the worst of their exit codes. The last one that was begun comes
+    first: what it has made of a process on the destination may hold locks that earlier ones want back."""
     ids = [each["id"] for each in _here() if each["role"] == SOURCE and (inquiry.id or _open(each))]
     if inquiry.id is not None:
         ids = [id for id in ids if id == inquiry.id]
         if not ids:
             raise MigrateError(f"this host has no journal of a migration {inquiry.id} from here (migrate status)")
     results, code = [], 0
-    for id in ids:
+    for id in reversed(ids):
         try:
             outcome, sentence = await _settled(id, inquiry, display)
         except MigrateError as error:

@@ -10,6 +10,7 @@ There is no KVM: a guest is ready in about ten seconds, and runs some ten to twe
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import shutil
 import subprocess
@@ -39,6 +40,10 @@ half the boots of 6.12 ended in a panic or hung."""
 BOOT_SECONDS = 300.0
 CHECKOUT = Path(__file__).resolve().parents[2]
 XDG = {"XDG_STATE_HOME": "/var/tmp/state", "XDG_CACHE_HOME": "/var/tmp/cache"}
+LIMITS = (  # as prlimit(1) and the module resource name them
+    *("as", "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio"),
+    *("rttime", "sigpending", "stack"),
+)
 DAEMONS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")  # of qemu-system-common, and since Debian 13 its own
 VICTIMS = "victims"
 """Below the test bed's directory: the cache of compiled victims, to which guests may add."""
@@ -192,13 +197,21 @@ def topology() -> Iterator[Topology]:
 
 
 def confined() -> str:
-    """A command that gives a guest's root no more capabilities than this machine's has: a process that has one more
-    cannot come here."""
+    """A command that gives a guest's root no more capabilities than this machine's has, a process that has one more
+    cannot come here; and this machine's limits, which cannot be raised there without CAP_SYS_RESOURCE."""
     status = Path("/proc/self/status").read_text()
     bounding = int(next(line for line in status.splitlines() if line.startswith("CapBnd:")).split()[1], 16)
     highest = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     lacking = ",".join(f"-cap_{number}" for number in range(highest + 1) if not bounding >> number & 1)
-    return f"setpriv --inh-caps={lacking} --bounding-set={lacking}" if lacking else ""
+    bounds = f"setpriv --inh-caps={lacking} --bounding-set={lacking}" if lacking else ""
+    limits = [f"--{name}={_limit(getattr(resource, f'RLIMIT_{name.upper()}'))}" for name in LIMITS]
+    return f"prlimit {' '.join(limits)} {bounds}"
+
+
+def _limit(number: int) -> str:
+    """As prlimit(1) wants it."""
+    both = resource.getrlimit(number)
+    return ":".join("unlimited" if value == resource.RLIM_INFINITY else str(value) for value in both)
 
 
 def write_accounts(directory: Path) -> None:
