@@ -260,23 +260,25 @@ class Migration:
         """Rounds of pages, until what is left is little enough to stop the process for."""
         options, display = self.options, self.display
         display.phase("copying")
-        self._tracker, rejected = await self.originals.track(options)
+        self._tracker, rejected = await self.originals.track(
+            options.tracker, options.compress, options.bandwidth
+        )
         for reason in rejected:
             display.note(f"dirty pages by {self._tracker}: {reason}")
         await faults.reach("tracked")
         limits = Limits(options.max_downtime, options.max_rounds, options.no_converge)
         policy = PrecopyPolicy(limits)
-        pages = await self.originals.look(replica)
+        pages = await self._look(replica)
         while True:
             display.round_started(len(self.rounds) + 1, pages)
             begun, before = time.monotonic(), self.relay.bytes
-            sent = await self.originals.send(replica)
+            sent = await self.originals.send([member.take_remade() for member in replica.members])
             await self.destination.agent.request("sync")
             await faults.reach("round")
             if not self.rounds:
                 await self._rehearse(replica)
                 await faults.reach("rehearsed")
-            pages = await self.originals.look(replica)
+            pages = await self._look(replica)
             taken = time.monotonic() - begun
             round = Round(sent, self.relay.bytes - before, taken, pages)
             self.rounds.append(round)
@@ -288,6 +290,12 @@ class Migration:
                 raise Failed(f"{verdict.reason}; allow more with --max-downtime or --no-converge continue")
             if verdict.decision is Decision.FREEZE:
                 return
+
+    async def _look(self, replica: Replicas) -> int:
+        """Make the destination's layout theirs; the number of pages to send."""
+        layouts, pages = await self.originals.look()
+        await replica.lay_out(layouts)
+        return pages
 
     async def _rehearse(self, replica: Replicas) -> None:
         """The freeze, but for its end: refusals that show only from inside come now, and all paths are warm."""

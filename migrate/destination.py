@@ -211,7 +211,7 @@ class Destination:
         self, new_pid_namespace: bool, clocks: Offsets | None, restorees: int = 1, streams_of: int = 0
     ) -> Inside:
         """The overseer, and what it is asked first; what it makes from then on is in a time namespace of its own with
-        ``clocks``. ``streams_of``: a process there whose standard streams the restoree gets; for one restoree only."""
+        ``clocks``. ``streams_of``: a process there whose standard streams the restorees get."""
         reply = await self.agent.request(
             "overseer", restorees=restorees, new_pid_namespace=new_pid_namespace, streams_of=streams_of
         )

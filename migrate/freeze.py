@@ -52,12 +52,12 @@ class Freeze:
         self.phases |= {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
         sending: list[Pending | None] = [None] * len(replicas.members)
         if not reply["changed"]:  # mostly; then the source looks for the last pages while we compile
-            sending[0] = await originals.send_last(replicas, 0)
+            sending[0] = await originals.send_last(0, replicas.first.take_remade())
         images = [first]
         await faults.reach("frozen")
         for position, (image, changed) in enumerate(await originals.others(), 1):
             if not changed:
-                sending[position] = await originals.send_last(replicas, position)
+                sending[position] = await originals.send_last(position, replicas.members[position].take_remade())
             images.append(image)
         hole = replicas.first.ground.hole
         if any(collides(hole, ((vma.start, vma.end) for vma in image.vmas)) for image in images):
@@ -68,7 +68,7 @@ class Freeze:
             if sending[position] is None:
                 replicas.borrow(member, image.vmas)
                 await member.follow(image.vmas, ())
-                sending[position] = await originals.send_last(replicas, position)
+                sending[position] = await originals.send_last(position, replicas.members[position].take_remade())
         self.ledger.will_halt(originals.halting, originals.stopped)
         staged = await self._finish(images, [each for each in sending if each is not None], still)
         if self.options.verify:
@@ -93,7 +93,7 @@ class Freeze:
                 images[position] = replace(images[position], vmas=layout.vmas)
                 replicas.borrow(replicas.members[position], layout.vmas)
                 await replicas.members[position].follow(layout.vmas, layout.fill)
-                last = await (await originals.send_last(replicas, position)).reply()
+                last = await (await originals.send_last(position, replicas.members[position].take_remade())).reply()
             scanned += float(last["scan"])
         if again:
             staged = await replicas.stage(images, self.records)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from migrate.engine.image.codec import decode
-from migrate.engine.preview import Preview
+from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.wire import Reader
-from migrate.options import Options
-from migrate.replicas import Replicas
 from migrate.rescue import Rescue
 from migrate.transport.agent import Agent, Pending
+
+Remade = Sequence[tuple[int, int]]  # ranges that were mapped anew on the destination
 
 
 class Originals:
@@ -58,29 +58,22 @@ class Originals:
         if len(self.previews) > 1:
             self.people = self._rescue.people = (await self.source.request("people"))["people"]
 
-    async def track(self, options: Options) -> tuple[str, Sequence[str]]:
-        """Begin to track writes. The tracker, and why no better one is used."""
+    async def track(self, tracker: str, compress: str, bandwidth: float | None) -> tuple[str, Sequence[str]]:
+        """Begin to track writes. The tracker, and why no better one is used. ``bandwidth``: bytes per second."""
         self._rescue.touched = True
-        reply = await self.source.request(
-            "track",
-            tracker=options.tracker,
-            compress=options.compress,
-            bandwidth=options.bandwidth,
-        )
+        reply = await self.source.request("track", tracker=tracker, compress=compress, bandwidth=bandwidth)
         return str(reply["tracker"]), reply["rejected"]
 
-    async def look(self, replicas: Replicas) -> int:
-        """Make the destination's layout theirs; the number of pages to send."""
-        looking = [await self.source.submit("look", member=member) for member in range(len(replicas.members))]
+    async def look(self) -> tuple[list[bytes], int]:
+        """Their layouts, and the number of pages to send."""
+        looking = [await self.source.submit("look", member=member) for member in range(len(self.previews))]
         replies = [await each.reply() for each in looking]
-        await replicas.lay_out([reply.blob for reply in replies])
-        return sum(int(reply["pages"]) for reply in replies)
+        return [reply.blob for reply in replies], sum(int(reply["pages"]) for reply in replies)
 
-    async def send(self, replicas: Replicas) -> int:
-        """The pages that were found; how many."""
+    async def send(self, remade: Sequence[Remade]) -> int:
+        """The pages that were found; how many. ``remade``: of each, what is to be sent once more."""
         sending = [
-            await self.source.submit("send", member=position, remapped=member.take_remade())
-            for position, member in enumerate(replicas.members)
+            await self.source.submit("send", member=position, remapped=its) for position, its in enumerate(remade)
         ]
         return sum([int((await each.reply())["pages"]) for each in sending])
 
@@ -114,7 +107,13 @@ class Originals:
             for reader, reply in zip(self._readers[1:], replies, strict=True)
         ]
 
-    async def send_last(self, replicas: Replicas, position: int) -> Pending:
-        """The last look at one of them, and its pages."""
-        remade = replicas.members[position].take_remade()
-        return await self.source.submit("send_last", member=position, remapped=remade)
+    async def last_look(self) -> list[Layout | None]:
+        """The last one at each of them, for who does not `send_last` at once: its layout, where it is another one than
+        that of the image."""
+        looking = [await self.source.submit("last_look", member=member) for member in range(len(self.previews))]
+        replies = [await each.reply() for each in looking]
+        return [decode(Layout, reply.blob) if reply["again"] else None for reply in replies]
+
+    async def send_last(self, position: int, remade: Remade, looked: bool = False) -> Pending:
+        """The last look at one of them, unless it has been taken, and its pages."""
+        return await self.source.submit("send_last", member=position, remapped=remade, looked=looked)

@@ -125,7 +125,7 @@ def channels(previews: Sequence[Preview], facts: Facts, streams: int = 0) -> ove
     free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in used)
     try:
         control, data, *rest = [next(free) for _ in range(2 + streams)]
-        return overseer.Channels(control, data, tuple(rest))
+        return overseer.Channels(control, data, tuple(rest), overseer.JOURNAL + 1 + len(previews))
     except StopIteration:
         what = f"no {2 + streams} descriptor numbers below {soft} that the process does not use"
         raise Refused([Problem("destination", what, "raise the limit of open files (ulimit -n) there")]) from None

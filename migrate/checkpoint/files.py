@@ -1,8 +1,8 @@
-"""Pages of a process out of the files of a checkpoint.
+"""Pages of processes out of the files of a checkpoint.
 
-The restoree reads them itself: pread(2) out of a file puts them straight into place, at the price of one copy. It reads
-as root, before it has become the process, and by the path, which sudo(8) and a PID namespace leave as it is. Meanwhile
-we read the same blocks and compare checksums.
+Each restoree reads its own: pread(2) out of a file puts them straight into place, at the price of one copy. It reads as
+root, before it has become the process, and by the path, which sudo(8) and a PID namespace leave as it is. Meanwhile we
+read the same blocks and compare checksums.
 """
 
 from __future__ import annotations
@@ -32,19 +32,15 @@ _CHECKED = 16 << 20  # bytes that are checked before anybody may stop us
 
 
 class FilePages:
-    """Those of the first process of a checkpoint that was opened."""
+    """Those of the processes of a checkpoint that was opened."""
 
     def __init__(self, found: Opened) -> None:
         self._found = found
-        vmas = found.checkpoint.processes[0].image.vmas
-        self._anonymous = [(vma.start, vma.end) for vma in vmas if vma.anonymous and vma.fill_prot & PROT_WRITE]
-        self._extents = sorted(
-            extents(found.checkpoint.processes[0], 0, found.sizes), key=lambda extent: (extent.file, extent.at)
-        )
+        self._processes = [_Own(found, position) for position in range(len(found.checkpoint.processes))]
 
     async def fill(self, destination: Destination, display: Display) -> tuple[int, int]:
         """As `migrate.checkpoint.restore.Pages` says."""
-        total = sum(extent.pages for extent in self._extents)
+        total = sum(extent.pages for own in self._processes for extent in own.extents)
         display.round_started(1, total)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._check)
@@ -63,13 +59,46 @@ class FilePages:
                 done += pages
                 display.sent(done * PAGE, done, done * PAGE / max(time.monotonic() - begun, 1e-6))
 
-        for program, pages in self._programs():
-            running.append((await destination.run(RESTOREE, program), pages))
-            await settle(_AHEAD)
+        for position, own in enumerate(self._processes):
+            for program, pages in own.programs():
+                running.append((await destination.run(RESTOREE + position, program), pages))
+                await settle(_AHEAD)
         await settle(0)
 
-    def _programs(self) -> Iterator[tuple[Program, int]]:
-        for file, batch in _batches(self._extents):
+    # Checksums
+
+    async def _check(self) -> None:
+        for file, blocks in self._blocks():
+            pages = self._found.files[file]
+            step = _CHECKED // BLOCK
+            for at in range(0, len(blocks), step):
+                part = blocks[at : at + step]
+                await trio.to_thread.run_sync(check_blocks, pages.fd, pages.sums, pages.size, part, pages.path)
+
+    def _blocks(self) -> Iterator[tuple[int, list[int]]]:
+        """The blocks of each file that are used."""
+        used: dict[int, set[int]] = {}
+        for own in self._processes:
+            for extent in own.extents:
+                first, last = extent.at * PAGE // BLOCK, -(-(extent.at + extent.pages) * PAGE // BLOCK)
+                used.setdefault(extent.file, set()).update(range(first, last))
+        for file, blocks in used.items():
+            yield file, sorted(blocks)
+
+
+class _Own:
+    """Those of one process."""
+
+    def __init__(self, found: Opened, position: int) -> None:
+        self._found = found
+        saved = found.checkpoint.processes[position]
+        self._anonymous = [
+            (vma.start, vma.end) for vma in saved.image.vmas if vma.anonymous and vma.fill_prot & PROT_WRITE
+        ]
+        self.extents = sorted(extents(saved, position, found.sizes), key=lambda extent: (extent.file, extent.at))
+
+    def programs(self) -> Iterator[tuple[Program, int]]:
+        for file, batch in _batches(self.extents):
             path = self._found.files[file].path
             program = Program(f"pages out of {path}")
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -92,25 +121,6 @@ class FilePages:
         """Whether it is anonymous memory, all of it: where a page that is made is not first read from anywhere."""
         index = bisect_right(self._anonymous, (start, _BEYOND)) - 1
         return index >= 0 and end <= self._anonymous[index][1]
-
-    # Checksums
-
-    async def _check(self) -> None:
-        for file, blocks in self._blocks():
-            pages = self._found.files[file]
-            step = _CHECKED // BLOCK
-            for at in range(0, len(blocks), step):
-                part = blocks[at : at + step]
-                await trio.to_thread.run_sync(check_blocks, pages.fd, pages.sums, pages.size, part, pages.path)
-
-    def _blocks(self) -> Iterator[tuple[int, list[int]]]:
-        """The blocks of each file that are used."""
-        used: dict[int, set[int]] = {}
-        for extent in self._extents:
-            first, last = extent.at * PAGE // BLOCK, -(-(extent.at + extent.pages) * PAGE // BLOCK)
-            used.setdefault(extent.file, set()).update(range(first, last))
-        for file, blocks in used.items():
-            yield file, sorted(blocks)
 
 
 def _batches(every: Sequence[Extent]) -> Iterator[tuple[int, list[Extent]]]:

@@ -17,7 +17,7 @@ from migrate.engine.preview import Preview
 from migrate.engine.process import ProcessImage
 from migrate.errors import ImageError
 
-FORMAT, VERSION = "migrate-checkpoint", 1
+FORMAT, VERSION = "migrate-checkpoint", 2
 MANIFEST, IMAGE, PAGES, SUMS = "manifest", "image", "pages", "sums"
 FILES = (IMAGE, PAGES, SUMS)  # what a manifest vouches for
 PAGE = 4096
@@ -62,8 +62,8 @@ class Saved:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file ``image``. ``taken``: seconds since 1970. ``digests``: BLAKE2b of mapped files, by path.
-    ``ancestors``: checkpoints beside this one that have some of its pages."""
+    """The file ``image``. ``processes``: parents first. ``taken``: seconds since 1970. ``digests``: BLAKE2b of mapped
+    files, by path. ``ancestors``: checkpoints beside this one that have some of its pages."""
 
     taken: float
     host: Host
@@ -228,7 +228,20 @@ def decode_checkpoint(raw: bytes) -> Checkpoint:
     checkpoint = decode(Checkpoint, raw)
     if not checkpoint.processes:
         raise ImageError("image.processes: none")
+    _check_tree(checkpoint.processes)
     for name in checkpoint.ancestors:
         if not _SIBLING.fullmatch(name):
             raise ImageError(f"image.ancestors: {name!r:.80} is not the name of a checkpoint")
     return checkpoint
+
+
+def _check_tree(processes: tuple[Saved, ...]) -> None:
+    """Parents first, and each a process of its own."""
+    seen: set[int] = set()
+    for position, saved in enumerate(processes):
+        where, pid, its = f"image.processes[{position}]", saved.image.process.pid, saved.image.kin
+        if saved.preview.pid != pid or its.pid != pid or pid in seen:
+            raise ImageError(f"{where}.image.process.pid: {pid} is another one, or in it twice")
+        seen.add(pid)
+        if its.parent >= position or (its.parent < 0) != (position == 0):
+            raise ImageError(f"{where}.image.kin.parent: {its.parent} does not come before it")

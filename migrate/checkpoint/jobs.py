@@ -63,6 +63,7 @@ class Outcome:
     directory: str  # of the checkpoint itself: of a series, the one that was written or read
     pid: int | None = None
     comm: str = ""
+    processes: int | None = None  # it and its descendants
     new_pid: int | None = None  # as our PID namespace shows it
     leave_running: bool | None = None
     pages: int | None = None  # that the process has
@@ -76,12 +77,14 @@ class Outcome:
 
     def sentence(self) -> str:
         """``dumped 812 (xz) to a: 31,002 pages, 121 MiB written in 0.4 s, stopped for 9.1 ms; it runs on``."""
-        who = subject(self.pid, self.comm)
+        others = f" and {count(self.processes - 1, 'descendant')}" if self.processes and self.processes > 1 else ""
+        who = subject(self.pid, self.comm) + others
         place = "standard output" if self.directory == STREAM else printable(self.directory)
         took = f"{count(self.pages or 0, 'page')}, {size(self.bytes or 0)}"
         within = seconds(self.total_s or 0.0)
         if self.done == "dumped":
-            ending = "it runs on" if self.leave_running else "it was ended"
+            it, was = ("they", "were") if others else ("it", "was")
+            ending = f"{it} run{'' if others else 's'} on" if self.leave_running else f"{it} {was} ended"
             frozen = seconds((self.frozen_ms or 0.0) / 1000)
             return f"dumped {who} to {place}: {took} written in {within}, stopped for {frozen}; {ending}"
         if self.directory == STREAM:

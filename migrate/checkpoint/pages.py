@@ -1,4 +1,4 @@
-"""The file ``pages``: contents of pages, in the order in which they came first.
+"""The file ``pages``: contents of pages of all processes, in the order in which they came first.
 
 A page that comes again, written meanwhile, goes to the place that it has. A page that an ancestor has just like that
 is not written at all: contents are compared, not digests, as the ancestor must be there to be restored anyway. Each
@@ -99,6 +99,9 @@ class PageMap:
             yield last
 
 
+_NOWHERE = PageMap()
+
+
 def _continues(last: Extent, address: int, file: int, place: int) -> bool:
     return last.address + last.pages * PAGE == address and last.file == file and last.at + last.pages == place
 
@@ -131,16 +134,17 @@ def _runs(page: int, values: array[int]) -> Iterator[tuple[int, int, int, int]]:
 
 class Ancestor:
     """Pages that an earlier checkpoint has, or that those before it have. ``files``: a descriptor of the pages of each
-    file that its extents name; ``known``: where its pages are, by the numbers of files that this checkpoint uses."""
+    file that its extents name; ``known``: where the pages of each process are, by PID, and by the numbers of files
+    that this checkpoint uses."""
 
-    def __init__(self, files: dict[int, int], known: PageMap) -> None:
-        self._files, self.known = files, known
+    def __init__(self, files: dict[int, int], known: dict[int, PageMap]) -> None:
+        self._files, self._known = files, known
         self._buffer = bytearray(_CHUNK * PAGE)
 
-    def same(self, address: int, contents: memoryview) -> Iterator[tuple[int, int, int, int]]:
+    def same(self, pid: int, address: int, contents: memoryview) -> Iterator[tuple[int, int, int, int]]:
         """(address, pages, file or -1, place): the pages that it has just so, and those that it has not."""
         base = address
-        for start, pages, file, place in self.known.pieces(address, len(contents) // PAGE):
+        for start, pages, file, place in self._known.get(pid, _NOWHERE).pieces(address, len(contents) // PAGE):
             if file < 0:
                 yield start, pages, -1, 0
                 continue
@@ -160,46 +164,49 @@ class Ancestor:
 
 
 class PageWriter:
-    """Takes page frames, and writes their contents to a file."""
+    """Takes page frames, and writes their contents to a file. ``pids``: of the processes whose pages these are, by
+    position; `maps`: where they are."""
 
-    def __init__(self, fd: int, ancestor: Ancestor | None = None) -> None:
-        self._fd, self._ancestor = fd, ancestor
-        self.map = PageMap()
+    def __init__(self, fd: int, pids: Sequence[int], ancestor: Ancestor | None = None) -> None:
+        self._fd, self._pids, self._ancestor = fd, pids, ancestor
+        self.maps = [PageMap() for _ in pids]
         self.pages = 0  # in the file
         self._sums = array("I")
         self._stale: set[int] = set()  # blocks that were written to again
 
-    def take(self, runs: Sequence[tuple[int, int, int]], contents: Buffer) -> None:
-        """``runs``: address, pages and what is done to them, as `migrate.transport.frames` has it."""
+    def take(self, member: int, runs: Sequence[tuple[int, int, int]], contents: Buffer) -> None:
+        """``member``: position of the process; ``runs``: address, pages and what is done to them, as
+        `migrate.transport.frames` has it."""
         view, at = memoryview(contents), 0
         fresh: list[memoryview] = []
         for address, pages, what in runs:
             if what != CONTENTS:
-                self.map.forget(address, pages)
+                self.maps[member].forget(address, pages)
                 continue
-            self._put(address, view[at : at + pages * PAGE], fresh)
+            self._put(member, address, view[at : at + pages * PAGE], fresh)
             at += pages * PAGE
         self._append(fresh)
 
-    def _put(self, address: int, contents: memoryview, fresh: list[memoryview]) -> None:
+    def _put(self, member: int, address: int, contents: memoryview, fresh: list[memoryview]) -> None:
+        known = self.maps[member]
         if self._ancestor is None:
-            self._own(address, contents, fresh)
+            self._own(known, address, contents, fresh)
             return
-        for start, pages, file, place in self._ancestor.same(address, contents):
+        for start, pages, file, place in self._ancestor.same(self._pids[member], address, contents):
             if file >= 0:
-                self.map.set(start, pages, file, place)
+                known.set(start, pages, file, place)
             else:
-                self._own(start, contents[start - address : start - address + pages * PAGE], fresh)
+                self._own(known, start, contents[start - address : start - address + pages * PAGE], fresh)
 
-    def _own(self, address: int, contents: memoryview, fresh: list[memoryview]) -> None:
-        for start, pages, file, place in list(self.map.pieces(address, len(contents) // PAGE)):
+    def _own(self, known: PageMap, address: int, contents: memoryview, fresh: list[memoryview]) -> None:
+        for start, pages, file, place in list(known.pieces(address, len(contents) // PAGE)):
             part = contents[start - address : start - address + pages * PAGE]
             if file == 0 and place < self.pages:
                 write(self._fd, [part], place * PAGE)
                 self._stale.update(range(place * PAGE // BLOCK, -(-(place + pages) * PAGE // BLOCK)))
                 continue
             place = self.pages + sum(map(len, fresh)) // PAGE
-            self.map.set(start, pages, 0, place)
+            known.set(start, pages, 0, place)
             fresh.append(part)
 
     def _append(self, fresh: list[memoryview]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -21,17 +21,18 @@ import trio
 from agents import journal, settling
 from migrate import faults, preflight
 from migrate.askpass import prompt
-from migrate.checkpoint.format import Checkpoint, Saved
+from migrate.checkpoint.format import Checkpoint
 from migrate.checkpoint.jobs import Outcome, Restore
 from migrate.destination import RESTOREE, Destination, Facts, Inside, Staged
-from migrate.engine import overseer, restore
+from migrate.engine import kin, overseer, restore
 from migrate.engine.clocks import Clocks, wanted_offsets
 from migrate.engine.image.codec import encode
 from migrate.engine.kernel.timens import Offsets
-from migrate.engine.kin import Kin
 from migrate.engine.kinds import needs
+from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.memory.layout import choose_hole, ranges
 from migrate.engine.preview import Layout, Preview
+from migrate.engine.process import ProcessImage
 from migrate.errors import Failed, InDoubt, NotCommitted, NumberTaken, Problem, Refused
 from migrate.progress import Display
 from migrate.replica import Replica
@@ -46,22 +47,18 @@ _NOW, _THEN = "now", "in the checkpoint"
 
 
 class Pages(Protocol):
-    """Where the pages of a process come from."""
+    """Where the pages of the processes come from."""
 
     async def fill(self, destination: Destination, display: Display) -> tuple[int, int]:
-        """Put all of them into the restoree; how many, and the bytes that were read. They are as they were written,
+        """Put all of them into the restorees; how many, and the bytes that were read. They are as they were written,
         and all are there, when this returns."""
 
 
 async def bring_back(
     job: Restore, display: Display, path: str, checkpoint: Checkpoint, pages: Pages
 ) -> Outcome:
-    """Restores the process of ``checkpoint``, which comes from ``path``. Raises a MigrateError that says why not."""
+    """Restores the processes of ``checkpoint``, which comes from ``path``. Raises a MigrateError that says why not."""
     begun = time.monotonic()
-    if len(checkpoint.processes) != 1:
-        raise Failed(f"{path}: {len(checkpoint.processes)} processes, and only one can be restored")
-    if zombies := checkpoint.processes[0].image.kin.zombies:
-        raise Failed(f"{path}: it has {len(zombies)} children that had ended, and only one process can be restored")
     try:
         found = await _attempt(job, display, path, checkpoint, pages, own_numbers=False)
     except NumberTaken as error:
@@ -129,18 +126,22 @@ class _Restoring:
     id: str = field(default_factory=journal.new_id)
 
     @property
-    def saved(self) -> Saved:
-        return self.checkpoint.processes[0]
+    def previews(self) -> list[Preview]:
+        return [saved.preview for saved in self.checkpoint.processes]
+
+    @property
+    def images(self) -> list[ProcessImage]:
+        return [saved.image for saved in self.checkpoint.processes]
 
     async def run(self) -> Outcome:
-        preview, image = self.saved.preview, self.saved.image
+        preview = self.previews[0]
         self._destination = Destination(self.agent, _HERE, preview.pid)
         try:
             begun = time.monotonic()
-            facts, inside, replica = await self._prepare(preview)
+            facts, inside, replica = await self._prepare()
             await replica.create(inside.maps, inside.overseer)
             await faults.reach("created")
-            await replica.lay_out([encode(Layout(image.vmas, self.saved.fill))])
+            await replica.lay_out([encode(Layout(each.image.vmas, each.fill)) for each in self.checkpoint.processes])
             self.display.phase("reading", self.path)
             filling = time.monotonic()
             pages, size = await self.pages.fill(self._destination, self.display)
@@ -151,7 +152,7 @@ class _Restoring:
                 *(journal.line(state, facts.there.boot_id) for state in
                   (journal.COMMITTED, journal.RELEASING, journal.RELEASED))
             )  # fmt: skip
-            staged = await replica.stage([image], records)
+            staged = await replica.stage(self.images, records)
             await replica.finish(staged)
             await faults.reach("restored")
             self.interruptible.shield = True
@@ -169,6 +170,7 @@ class _Restoring:
             self.path,
             preview.pid,
             preview.comm,
+            processes=len(self.previews),
             new_pid=replica.first.outer_pid,
             pages=pages,
             bytes=size,
@@ -179,79 +181,85 @@ class _Restoring:
 
     # Before anything is made
 
-    async def _prepare(self, preview: Preview) -> tuple[Facts, Inside, Replicas]:
-        """Every reason why it cannot be restored here and now, and what it will stand on."""
+    async def _prepare(self) -> tuple[Facts, Inside, Replicas]:
+        """Every reason why they cannot be restored here and now, and what they will stand on."""
         self.display.phase("preflight")
-        host = self.checkpoint.host
+        host, previews = self.checkpoint.host, self.previews
+        preview, tree = previews[0], [image.kin for image in self.images]
         facts = await self._destination.facts()
         # Its clocks go on from when it was dumped, also on the host and in the boot that it comes from.
         facts = replace(facts, here=Clocks("", host.monotonic, host.boottime))
-        problems = [
-            *preflight.host_problems(preview, facts, self.job.no_clock),
-            *preflight.process_problems(preview, facts),
-        ]
-        wrong, taken = await self._files(preview)
+        others = sum(each.resident for each in previews[1:])
+        problems = [*kin.standing(tree), *preflight.host_problems(preview, facts, self.job.no_clock, others)]
+        for each in previews:
+            problems += preflight.process_problems(each, facts)
+        wrong, taken = await self._files(tuple(need for each in previews for need in each.needs))
         if problems or wrong:
             raise Refused([*problems, *wrong])
-        used = sorted(facts.tids.intersection(preview.tids))
-        if used:
+        wanted = {tid for each in previews for tid in each.tids} | kin.numbers(tree)
+        if used := sorted(facts.tids & wanted):
             self.display.note(f"pid {used[0]} is taken: the process gets a PID namespace of its own")
         as_init = bool(used) or self.own_numbers
         await self._begin(preview)
         clocks = self._clocks(preview, facts)
         inside = await self._destination.start_overseer(
-            as_init, clocks, streams_of=os.getpid() if self.job.stdio else 0
+            as_init, clocks, len(previews), os.getpid() if self.job.stdio else 0
         )
         with making_sense(self.agent.name, "its vDSO"):
-            problems, verdict = preflight.kernel_problems(preview, inside)
+            judged = [preflight.kernel_problems(each, inside) for each in previews]
+        problems = [problem for found, _ in judged for problem in found]
         problems += preflight.clock_problems(inside, self.job.no_clock)
         lacking, warnings = preview.cpu.missing(inside.cpu, self.job.cpu_check)
-        for line in verdict.table():
+        for line in judged[0][1].table():
             self.display.detail(line)
-        occupied = [*((vma.start, vma.end) for vma in preview.vmas), *ranges(inside.maps)]
+        occupied = [*((vma.start, vma.end) for each in previews for vma in each.vmas), *ranges(inside.maps)]
         ground = restore.Ground(
-            hole=choose_hole(occupied, overseer.hole_size(len(preview.tids))),
-            channels=preflight.channels([preview], facts, 3 if self.job.stdio else 0),
+            hole=choose_hole(occupied, overseer.hole_size(max(len(each.tids) for each in previews))),
+            channels=preflight.channels(previews, facts, 3 if self.job.stdio else 0),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
             carrier=preview.cpu.carrier(inside.cpu),
             numbers={},
-            stdio=await self._output(preview),
+            stdio=await self._output(previews),
             taken=taken,
-            verdict=verdict,
             droppable=inside.droppable,
+            member=len(previews) > 1 or bool(tree[0].zombies),
         )
-        only = Replica(self._destination, ground, facts.pipe_max_size, preview.pid, RESTOREE)
-        replica = Replicas(self._destination, [only], [Kin(preview.pid)], as_init)
-        more, others = replica.judge([self.saved.image])
+        members = [
+            Replica(self._destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, slot)
+            for slot, (each, (_, verdict)) in enumerate(zip(previews, judged, strict=True), RESTOREE)
+        ]
+        replica = Replicas(self._destination, members, tree, as_init)
+        more, differences = replica.judge(self.images)
         if problems or lacking or more:
             raise Refused([*lacking, *problems, *more])
         if facts.offsets is None or inside.no_clocks:
             self.display.warn("CLOCK_MONOTONIC of the process jumps, and what it waits for by that clock")
-        for warning in [*warnings, *others]:
+        for warning in [*warnings, *differences]:
             self.display.warn(warning)
         return facts, inside, replica
 
-    async def _output(self, preview: Preview) -> str | None:
+    async def _output(self, previews: Sequence[Preview]) -> str | None:
         """Where the output goes that led to a terminal or another process."""
-        if not preview.streams or self.job.stdio:
+        if not any(each.streams for each in previews) or self.job.stdio:
             return None
+        preview = previews[0]
         comm = "".join(c if c.isalnum() and c.isascii() else "_" for c in preview.comm)
         return await self._destination.stdio_log(f"{comm}-{preview.pid}.log")
 
-    async def _files(self, preview: Preview) -> tuple[list[Problem], frozenset[str]]:
+    async def _files(self, wanted: tuple[FileNeed, ...]) -> tuple[list[Problem], frozenset[str]]:
         """Files that are not as they were. Also the names of deleted files that are taken by now."""
-        there = await self._destination.stat(needs.paths(preview.needs))
-        found = needs.compare(preview.needs, there, sides=(_NOW, _THEN))
+        there = await self._destination.stat(needs.paths(wanted))
+        found = needs.compare(wanted, there, sides=(_NOW, _THEN))
         wrong = {problem.what.split(" ")[0] for problem in found}
-        same = sorted({need.path for need in preview.needs if need.content} - wrong)
+        same = sorted({need.path for need in wanted if need.content} - wrong)
         answers = (await self.agent.request("digest", paths=same))["digests"]
         with making_sense(self.agent.name, "what it tells of the contents of files"):
             for path, answer in zip(same, answers, strict=True):
                 if answer.get("digest") != self.checkpoint.digests.get(path):
-                    where = next(need.where for need in preview.needs if need.path == path)
+                    where = next(need.where for need in wanted if need.path == path)
                     why = os.strerror(answer["errno"]) if "errno" in answer else "has not the content that it had"
                     found.append(Problem(where, f"{path} {why}", "install the version that it was dumped with"))
-        return found, needs.taken(preview.needs, there)
+        return found, needs.taken(wanted, there)
 
     def _clocks(self, preview: Preview, facts: Facts) -> Offsets | None:
         """Of the time namespace in which the process's clocks go on; None: those of this host are right, or there are

@@ -1,9 +1,10 @@
 """A checkpoint as a stream: the same image, then the pages with their addresses, then a record that ends it.
 
-    "migrate-checkpoint 1\\n", then records: tag (4 bytes) · CRC-32 of the payload u32 · its length u64 · payload
+    "migrate-checkpoint 2\\n", then records: tag (4 bytes) · CRC-32 of the payload u32 · its length u64 · payload
 
     IMAG  the file ``image``
-    PAGE  length of the runs u32, the runs as in a PAGES frame (migrate.transport.frames), contents of the pages
+    PAGE  position of the process u32, length of the runs u32, the runs as in a PAGES frame (migrate.transport.frames),
+          contents of the pages
     DONE  JSON: how many pages and records there were, and a digest of the heads of all records
 
 Integers are little-endian.
@@ -32,12 +33,12 @@ from migrate.progress import Display
 from migrate.transport import frames
 from migrate.transport.frames import Buffer, Run
 
-MAGIC = b"migrate-checkpoint 1\n"
+MAGIC = b"migrate-checkpoint 2\n"
 IMAGE, PAGES, DONE = b"IMAG", b"PAGE", b"DONE"
 WHERE = "standard input"
 _HEAD = struct.Struct("<4sIQ")
-_LENGTH = struct.Struct("<I")
-_LIMITS = {IMAGE: MAX_SIZE, PAGES: frames.MAX_PAGES_META + frames.MAX_PAGES_BLOB + _LENGTH.size, DONE: 1 << 16}
+_WHOSE = struct.Struct("<II")  # position of the process, length of the runs
+_LIMITS = {IMAGE: MAX_SIZE, PAGES: frames.MAX_PAGES_META + frames.MAX_PAGES_BLOB + _WHOSE.size, DONE: 1 << 16}
 
 
 class StreamTarget:
@@ -55,20 +56,23 @@ class StreamTarget:
         self._records = 0
         self.pages = self.bytes = 0
 
+    def start(self, pids: Sequence[int]) -> None:
+        """Nothing has been written yet."""
+
     def begin(self, checkpoint: Checkpoint) -> None:
         """Written as soon as there is a page: until then it may be another one."""
         self._checkpoint = checkpoint
 
-    def keep(self, vmas: Sequence[VMA]) -> None:
+    def keep(self, member: int, vmas: Sequence[VMA]) -> None:
         """All that comes is of the image."""
 
-    def take(self, runs: Sequence[Run], contents: Buffer) -> None:
+    def take(self, member: int, runs: Sequence[Run], contents: Buffer) -> None:
         wanted = [run for run in runs if run.what == frames.CONTENTS]  # there is nothing yet that could be erased
         if not wanted:
             return
         self._begin()
         meta = frames.pages_meta(wanted)
-        self._write(PAGES, _LENGTH.pack(len(meta)) + meta, contents)
+        self._write(PAGES, _WHOSE.pack(member, len(meta)) + meta, contents)
         self.pages += sum(run.pages for run in wanted)
 
     def finish(self) -> None:
@@ -161,14 +165,19 @@ class StreamReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def runs_of(payload: Buffer, areas: Sequence[tuple[int, int]], where: str) -> tuple[bytes, list[Run], memoryview]:
-    """Meta, runs and contents of a PAGE record. ``areas``: sorted; where pages may be. ImageError names what cannot
-    be."""
+Areas = Sequence[tuple[int, int]]  # sorted; where pages may be
+
+
+def runs_of(payload: Buffer, areas: Sequence[Areas], where: str) -> tuple[int, bytes, list[Run], memoryview]:
+    """Position of the process, meta, runs and contents of a PAGE record. ``areas``: of each process. ImageError names
+    what cannot be."""
     view = memoryview(payload)
-    if len(view) < _LENGTH.size:
+    if len(view) < _WHOSE.size:
         raise ImageError(f"{where}.runs: {len(view)} bytes are no record of pages")
-    (size,) = _LENGTH.unpack_from(view)
-    meta, contents = bytes(view[_LENGTH.size : _LENGTH.size + size]), view[_LENGTH.size + size :]
+    member, size = _WHOSE.unpack_from(view)
+    if member >= len(areas):
+        raise ImageError(f"{where}.process: {member}, and there are {len(areas)}")
+    meta, contents = bytes(view[_WHOSE.size : _WHOSE.size + size]), view[_WHOSE.size + size :]
     try:
         frames.check_pages(0, meta, len(contents))
         runs = frames.parse_pages(meta)[1]
@@ -176,14 +185,14 @@ def runs_of(payload: Buffer, areas: Sequence[tuple[int, int]], where: str) -> tu
         raise ImageError(f"{where}.runs: {error}") from None
     for number, run in enumerate(runs):
         end = run.address + run.pages * frames.PAGE
-        inside = _covered(run.address, end, areas)
+        inside = _covered(run.address, end, areas[member])
         if run.what != frames.CONTENTS or run.address % frames.PAGE or not run.pages or not inside:
             what = f"{run.pages} pages at {run.address:#x} are none of the process"
             raise ImageError(f"{where}.runs[{number}]: {what}")
-    return meta, runs, contents
+    return member, meta, runs, contents
 
 
-def _covered(start: int, end: int, areas: Sequence[tuple[int, int]]) -> bool:
+def _covered(start: int, end: int, areas: Areas) -> bool:
     for low, high in areas:
         if low <= start < high:
             if end <= high:
@@ -197,8 +206,9 @@ class StreamPages:
 
     def __init__(self, reader: StreamReader, checkpoint: Checkpoint) -> None:
         self._reader = reader
-        vmas = checkpoint.processes[0].image.vmas
-        self._areas = [(vma.start, vma.end) for vma in vmas if vma.travels]
+        self._areas = [
+            [(vma.start, vma.end) for vma in saved.image.vmas if vma.travels] for saved in checkpoint.processes
+        ]
         self._used = False
 
     async def fill(self, destination: Destination, display: Display) -> tuple[int, int]:
@@ -214,8 +224,8 @@ class StreamPages:
                 return pages, reader.bytes
             if tag != PAGES:
                 raise ImageError(f"{WHERE}: record {number}.tag: a second {tag!r}")
-            meta, runs, contents = runs_of(payload, self._areas, f"{WHERE}: record {number}")
-            await destination.agent.send_pages(RESTOREE, 0, meta, contents)
+            member, meta, runs, contents = runs_of(payload, self._areas, f"{WHERE}: record {number}")
+            await destination.agent.send_pages(RESTOREE + member, 0, meta, contents)
             pages += sum(run.pages for run in runs)
             number += 1
             display.sent(reader.bytes, pages, reader.bytes / max(time.monotonic() - begun, 1e-6))

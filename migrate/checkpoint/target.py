@@ -27,34 +27,41 @@ class DirectoryTarget:
         self.path = place.path
         self._place, self._before = place, before
         self._ancestors = _names(before)
-        self._writer = PageWriter(place.create(PAGES), _ancestor(before))
+        self._ancestor = _ancestor(before)
+        self._fd = place.create(PAGES)
+        self._writer = PageWriter(self._fd, ())
         self._checkpoint: Checkpoint | None = None
         self._size = 0
 
-    def take(self, runs: Sequence[tuple[int, int, int]], contents: Buffer) -> None:
-        self._writer.take(runs, contents)
+    def start(self, pids: Sequence[int]) -> None:
+        os.ftruncate(self._fd, 0)
+        self._writer = PageWriter(self._fd, pids, self._ancestor)
 
-    def keep(self, vmas: Sequence[VMA]) -> None:
+    def take(self, member: int, runs: Sequence[tuple[int, int, int]], contents: Buffer) -> None:
+        self._writer.take(member, runs, contents)
+
+    def keep(self, member: int, vmas: Sequence[VMA]) -> None:
         holding = (vma for vma in vmas if vma.travels and not droppable(vma))
-        self._writer.map.keep([(vma.start, vma.end) for vma in holding])
+        self._writer.maps[member].keep([(vma.start, vma.end) for vma in holding])
 
     def begin(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
 
     def finish(self) -> None:
         assert self._checkpoint is not None
-        (process,) = self._checkpoint.processes
-        places = list(self._writer.map.extents())
-        names = list(self._ancestors)
-        saved = replace(process, extents=pack(places))
-        checkpoint = replace(self._checkpoint, processes=(saved,), ancestors=tuple(names))
+        places = [list(known.extents()) for known in self._writer.maps]
+        processes = tuple(
+            replace(process, extents=pack(its))
+            for process, its in zip(self._checkpoint.processes, places, strict=True)
+        )
+        checkpoint = replace(self._checkpoint, processes=processes, ancestors=tuple(self._ancestors))
         files = {
             IMAGE: self._place.add(IMAGE, encode(checkpoint)),
             PAGES: File(self._writer.pages * PAGE, None),
             SUMS: self._place.add(SUMS, self._writer.sums()),
         }
-        who = process.preview
-        self.pages = sum(extent.pages for extent in places)
+        who = checkpoint.processes[0].preview
+        self.pages = sum(extent.pages for its in places for extent in its)
         self._size = sum(file.size for file in files.values())
         self._place.finish(Manifest(checkpoint.taken, who.pid, who.comm, files, self._ancestors))
 
@@ -77,10 +84,11 @@ def _ancestor(before: Opened | None) -> Ancestor | None:
     """Its pages. What is file 0 there is the first ancestor of who comes next, and so on."""
     if before is None:
         return None
-    known = PageMap()
+    known: dict[int, PageMap] = {}
     for index, saved in enumerate(before.checkpoint.processes):
+        its = known[saved.image.process.pid] = PageMap()
         for extent in extents(saved, index, before.sizes):
-            known.set(extent.address, extent.pages, extent.file + 1, extent.at)
+            its.set(extent.address, extent.pages, extent.file + 1, extent.at)
     return Ancestor({number + 1: file.fd for number, file in enumerate(before.files)}, known)
 
 

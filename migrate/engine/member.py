@@ -244,9 +244,8 @@ class Member:
         """For the coordinator."""
         return self._writer.write(image)
 
-    def send_last(self, remapped: list[list[int]]) -> Answer:
-        """The last look and its pages. ``again``: nothing was sent, and the answer is the layout to be followed
-        first."""
+    def last_look(self) -> Answer:
+        """At what is to be sent of it as it stands still. ``again``: the answer is the layout to be followed first."""
         begun = time.monotonic()
         dumper = self.dumper
         self._scan_memory(dumper.vmas, protect=False)
@@ -257,7 +256,15 @@ class Member:
             self._scan_memory(dumper.vmas, protect=False)
             self._filled = set(self._fill())
             return {"again": True, "scan": 0.0}, encode(Layout(tuple(dumper.vmas), tuple(self._filled)))
-        scanned = time.monotonic()
+        return {"again": False, "scan": time.monotonic() - begun}, b""
+
+    def send_last(self, remapped: list[list[int]], looked: bool) -> Answer:
+        """The last look, unless it has been taken, and its pages. ``again``: nothing was sent, see `last_look`."""
+        look: dict[str, Any] = {"again": False, "scan": 0.0}
+        if not looked:
+            look, layout = self.last_look()
+            if look["again"]:
+                return look, layout
         answer, blob = self.send(remapped)
         there = [(area.start, area.end) for area in self._areas if area.content is not Content.NOTHING]
         if left := self._planner.owed.clip(there):
@@ -265,7 +272,7 @@ class Member:
             address, _ = next(iter(left.runs()))
             what = f"{len(left)} pages that cannot be read, the first of them at {address:#x}"
             raise Failed(f"the process has {what}; was the kernel booted with proc_mem.force_override=never?")
-        return {**answer, "again": False, "scan": scanned - begun}, blob
+        return {**answer, **look}, blob
 
     def unlock(self, held: Sequence[locks.Lock]) -> None:
         """Release the locks of the stopped process, so that its successor can take them."""

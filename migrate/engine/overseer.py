@@ -95,12 +95,14 @@ def clone_args(program: Program, flags: int, stack: int, stack_size: int, tid: i
 
 @dataclass(frozen=True)
 class Channels:
-    """Descriptor numbers in the restoree that belong to the restorer until the end. ``streams``: of the standard
-    streams that it is given, or none."""
+    """Descriptor numbers in the restorees that belong to the restorer until the end. ``streams``: of the standard
+    streams that they are given, or none; ``given``: of the first of these in the overseer, behind the control sockets
+    of all restorees."""
 
     control: int
     data: int
     streams: tuple[int, ...] = ()
+    given: int = JOURNAL + 2
 
     @property
     def all(self) -> frozenset[int]:
@@ -131,7 +133,7 @@ def create(pid: int, hole: Hole, channels: Channels, slot: int = 1) -> Program:
         program.syscall("dup3", control, channels.control, 0, label="control socket", expect=channels.control)
         program.syscall("dup3", DATA_FD, channels.data, 0, label="data descriptor", expect=channels.data)
         for index, number in enumerate(channels.streams):
-            program.syscall("dup3", JOURNAL + slot + 1 + index, number, 0, label="standard stream", expect=number)
+            program.syscall("dup3", channels.given + index, number, 0, label="standard stream", expect=number)
         _serve(program, hole, channels, who)
     args = clone_args(program, 0, stack, STACK_ROOM, pid, SIGCHLD)
     program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
@@ -139,7 +141,7 @@ def create(pid: int, hole: Hole, channels: Channels, slot: int = 1) -> Program:
     program.syscall("munmap", hole.start, hole.size, label="the overseer's own copy of the hole")
     program.syscall("close", JOURNAL + slot, label="the restoree's end of its socket")
     for index in range(len(channels.streams)):
-        program.syscall("close", JOURNAL + slot + 1 + index, label="a standard stream of the restoree")
+        program.syscall("close", channels.given + index, label="a standard stream of the restoree")
     return program
 
 

@@ -213,9 +213,13 @@ class Source:
         self._images = [member.write(image) for member, image in zip(self._members, images, strict=True)]
         self._held = [image.descriptors.locks for image in images]
 
-    def do_send_last(self, remapped: list[list[int]], member: int = 0) -> Answer:
+    def do_last_look(self, member: int = 0) -> Answer:
+        """See `Member.last_look`."""
+        return self._members[member].last_look()
+
+    def do_send_last(self, remapped: list[list[int]], member: int = 0, looked: bool = False) -> Answer:
         """See `Member.send_last`."""
-        return self._members[member].send_last(remapped)
+        return self._members[member].send_last(remapped, looked)
 
     def do_unlock(self) -> Answer:
         """Release the locks of the stopped processes, so that their successors can take them."""

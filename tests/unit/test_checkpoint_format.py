@@ -31,6 +31,7 @@ MANIFEST = Manifest(
     1.5, 812, "xz", {"image": File(3, digest(b"abc")), "pages": File(2 * BLOCK, None), "sums": File(8, "00")},
     {"0001": "aa"},
 )  # fmt: skip
+PID = 813
 BASE = 0x7F00_0000_0000
 
 
@@ -62,7 +63,7 @@ def test_garbage_is_no_manifest(raw: bytes) -> None:
     ("path", "value", "said"),
     [
         (["format"], "x", "manifest.format: 'x' is not"),
-        (["version"], 2, "manifest.version: 2, and only 1"),
+        (["version"], 1, "manifest.version: 1, and only 2"),
         (["version"], None, "manifest.version: expected int, found NoneType"),
         (["pid"], "812", "manifest.pid: expected int, found str"),
         (["taken"], [], "manifest.taken: expected float, found list"),
@@ -136,20 +137,21 @@ def test_pages_that_come_again_keep_their_place(pages_file: int) -> None:
     chance = random.Random(5)
     for _ in range(20):
         os.ftruncate(pages_file, 0)
-        writer, wanted = PageWriter(pages_file), dict[int, int]()
+        writer, wanted = PageWriter(pages_file, [812, PID]), dict[int, int]()
         for _ in range(40):
             first, count = chance.randrange(2000), chance.randrange(1, 600)
             address = BASE + first * PAGE
             if chance.random() < 0.2:
-                writer.take([(address, count, 1)], b"")
+                writer.take(1, [(address, count, 1)], b"")
                 for each in range(first, first + count):
                     wanted.pop(each, None)
                 continue
             value = chance.randrange(1 << 40)
-            writer.take([(address, count, 0)], page(value) * count)
+            writer.take(1, [(address, count, 0)], page(value) * count)
             wanted.update(dict.fromkeys(range(first, first + count), value))
         found = {}
-        for extent in writer.map.extents():
+        assert not list(writer.maps[0].extents())
+        for extent in writer.maps[1].extents():
             for index in range(extent.pages):
                 raw = os.pread(pages_file, PAGE, (extent.at + index) * PAGE)
                 found[(extent.address - BASE) // PAGE + index] = int.from_bytes(raw[:8], "little")
@@ -168,18 +170,18 @@ def test_pages_that_come_again_keep_their_place(pages_file: int) -> None:
 def test_pages_that_an_ancestor_has_are_not_written(pages_file: int, tmp_path: Path) -> None:
     fd = os.open(tmp_path / "q", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        before = PageWriter(fd)
-        before.take([(BASE, 300, 0)], b"".join(page(number) for number in range(300)))
+        before = PageWriter(fd, [PID])
+        before.take(0, [(BASE, 300, 0)], b"".join(page(number) for number in range(300)))
         known = PageMap()
-        for extent in before.map.extents():
+        for extent in before.maps[0].extents():
             known.set(extent.address, extent.pages, 1, extent.at)
-        writer = PageWriter(pages_file, Ancestor({1: fd}, known))
+        writer = PageWriter(pages_file, [812, PID], Ancestor({1: fd}, {PID: known}))
         changed = {7, 8, 100, 299}
         now = [page(number + (1000 if number in changed else 0)) for number in range(300)]
-        writer.take([(BASE, 300, 0), (BASE + (1 << 30), 1, 0)], b"".join(now) + page(5))
+        writer.take(1, [(BASE, 300, 0), (BASE + (1 << 30), 1, 0)], b"".join(now) + page(5))
         assert writer.pages == len(changed) + 1
-        writer.take([(BASE + 7 * PAGE, 1, 0)], page(7))  # as it was: back to the ancestor's
-        assert list(writer.map.extents()) == [
+        writer.take(1, [(BASE + 7 * PAGE, 1, 0)], page(7))  # as it was: back to the ancestor's
+        assert list(writer.maps[1].extents()) == [
             Extent(BASE, 8, 1, 0),
             Extent(BASE + 8 * PAGE, 1, 0, 1),
             Extent(BASE + 9 * PAGE, 91, 1, 9),
@@ -198,8 +200,8 @@ def test_pages_that_an_ancestor_has_are_not_written(pages_file: int, tmp_path: P
 def write_one(path: Path) -> None:
     """As a dump does it, with an image that is none."""
     with new_place(str(path), series=False) as (place, _):
-        writer = PageWriter(place.create("pages"))
-        writer.take([(BASE, 2, 0)], page(1) + page(2))
+        writer = PageWriter(place.create("pages"), [PID])
+        writer.take(0, [(BASE, 2, 0)], page(1) + page(2))
         image = place.add("image", b"state")
         sums = place.add("sums", writer.sums())
         place.finish(Manifest(1.0, 1, "x", {"image": image, "pages": File(2 * PAGE, None), "sums": sums}, {}))

@@ -50,7 +50,7 @@ def record(tag: bytes, payload: bytes, crc: int | None = None, length: int | Non
     ("raw", "said"),
     [
         (b"", "standard input: cut off in its head, 21 bytes short"),
-        (b"migrate-checkpoint 2\n" + bytes(9), "not a checkpoint of this version"),
+        (b"migrate-checkpoint 1\n" + bytes(9), "not a checkpoint of this version"),
         (MAGIC, "cut off in the head of record 0, 16 bytes short"),
         (MAGIC + record(b"WHAT", b""), "record 0.tag: b'WHAT' is none"),
         (MAGIC + record(b"IMAG", b"x", length=1 << 60), "record 0.length: 1152921504606846976 bytes, at most"),
@@ -92,24 +92,25 @@ def test_garbage_is_no_stream(raw: bytes) -> None:
         reader.checkpoint()
 
 
-def runs(*wanted: Run, pages: int | None = None) -> bytes:
+def runs(*wanted: Run, pages: int | None = None, member: int = 0) -> bytes:
     meta = pages_meta(wanted)
     count = sum(run.pages for run in wanted) if pages is None else pages
-    return struct.pack("<I", len(meta)) + meta + bytes(count * PAGE)
+    return struct.pack("<II", member, len(meta)) + meta + bytes(count * PAGE)
 
 
 def test_pages_of_a_stream() -> None:
     """One run may lie in areas that touch."""
     wanted = [Run(0x1F000, 2), Run(0x80000, 16)]
-    meta, found, contents = runs_of(runs(*wanted), AREAS, "r")
-    assert found == wanted and len(contents) == 18 * PAGE and meta == pages_meta(wanted)
+    member, meta, found, contents = runs_of(runs(*wanted, member=1), [[], AREAS], "r")
+    assert member == 1 and found == wanted and len(contents) == 18 * PAGE and meta == pages_meta(wanted)
 
 
 @pytest.mark.parametrize(
     ("payload", "said"),
     [
         (b"", "r.runs: 0 bytes are no record of pages"),
-        (b"\xff\xff\xff\xff", "r.runs: the meta of a PAGES frame is only 0 bytes"),
+        (runs(Run(0x10000, 1), member=1), "r.process: 1, and there are 1"),
+        (b"\0\0\0\0\xff\xff\xff\xff", "r.runs: the meta of a PAGES frame is only 0 bytes"),
         (runs(Run(0x10000, 1), pages=2), "r.runs: the runs of a PAGES frame hold 4096 bytes, its blob 8192"),
         (runs(Run(0x10000, 1), Run(0x2F000, 2)), "r.runs[1]: 2 pages at 0x2f000 are none of the process"),
         (runs(Run(0x10800, 1)), "r.runs[0]: 1 pages at 0x10800"),
@@ -120,7 +121,7 @@ def test_pages_of_a_stream() -> None:
 )
 def test_pages_that_cannot_be(payload: bytes, said: str) -> None:
     with pytest.raises(ImageError) as caught:
-        runs_of(payload, AREAS, "r")
+        runs_of(payload, [AREAS], "r")
     assert said in str(caught.value)
 
 
