@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from migrate.engine.image.codec import decode
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
+from migrate.engine.roster import Lineup
 from migrate.engine.wire import Reader
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, Pending
+from migrate.transport.agent import Agent, Pending, Reply
 
 Remade = Sequence[tuple[int, int]]  # ranges that were mapped anew on the destination
 
 
 class Originals:
-    """The named process and its descendants, by position: parents come first. ``people``: number and time of start of
+    """The named process and its descendants, by position: parents come first. ``ids``: by which the source
+    agent knows them; ``people``: number and time of start of
     each, where there are several; ``halting``: some must be held by a SIGSTOP at the commit, ``stopped``: those that
     need none (of several)."""
 
     def __init__(self, rescue: Rescue, pid: int) -> None:
         self._rescue, self._pid = rescue, pid
-        self.previews: list[Preview] = []
+        self.ids: list[int] = []
+        self._previews: dict[int, Preview] = {}
         self.people: list[list[int]] = []
         self.halting = True
         self.stopped: frozenset[int] = frozenset()
-        self._readers: list[Reader] = []
+        self._readers: dict[int, Reader] = {}
 
     @property
     def source(self) -> Agent:
@@ -39,6 +41,11 @@ class Originals:
         return [pid for pid, _ in self.people] or [self._pid]
 
     @property
+    def previews(self) -> list[Preview]:
+        """What was seen of them when they were met."""
+        return [self._previews[id] for id in self.ids]
+
+    @property
     def resident(self) -> int:
         """Bytes, of all."""
         return sum(each.resident for each in self.previews)
@@ -48,14 +55,28 @@ class Originals:
     async def inspect(self) -> None:
         """Find them, and have ``previews`` of them."""
         inspected = await self.source.request("inspect", pid=self._pid)
-        asked = [await self.source.submit("preview", member=member) for member in range(1, inspected["members"])]
-        blobs = [inspected.blob, *[(await each.reply()).blob for each in asked]]
-        self.previews = [decode(Preview, blob) for blob in blobs]
-        self._readers = [Reader() for _ in blobs]
+        self.ids = list(range(inspected["members"]))
+        self._meet(0, inspected.blob)
+        await self.meet(self.ids[1:])
+
+    async def meet(self, ids: Sequence[int]) -> list[Preview]:
+        """What is to be seen of these."""
+        asked = [await self.source.submit("preview", member=id) for id in ids]
+        for id, each in zip(ids, asked, strict=True):
+            self._meet(id, (await each.reply()).blob)
+        return [self._previews[id] for id in ids]
+
+    def _meet(self, id: int, blob: bytes) -> None:
+        self._previews[id], self._readers[id] = decode(Preview, blob), Reader()
+
+    async def lineup(self, follow: bool) -> tuple[Lineup, Reply]:
+        """Who there is, and how that has changed; see `Source.do_lineup`."""
+        reply = await self.source.request("lineup", follow=follow)
+        return decode(Lineup, reply.blob), reply
 
     async def name(self) -> None:
         """From now on whoever looks after what is left of us knows who they are."""
-        if len(self.previews) > 1:
+        if len(self.ids) > 1 or self.people:
             self.people = self._rescue.people = (await self.source.request("people"))["people"]
 
     async def track(self, tracker: str, compress: str, bandwidth: float | None) -> tuple[str, Sequence[str]]:
@@ -66,23 +87,32 @@ class Originals:
 
     async def look(self) -> tuple[list[bytes], int]:
         """Their layouts, and the number of pages to send."""
-        looking = [await self.source.submit("look", member=member) for member in range(len(self.previews))]
+        looking = [await self.source.submit("look", member=id) for id in self.ids]
         replies = [await each.reply() for each in looking]
         return [reply.blob for reply in replies], sum(int(reply["pages"]) for reply in replies)
 
     async def send(self, remade: Sequence[Remade]) -> int:
         """The pages that were found; how many. ``remade``: of each, what is to be sent once more."""
         sending = [
-            await self.source.submit("send", member=position, remapped=its) for position, its in enumerate(remade)
+            await self.source.submit("send", member=id, remapped=its)
+            for id, its in zip(self.ids, remade, strict=True)
         ]
         return sum([int((await each.reply())["pages"]) for each in sending])
 
-    async def rehearse(self) -> tuple[bytes, list[ProcessImage]]:
-        """Their images as they would be now; the first also as it came."""
-        rehearsed = (await self.source.request("rehearse")).blob
-        images = [self._readers[0].read(rehearsed), *(image for image, _ in await self.others())]
+    async def rehearse(self) -> tuple[bool, bytes]:
+        """Whether it was found that others have come or gone, and the image of the first as it would be now."""
+        reply = await self.source.request("rehearse")
+        return reply["changed_kin"], reply.blob
+
+    async def images(self, first: bytes) -> list[ProcessImage]:
+        """All of the last rehearsal. ``first``: as it came."""
+        images = [self.read(first), *(image for image, _ in await self.others())]
         self.see_stopped(images)
-        return rehearsed, images
+        return images
+
+    def read(self, first: bytes) -> ProcessImage:
+        """The image of the first."""
+        return self._readers[0].read(first)
 
     def see_stopped(self, images: Sequence[ProcessImage]) -> None:
         """Which of them stand still by themselves."""
@@ -92,28 +122,28 @@ class Originals:
 
     # The freeze
 
-    async def freeze(self) -> tuple[Any, ProcessImage]:
-        """Stop them for good; the answer, and the image of the first."""
-        reply = await self.source.request("freeze")
-        return reply, self._readers[0].read(reply.blob)
+    async def freeze(self) -> Reply:
+        """Stop them for good; see `Source.do_freeze`."""
+        return await self.source.request("freeze")
 
     async def others(self) -> list[tuple[ProcessImage, bool]]:
         """The images of all but the first as they were collected last, and whether their layout has changed since the
         last look."""
-        asked = [await self.source.submit("image", member=member) for member in range(1, len(self._readers))]
+        asked = [await self.source.submit("image", member=id) for id in self.ids[1:]]
         replies = [await each.reply() for each in asked]
         return [
-            (reader.read(reply.blob), bool(reply["changed"]))
-            for reader, reply in zip(self._readers[1:], replies, strict=True)
+            (self._readers[id].read(reply.blob), bool(reply["changed"]))
+            for id, reply in zip(self.ids[1:], replies, strict=True)
         ]
 
     async def last_look(self) -> list[Layout | None]:
         """The last one at each of them, for who does not `send_last` at once: its layout, where it is another one than
         that of the image."""
-        looking = [await self.source.submit("last_look", member=member) for member in range(len(self.previews))]
+        looking = [await self.source.submit("last_look", member=id) for id in self.ids]
         replies = [await each.reply() for each in looking]
         return [decode(Layout, reply.blob) if reply["again"] else None for reply in replies]
 
     async def send_last(self, position: int, remade: Remade, looked: bool = False) -> Pending:
         """The last look at one of them, unless it has been taken, and its pages."""
-        return await self.source.submit("send_last", member=position, remapped=remade, looked=looked)
+        id = self.ids[position]
+        return await self.source.submit("send_last", member=id, remapped=remade, looked=looked)

@@ -79,6 +79,16 @@ class Member:
         self._rate: float | None = None  # bytes per second that the link took in the last round
         self._killed = False
         self._writer = Writer()
+        self.preview: Preview | None = None  # of one that was met when the others were on their way already
+
+    def join(self, family: frozenset[int]) -> None:
+        """These move together by now."""
+        self._family = family
+        self.dumper.join(family)
+
+    def layout(self) -> Answer:
+        """That of the last look: what is told of one that is no more what it was then."""
+        return {"pages": 0}, encode(Layout(tuple(self._looked), tuple(self._filled)))
 
     # Before
 
