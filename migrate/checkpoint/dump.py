@@ -79,7 +79,7 @@ class _Dumping:
     interruptible: trio.CancelScope
     phases: dict[str, float] = field(default_factory=dict)
     _digests: dict[str, str] = field(default_factory=dict)  # of mapped files, by path
-    _fill: list[set[int]] = field(default_factory=list)  # found at any look: what was sent is not found again
+    _fill: dict[int, set[int]] = field(default_factory=dict)  # found at any look: what was sent is not found again
 
     def __post_init__(self) -> None:
         self.originals = Originals(self.rescue, self.job.pid)
@@ -95,7 +95,7 @@ class _Dumping:
             await self._look()
             if self.target.rounds:
                 await self._copy()
-            await self.originals.rehearse()  # refusals that show only from inside come now, and all paths are warm
+            await self._rehearse()
             await faults.reach("rehearsed")
             with _frozen(self.display):
                 frozen, images, clocks = await self._freeze()
@@ -141,9 +141,35 @@ class _Dumping:
         await self._digest(need for each in previews for need in each.needs)
         await faults.reach("preflight")
         await self.originals.name()
-        await trio.to_thread.run_sync(self.target.start, [each.pid for each in previews])
-        self._fill = [set() for _ in previews]
+        self._met()
         return previews[0]
+
+    def _met(self, renewed: Sequence[int] = ()) -> None:
+        """Who there is. ``renewed``: have executed another program since."""
+        originals = self.originals
+        self.target.follow({id: each.pid for id, each in zip(originals.ids, originals.previews, strict=True)}, renewed)
+        self._fill = {id: set() if id in renewed else self._fill.get(id, set()) for id in originals.ids}
+
+    async def _follow(self, look: bool) -> None:
+        """Those that have come or gone. ``look``: by now; else it is about what the source has found already."""
+        lineup, told = await self.originals.lineup(look)
+        for pid in told["left"]:
+            self.display.warn(f"process {pid} is no descendant of the others any more, and is not in the checkpoint")
+        if not told["changed"]:
+            return
+        previews = await self.originals.meet([*told["born"], *told["renewed"]])
+        if problems := [problem for each in previews for problem in each.problems]:
+            raise Refused(problems)
+        self.originals.ids = list(lineup.ids)
+        await self.originals.name()
+        self._met(told["renewed"])
+
+    async def _rehearse(self) -> None:
+        """Refusals that show only from inside come now, and all paths are warm."""
+        changed, first = await self.originals.rehearse()
+        if changed:
+            await self._follow(look=False)
+        await self.originals.images(first)
 
     async def _digest(self, needs: Iterable[FileNeed]) -> None:
         """What is in mapped files: they are compared when it is restored."""
@@ -165,14 +191,14 @@ class _Dumping:
         blobs, pages = await self.originals.look()
         layouts = [decode(Layout, blob) for blob in blobs]
         self._keep([layout.vmas for layout in layouts])
-        for known, layout in zip(self._fill, layouts, strict=True):
-            known |= set(layout.fill)
+        for id, layout in zip(self.originals.ids, layouts, strict=True):
+            self._fill[id] |= set(layout.fill)
         return pages
 
     def _keep(self, spaces: Sequence[Sequence[VMA]]) -> None:
         """Their memory, each part of an object that several share with the first that shows it."""
-        for position, (vmas, elsewhere) in enumerate(zip(spaces, common.elsewhere(spaces), strict=True)):
-            self.target.keep(position, [vma for vma in vmas if vma.start not in elsewhere])
+        for id, vmas, elsewhere in zip(self.originals.ids, spaces, common.elsewhere(spaces), strict=True):
+            self.target.keep(id, [vma for vma in vmas if vma.start not in elsewhere])
 
     async def _send(self) -> int:
         """The pages that were found; they have been written when this returns. How many."""
@@ -191,6 +217,7 @@ class _Dumping:
                 self.display.round_started(len(self.display.rounds) + 1, pages)
             sent = await self._send()
             await faults.reach("round")
+            await self._follow(look=True)
             pages = await self._look()
             round = Round(sent, self.sink.bytes - before, time.monotonic() - begun, pages)
             self.display.round_finished(round)
@@ -201,19 +228,23 @@ class _Dumping:
 
     async def _freeze(self) -> tuple[float, list[ProcessImage], Clocks]:
         self.display.phase("freezing")
-        reply, first = await self.originals.freeze()
+        reply = await self.originals.freeze()
         clocks = Clocks.here()
         self.phases = {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
         await faults.reach("frozen")
-        return float(reply["begun"]), [first, *(image for image, _ in await self.originals.others())], clocks
+        if reply["changed_kin"]:
+            await self._follow(look=False)
+        return float(reply["begun"]), await self.originals.images(reply.blob), clocks
 
     async def _last_pages(self, images: list[ProcessImage], clocks: Clocks) -> None:
         """All that is to be written but for its end."""
         begun = time.monotonic()
         # Of all of them before the first page is written, for a stream begins with the image.
-        for position, layout in enumerate(await self.originals.last_look()):
+        for position, (id, layout) in enumerate(
+            zip(self.originals.ids, await self.originals.last_look(), strict=True)
+        ):
             if layout is not None:
-                self._fill[position] |= set(layout.fill)
+                self._fill[id] |= set(layout.fill)
                 images[position] = replace(images[position], vmas=layout.vmas)
         self._keep([image.vmas for image in images])
         needs = [needs_of(preview, image) for preview, image in zip(self.originals.previews, images, strict=True)]
@@ -232,7 +263,8 @@ class _Dumping:
         uname = os.uname()
         host = Host(uname.nodename, uname.release, clocks.boot_id, clocks.monotonic, clocks.boottime)
         processes = []
-        for preview, image, its, known in zip(self.originals.previews, images, needs, self._fill, strict=True):
+        fills = [self._fill[id] for id in self.originals.ids]
+        for preview, image, its, known in zip(self.originals.previews, images, needs, fills, strict=True):
             preview = replace(
                 preview,
                 tids=tuple(thread.tid for thread in image.threads),

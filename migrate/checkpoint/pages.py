@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cffi import FFI
@@ -164,35 +164,41 @@ class Ancestor:
 
 
 class PageWriter:
-    """Takes page frames, and writes their contents to a file. ``pids``: of the processes whose pages these are, by
-    position; `maps`: where they are."""
+    """Takes page frames, and writes their contents to a file. `maps`: where the pages of each process are, by its
+    id."""
 
-    def __init__(self, fd: int, pids: Sequence[int], ancestor: Ancestor | None = None) -> None:
-        self._fd, self._pids, self._ancestor = fd, pids, ancestor
-        self.maps = [PageMap() for _ in pids]
+    def __init__(self, fd: int, ancestor: Ancestor | None = None) -> None:
+        self._fd, self._ancestor = fd, ancestor
+        self._pids: Mapping[int, int] = {}
+        self.maps: dict[int, PageMap] = {}
         self.pages = 0  # in the file
         self._sums = array("I")
         self._stale: set[int] = set()  # blocks that were written to again
 
-    def take(self, member: int, runs: Sequence[tuple[int, int, int]], contents: Buffer) -> None:
-        """``member``: position of the process; ``runs``: address, pages and what is done to them, as
+    def follow(self, pids: Mapping[int, int], renewed: Sequence[int] = ()) -> None:
+        """``pids``: of the processes that there are, by id; ``renewed``: those that have begun anew."""
+        self._pids = pids
+        self.maps = {id: PageMap() if id in renewed else self.maps.get(id) or PageMap() for id in pids}
+
+    def take(self, id: int, runs: Sequence[tuple[int, int, int]], contents: Buffer) -> None:
+        """``id``: of the process; ``runs``: address, pages and what is done to them, as
         `migrate.transport.frames` has it."""
         view, at = memoryview(contents), 0
         fresh: list[memoryview] = []
         for address, pages, what in runs:
             if what != CONTENTS:
-                self.maps[member].forget(address, pages)
+                self.maps[id].forget(address, pages)
                 continue
-            self._put(member, address, view[at : at + pages * PAGE], fresh)
+            self._put(id, address, view[at : at + pages * PAGE], fresh)
             at += pages * PAGE
         self._append(fresh)
 
-    def _put(self, member: int, address: int, contents: memoryview, fresh: list[memoryview]) -> None:
-        known = self.maps[member]
+    def _put(self, id: int, address: int, contents: memoryview, fresh: list[memoryview]) -> None:
+        known = self.maps[id]
         if self._ancestor is None:
             self._own(known, address, contents, fresh)
             return
-        for start, pages, file, place in self._ancestor.same(self._pids[member], address, contents):
+        for start, pages, file, place in self._ancestor.same(self._pids[id], address, contents):
             if file >= 0:
                 known.set(start, pages, file, place)
             else:

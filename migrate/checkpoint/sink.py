@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -26,13 +26,14 @@ class Target(Protocol):
     abandon: bool  # a write that blocks is left alone when the user interrupts
     path: str  # of the checkpoint itself
 
-    def start(self, pids: Sequence[int]) -> None:
-        """Who they are, by position. All that came before is forgotten."""
+    def follow(self, pids: Mapping[int, int], renewed: Sequence[int]) -> None:
+        """Who they are by now, parents first: number of each, by id. What came of others is forgotten, and of those
+        that are ``renewed``: they are another program."""
 
-    def take(self, member: int, runs: Sequence[Run], contents: Buffer) -> None:
+    def take(self, id: int, runs: Sequence[Run], contents: Buffer) -> None:
         """A page frame of one of them. Blocks, and is called by one thread at a time."""
 
-    def keep(self, member: int, vmas: Sequence[VMA]) -> None:
+    def keep(self, id: int, vmas: Sequence[VMA]) -> None:
         """The memory of one of them: pages elsewhere are forgotten."""
 
     def begin(self, checkpoint: Checkpoint) -> None:
@@ -63,16 +64,16 @@ class Sink:
 
     async def __call__(self, frame: Frame) -> None:
         meta, contents, slot = unring(frame, self._ring)
-        runs, member = frames.parse_pages(meta)[1], frame.slot - RESTOREE
+        runs, id = frames.parse_pages(meta)[1], frame.slot - RESTOREE
         if not self._off:
             try:
                 if self._target.abandon:
                     with trio.CancelScope() as self._in_flight:
-                        await trio.to_thread.run_sync(self._target.take, member, runs, contents, abandon_on_cancel=True)
+                        await trio.to_thread.run_sync(self._target.take, id, runs, contents, abandon_on_cancel=True)
                 else:
                     # A write to a file comes to its end, and nobody else waits for us: two switches of threads for
                     # each frame would cost as much as a third of the write.
-                    self._target.take(member, runs, contents)
+                    self._target.take(id, runs, contents)
                     await trio.lowlevel.checkpoint()
             except OSError as error:
                 self._failure, self._off = error, True

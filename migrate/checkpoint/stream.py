@@ -18,7 +18,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import trio
@@ -52,27 +52,29 @@ class StreamTarget:
         self._fd = fd
         self._checkpoint: Checkpoint | None = None
         self._begun = False
+        self._positions: dict[int, int] = {}  # by id
         self._heads = hashlib.blake2b(digest_size=16)
         self._records = 0
         self.pages = self.bytes = 0
 
-    def start(self, pids: Sequence[int]) -> None:
+    def follow(self, pids: Mapping[int, int], renewed: Sequence[int]) -> None:
         """Nothing has been written yet."""
+        self._positions = {id: position for position, id in enumerate(pids)}
 
     def begin(self, checkpoint: Checkpoint) -> None:
         """Written as soon as there is a page: until then it may be another one."""
         self._checkpoint = checkpoint
 
-    def keep(self, member: int, vmas: Sequence[VMA]) -> None:
+    def keep(self, id: int, vmas: Sequence[VMA]) -> None:
         """All that comes is of the image."""
 
-    def take(self, member: int, runs: Sequence[Run], contents: Buffer) -> None:
+    def take(self, id: int, runs: Sequence[Run], contents: Buffer) -> None:
         wanted = [run for run in runs if run.what == frames.CONTENTS]  # there is nothing yet that could be erased
         if not wanted:
             return
         self._begin()
         meta = frames.pages_meta(wanted)
-        self._write(PAGES, _WHOSE.pack(member, len(meta)) + meta, contents)
+        self._write(PAGES, _WHOSE.pack(self._positions[id], len(meta)) + meta, contents)
         self.pages += sum(run.pages for run in wanted)
 
     def finish(self) -> None:

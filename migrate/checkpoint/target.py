@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -27,29 +27,28 @@ class DirectoryTarget:
         self.path = place.path
         self._place, self._before = place, before
         self._ancestors = _names(before)
-        self._ancestor = _ancestor(before)
-        self._fd = place.create(PAGES)
-        self._writer = PageWriter(self._fd, ())
+        self._writer = PageWriter(place.create(PAGES), _ancestor(before))
+        self._order: list[int] = []
         self._checkpoint: Checkpoint | None = None
         self._size = 0
 
-    def start(self, pids: Sequence[int]) -> None:
-        os.ftruncate(self._fd, 0)
-        self._writer = PageWriter(self._fd, pids, self._ancestor)
+    def follow(self, pids: Mapping[int, int], renewed: Sequence[int]) -> None:
+        self._order = list(pids)
+        self._writer.follow(pids, renewed)
 
-    def take(self, member: int, runs: Sequence[tuple[int, int, int]], contents: Buffer) -> None:
-        self._writer.take(member, runs, contents)
+    def take(self, id: int, runs: Sequence[tuple[int, int, int]], contents: Buffer) -> None:
+        self._writer.take(id, runs, contents)
 
-    def keep(self, member: int, vmas: Sequence[VMA]) -> None:
+    def keep(self, id: int, vmas: Sequence[VMA]) -> None:
         holding = (vma for vma in vmas if vma.travels and not droppable(vma))
-        self._writer.maps[member].keep([(vma.start, vma.end) for vma in holding])
+        self._writer.maps[id].keep([(vma.start, vma.end) for vma in holding])
 
     def begin(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
 
     def finish(self) -> None:
         assert self._checkpoint is not None
-        places = [list(known.extents()) for known in self._writer.maps]
+        places = [list(self._writer.maps[id].extents()) for id in self._order]
         processes = tuple(
             replace(process, extents=pack(its))
             for process, its in zip(self._checkpoint.processes, places, strict=True)

@@ -410,7 +410,10 @@ class _MainProgram:
 
 
 def hide_stop(tracee: Tracee, seen: Sequence[Seen]) -> None:
-    """No sign in a system call that its thread was stopped. ``seen``: all threads; what is changed is noted there."""
+    """No sign in a system call that its thread was stopped. ``seen``: all threads; what is changed is noted there.
+
+    Whoever is killed between the stop and this has some calls without a deadline end with EINTR, as they do by a
+    SIGSTOP and a SIGCONT (`uninterrupted`): the kernel has decided that before a tracer is told of the stop."""
     for each in seen:
         unseen = uninterrupted(each.registers)
         if unseen is not each.registers:

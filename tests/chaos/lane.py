@@ -94,7 +94,8 @@ class Lane:
         try:
             outcome = Aftermath(self, plan, told).outcome()
         except Exception as error:
-            raise Broken(f"{error!r}\n  hit by {told.struck}; {told.result}\n  recovered: {told.recovered}") from error
+            what = f"{error!r}\n  hit by {told.struck}; {told.result}\n  recovered: {told.recovered}"
+            raise Broken(f"{what}\n  the process: {traveller.said()}") from error
         if not told.struck:
             self.usual = 0.7 * self.usual + 0.3 * told.result.seconds
         return told.struck, outcome
@@ -127,11 +128,23 @@ class Traveller:
         counted.goes_on()
         return cls(task, directory, counted, Whole(directory, observe.snapshot(task.outer)), Path(program).name[:15])
 
+    def said(self) -> tuple[str, ...]:
+        """On its standard output, and on standard error."""
+        return tuple((self.directory / name).read_text() for name in ("out", "err"))
+
+    def interrupted(self) -> bool:
+        """Whether a system call has ended with EINTR since the last time that this was asked."""
+        try:
+            (self.directory / "interrupted").unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
     def verdict(self) -> None:
         """At its end it says itself that it has noticed nothing."""
         (self.directory / "go").touch()
         self.task.wait_gone()
-        said, complained = ((self.directory / name).read_text() for name in ("out", "err"))
+        said, complained = self.said()
         if not said.endswith("pass\n") or complained:
             raise Broken(f"it said {said!r}, and complained: {complained!r}")
         self.counted.read()
@@ -165,6 +178,8 @@ class Aftermath:
             raise Broken(f"exit code {code}, and the process is on {(there if moved else here).host.name}")
         traveller.whole.check(outer)
         traveller.counted.goes_on()
+        if traveller.interrupted() and "source agent" not in self.told.struck:
+            raise Broken("a stop has made a system call end with EINTR")
         if moved:
             traveller.task.close()
             here.host.tasks.remove(traveller.task)

@@ -137,7 +137,8 @@ def test_pages_that_come_again_keep_their_place(pages_file: int) -> None:
     chance = random.Random(5)
     for _ in range(20):
         os.ftruncate(pages_file, 0)
-        writer, wanted = PageWriter(pages_file, [812, PID]), dict[int, int]()
+        writer, wanted = PageWriter(pages_file), dict[int, int]()
+        writer.follow({0: 812, 1: PID})
         for _ in range(40):
             first, count = chance.randrange(2000), chance.randrange(1, 600)
             address = BASE + first * PAGE
@@ -170,12 +171,14 @@ def test_pages_that_come_again_keep_their_place(pages_file: int) -> None:
 def test_pages_that_an_ancestor_has_are_not_written(pages_file: int, tmp_path: Path) -> None:
     fd = os.open(tmp_path / "q", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        before = PageWriter(fd, [PID])
+        before = PageWriter(fd)
+        before.follow({0: PID})
         before.take(0, [(BASE, 300, 0)], b"".join(page(number) for number in range(300)))
         known = PageMap()
         for extent in before.maps[0].extents():
             known.set(extent.address, extent.pages, 1, extent.at)
-        writer = PageWriter(pages_file, [812, PID], Ancestor({1: fd}, {PID: known}))
+        writer = PageWriter(pages_file, Ancestor({1: fd}, {PID: known}))
+        writer.follow({0: 812, 1: PID})
         changed = {7, 8, 100, 299}
         now = [page(number + (1000 if number in changed else 0)) for number in range(300)]
         writer.take(1, [(BASE, 300, 0), (BASE + (1 << 30), 1, 0)], b"".join(now) + page(5))
@@ -200,7 +203,8 @@ def test_pages_that_an_ancestor_has_are_not_written(pages_file: int, tmp_path: P
 def write_one(path: Path) -> None:
     """As a dump does it, with an image that is none."""
     with new_place(str(path), series=False) as (place, _):
-        writer = PageWriter(place.create("pages"), [PID])
+        writer = PageWriter(place.create("pages"))
+        writer.follow({0: PID})
         writer.take(0, [(BASE, 2, 0)], page(1) + page(2))
         image = place.add("image", b"state")
         sums = place.add("sums", writer.sums())

@@ -2,7 +2,7 @@
    "count" in its directory, "number rounds": a copy too many leaves a repeat, a copy that has lost time a gap. Another
    goes round: it rewrites and verifies memory, and verifies what else it owns, a deleted file on the disk $VICTIM_DISK among it; `rounds`
    says how often it has found all of that in order. What is wrong is said on standard error, at once. A lock of either
-   kind is held throughout. */
+   kind is held throughout. Waits that end with EINTR go on, and leave a line each in "interrupted". */
 #include "victim.h"
 #include <malloc.h>
 #include <poll.h>
@@ -98,26 +98,44 @@ static void *count(void *unused)
 	return unused;
 }
 
-/* Without a deadline it ends only with what it waits for. */
+/* What waits without a deadline ends only with what it waits for, or by a stop that nobody could hide. */
+static int interrupted(void)
+{
+	int told;
+
+	if (errno != EINTR)
+		return 0;
+	told = open(in("VICTIM_DIR", "interrupted"), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+	check(told >= 0 && write(told, "\n", 1) == 1 && !close(told));
+	return 1;
+}
+
 static void *wait_for_ever(void *unused)
 {
 	int epoll = epoll_create1(EPOLL_CLOEXEC);
 	struct epoll_event found = { EPOLLIN, { .fd = never[0] } };
+	int ready;
 
 	check(!epoll_ctl(epoll, EPOLL_CTL_ADD, never[0], &found));
 	pthread_barrier_wait(&going);
-	check(epoll_wait(epoll, &found, 1, -1) == 1);
+
+	while ((ready = epoll_wait(epoll, &found, 1, -1)) < 0 && interrupted())
+		;
+	check(ready == 1);
 	return unused;
 }
 
 static void *await_signal(void *unused)
 {
 	sigset_t set;
+	int got;
 
 	pthread_barrier_wait(&going);
 	sigemptyset(&set);
 	sigaddset(&set, SIGRTMIN + 5);
-	check(sigwaitinfo(&set, NULL) == SIGRTMIN + 5);
+	while ((got = sigwaitinfo(&set, NULL)) < 0 && interrupted())
+		;
+	check(got == SIGRTMIN + 5);
 	return unused;
 }
 
