@@ -42,10 +42,10 @@ class Source:
     # Before
 
     def do_inspect(self, pid: int) -> Answer:
-        """Everything that can be seen without touching them; the blob is about the first. ``members``: how many there
-        are. Refused when one of them cannot even be looked at."""
+        """Everything that can be seen without touching them; the blob is about the first. ``ids``: of all of them.
+        Refused when one of them cannot even be looked at."""
         self._roster = Roster(pid, self._send_pages)
-        return {"members": len(self._roster.ids)}, self.do_preview(0)[1]
+        return {"ids": self._roster.ids}, self.do_preview(0)[1]
 
     def do_preview(self, member: int) -> Answer:
         """What `do_inspect` tells about the first."""
