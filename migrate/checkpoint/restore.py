@@ -24,8 +24,9 @@ from migrate.askpass import prompt
 from migrate.checkpoint.format import Checkpoint
 from migrate.checkpoint.jobs import Outcome, Restore
 from migrate.destination import RESTOREE, Destination, Facts, Inside, Staged
-from migrate.engine import kin, overseer, restore
+from migrate.engine import overseer, restore
 from migrate.engine.clocks import Clocks, wanted_offsets
+from migrate.engine.descent import Descent
 from migrate.engine.image.codec import encode
 from migrate.engine.kernel.timens import Offsets
 from migrate.engine.kinds import needs
@@ -190,13 +191,13 @@ class _Restoring:
         # Its clocks go on from when it was dumped, also on the host and in the boot that it comes from.
         facts = replace(facts, here=Clocks("", host.monotonic, host.boottime))
         others = sum(each.resident for each in previews[1:])
-        problems = [*kin.standing(tree), *preflight.host_problems(preview, facts, self.job.no_clock, others)]
+        problems = preflight.host_problems(preview, facts, self.job.no_clock, others)
         for each in previews:
             problems += preflight.process_problems(each, facts)
         wrong, taken = await self._files(tuple(need for each in previews for need in each.needs))
         if problems or wrong:
             raise Refused([*problems, *wrong])
-        wanted = {tid for each in previews for tid in each.tids} | kin.numbers(tree)
+        wanted = {tid for each in previews for tid in each.tids} | Descent(tree).numbers
         if used := sorted(facts.tids & wanted):
             self.display.note(f"pid {used[0]} is taken: the process gets a PID namespace of its own")
         as_init = bool(used) or self.own_numbers

@@ -30,7 +30,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
-@pytest.mark.parametrize("name", ["family", "shares", "kinfolk"])
+@pytest.mark.parametrize("name", ["family", "shares", "kinfolk", "adopted"])
 def test_they_notice_nothing(victims: Victims, tmp_path: Path, name: str) -> None:
     with tree(victims, tmp_path / name, name) as family:
         before = len(family.everybody)
@@ -117,4 +117,11 @@ def test_the_source_agent_is_killed_with_one_of_them_stopped(
         wait_until("let go", lambda: not any(states(pid) & {"T", "t"} for pid in others))
         assert states(child) == {"T"} and status_field(child, "TracerPid") == ["0"]
         os.kill(child, signal.SIGCONT)
+        family.verdict()
+
+
+def test_processes_come_and_go(victims: Victims, tmp_path: Path) -> None:
+    """They are followed, without starting all over."""
+    with tree(victims, tmp_path / "restless", "restless") as family:
+        family.move()
         family.verdict()
