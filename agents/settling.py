@@ -35,6 +35,7 @@ KEPT = 30 * 24 * 3600.0  # seconds that the journal of a migration that has ende
 _NAP = 0.01
 _LONGEST = 4096  # bytes of a question or an answer on the socket
 _ANSWER = 20.0  # seconds for the agent that holds it to answer
+_TICK = 10**9 // os.sysconf("SC_CLK_TCK")  # ns
 _PF_EXITING = 0x4  # include/linux/sched.h
 _SIGKILL = 1 << 8  # in a mask of signals
 _UCRED = struct.Struct("3i")  # pid, uid, gid; unix(7)
@@ -49,14 +50,34 @@ def stat_fields(path: str) -> list[str]:
 
 
 def start_time(pid: int) -> int:
-    """When a process was started, in ticks since boot: with its number and the boot_id it is unmistakable."""
-    return int(stat_fields(f"/proc/{pid}/stat")[19])
+    """When a process was started, in ticks since boot: with its number and the boot_id it is unmistakable. To compare
+    with `started`."""
+    # /proc shows it by the clock of who reads (fs/proc/array.c, timens_add_boottime_ns()), and who asks for a migration
+    # later may be in another time namespace: a shell that has been migrated itself is.
+    return int(stat_fields(f"/proc/{pid}/stat")[19]) - _boottime_offset() // _TICK
+
+
+def started(pid: int, start: int) -> bool:
+    """Whether this process is the one that was started then. FileNotFoundError, ProcessLookupError: there is none. Both
+    the time and the offset that is taken from it were rounded down to a tick."""
+    return abs(start_time(pid) - start) <= 1
+
+
+def _boottime_offset() -> int:
+    """ns that our time namespace adds to the time since boot (time_namespaces(7))."""
+    try:
+        with open("/proc/self/timens_offsets") as file:
+            lines = [line.split() for line in file]
+    except FileNotFoundError:  # a kernel without them
+        return 0
+    # "7" is what a namespace made before Linux 5.12 calls it
+    return next((int(s) * 10**9 + int(ns) for name, s, ns in lines if name in ("boottime", "7")), 0)
 
 
 def fate(pid: int, start: int) -> str:
     """Whether a process lives, or has been killed and is not gone yet. A zombie is gone."""
     try:
-        if start_time(pid) != start:
+        if not started(pid, start):
             return GONE
         threads = [_thread_fate(f"/proc/{pid}/task/{tid}") for tid in os.listdir(f"/proc/{pid}/task")]
     except (FileNotFoundError, ProcessLookupError):
@@ -164,6 +185,10 @@ def judge(records: list[Record]) -> tuple[str, str]:
     if state == ABORTED:
         return ROLLED_BACK, str(records[-1].fields.get("why", ""))
     if records and records[-1].boot != journal.boot_id():
+        here = os.uname().nodename
+        host = records[0].fields.get("host", here)
+        if host != here:
+            return IN_DOUBT, f"it is of {host}, which shares this directory: ask there"
         if state in (COMMITTED, RELEASING):
             return MOVED, "that host was started anew since: the process has ended with it"
         return ROLLED_BACK, "that host was started anew before it was committed"
