@@ -33,7 +33,7 @@ class Commitment:
         self.program, self.revocable = b"", 0
         self._faults = dict(part.rpartition(":")[::2] for part in faults.split(",") if part)
         self._restoree = 0
-        self._people: dict[str, list[int]] = {}
+        self._people: dict[str, Any] = {}
         self._final = False
         self.heard()
 
@@ -81,10 +81,18 @@ class Commitment:
 
     # States
 
-    def get_ready(self, overseer: int, restoree: int) -> None:
-        """Who is who, in PREPARED: looked up while there is time for it."""
+    def get_ready(self, overseer: int, restoree: int, others: list[int], halted: list[int]) -> None:
+        """Who is who, in PREPARED: looked up while there is time for it. ``others``: of a tree, but for the first;
+        ``halted``: those that are to be let go as stopped."""
         self._restoree = restoree
         self._people = {"overseer": settling.person(overseer), "restoree": settling.person(restoree)}
+        if others:
+            self._people.update(others=[settling.person(pid) for pid in others], halted=halted)
+
+    def end_all(self) -> None:
+        """The overseer is dead, and the commit was called off half-way: what it had untied already is killed."""
+        if self._people.get("others"):
+            settling.end([self._people["restoree"], *self._people["others"]])
 
     def prepare(self, program: bytes, revocable: int) -> None:
         """All is restored; ``program`` lets it go, and until its first ``revocable`` ops are done nothing has run.
@@ -131,6 +139,7 @@ class Commitment:
     def found_out(self) -> None:
         """The overseer died in the middle of the commit: how far it came."""
         told = settling.decide(self.record)
+        settling.wake(self.record, told)
         states = {settling.MOVED: RELEASED, settling.ROLLED_BACK: ABORTED}
         self.state, self.why = states.get(told["outcome"], settling.IN_DOUBT), told["why"]
         self._final = bool(told["final"])

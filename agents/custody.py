@@ -138,6 +138,8 @@ class Custody:
             try:
                 if overseer is not None:
                     overseer.kill()
+                    if commitment is not None:
+                        commitment.end_all()
             finally:
                 self._forget_logs()
 

@@ -35,7 +35,7 @@ from migrate.transport import frames
 Reply = tuple[dict[str, Any], "bytes | bytearray"]
 F_SETPIPE_SZ = 1031  # fcntl(2); the name is in Python since 3.10
 _MESSAGE = 4096  # characters of a sentence
-_MAX_RESTOREES = 256
+_MAX_RESTOREES = 2048
 _PIPE_SIZE = 1 << 20  # bytes; what an unprivileged user may ask for, /proc/sys/fs/pipe-max-size
 
 
@@ -297,16 +297,20 @@ class Agent(Custody):
         finally:
             os.close(program)
 
-    def verb_stage(self, blob: bytes, release: int = 0, revocable: int = 0, restoree: int = 0) -> Reply:
+    def verb_stage(
+        self, blob: bytes, release: int = 0, revocable: int = 0, restoree: int = 0,
+        others: list[int] = [], halted: list[int] = [],  # noqa: B006 - never changed
+    ) -> Reply:
         """Programs for the next ``run`` that brings none: they travel while something else has to be waited for. The
         last ``release`` bytes are the program of the commit, which travels ahead too, so that COMMIT is one small
-        message, and one that a new connection can bring. ``restoree``: its number, as we see it."""
+        message, and one that a new connection can bring. ``restoree``: its number, as we see it; ``others``: those of
+        its descendants that move with it, and ``halted``: which of all these are to be let go as stopped."""
         if not 0 <= release <= len(blob):
             raise ValueError(f"{release} of {len(blob)} bytes")
         self._staged = blob[: len(blob) - release]
         self._release = bytes(blob[len(blob) - release :]), revocable
         if self._commitment is not None and self._overseer is not None and release:
-            self._commitment.get_ready(self._overseer.pid, restoree)
+            self._commitment.get_ready(self._overseer.pid, restoree, others, halted)
         return {}, b""
 
     def verb_run(self, blob: bytes, parts: list[list[int]], return_image: bool = False) -> Reply:

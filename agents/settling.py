@@ -9,6 +9,12 @@ send the overseer anything any more, and the journal tells how far that came (`r
   made shows in whether the process lives.
 - RELEASED: it lives, whoever dies.
 
+A tree of processes is untied one by one, and an overseer that dies in the middle of that leaves some dead and others
+alive; but those stand still (SIGSTOP) until all are untied (`release_all`, there). So what tells is whether all live:
+if not, it was not released, and who finds that kills the others before it says so. If all do, it was, and who finds
+that lets those go that still stand still. What a SIGCONT leaves behind, such a tree gets to see: it is the only trace,
+and takes an overseer that is killed within the last microseconds.
+
 Standard library only, Python 3.9: this travels to the destination.
 """
 
@@ -16,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import struct
 import time
@@ -33,6 +40,7 @@ FORCE_COMMIT, FORCE_ABORT = "force-commit", "force-abort"  # what nobody can tel
 PATIENCE = 10.0  # seconds for processes that were killed to be gone
 KEPT = 30 * 24 * 3600.0  # seconds that the journal of a migration that has ended is kept
 _NAP = 0.01
+_WAKING = 0.3  # seconds that those get to stand still which were let go by an overseer that died
 _LONGEST = 4096  # bytes of a question or an answer on the socket
 _ANSWER = 20.0  # seconds for the agent that holds it to answer
 _TICK = 10**9 // os.sysconf("SC_CLK_TCK")  # ns
@@ -41,6 +49,7 @@ _SIGKILL = 1 << 8  # in a mask of signals
 _UCRED = struct.Struct("3i")  # pid, uid, gid; unix(7)
 
 LIVES, DYING, GONE = "lives", "dying", "gone"
+_SOME = "some live"
 
 
 def stat_fields(path: str) -> list[str]:
@@ -102,6 +111,47 @@ def person(pid: int) -> list[int]:
     return [pid, start_time(pid)]
 
 
+def end(people: list[list[int]]) -> None:
+    """Kill these, and wait a while until they are gone."""
+    for pid, start in people:
+        _send(pid, start, signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE
+    while any(fate(*each) != GONE for each in people) and time.monotonic() < deadline:
+        time.sleep(_NAP)
+
+
+def wake(record: Journal, told: dict[str, Any]) -> None:
+    """Let those members of a released tree go whose overseer died before it could. ``told``: by `decide`."""
+    facts = _facts(record.records())
+    if told["outcome"] != MOVED or not facts.get("others"):
+        return
+    deadline = time.monotonic() + _WAKING
+    while time.monotonic() < deadline and fate(*facts["overseer"]) == GONE:
+        for pid, start in (facts["restoree"], *facts["others"]):
+            if pid not in facts["halted"] and _stands_still(pid):
+                _send(pid, start, signal.SIGCONT)
+        time.sleep(_NAP)
+
+
+def _stands_still(pid: int) -> bool:
+    try:
+        return stat_fields(f"/proc/{pid}/stat")[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _send(pid: int, start: int, number: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+        try:
+            if start_time(pid) == start:  # once there is a pidfd of it, a number stays what it is
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it is gone
+
+
 # From the journal
 
 
@@ -123,6 +173,7 @@ def settle(directory: Directory, id: str, how: str) -> dict[str, Any]:
             time.sleep(_NAP)
         unlisten(directory, id)  # of an agent that was killed
         told = decide(record)
+        wake(record, told)
         if told["final"] and how in (FORCE_COMMIT, FORCE_ABORT):
             state, outcome = (RELEASED, MOVED) if how == FORCE_COMMIT else (ABORTED, ROLLED_BACK)
             record.mend()
@@ -143,6 +194,20 @@ def decide(record: Journal) -> dict[str, Any]:
             break
         state, facts = (records[-1].state, _facts(records)) if records else ("", {})
         overseer, restoree = (fate(*facts[who]) if who in facts else GONE for who in ("overseer", "restoree"))
+        if others := facts.get("others"):
+            fates = {restoree, *(fate(*each) for each in others)}
+            # Of several: those live, or are gone, that all do or are.
+            restoree = fates.pop() if len(fates) == 1 else _SOME
+        if others and overseer == GONE and restoree in ((_SOME,) if state == RELEASING else (_SOME, LIVES)):
+            # Those that were just killed show as such within moments.
+            if lived:
+                outcome, why = ROLLED_BACK, "its overseer died before all of it was let go"
+                why += _noted(record, ABORTED, why=why)
+                end([facts["restoree"], *others])
+                break
+            lived = True
+            time.sleep(0.2)
+            continue
         if overseer == GONE and state == RELEASING and restoree == LIVES:
             # One that was just killed shows as such within moments.
             if lived:

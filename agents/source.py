@@ -16,7 +16,7 @@ from typing import Any
 
 from agents import hostfacts, pages
 from migrate.engine.source import Source
-from migrate.errors import MigrateError, Refused
+from migrate.errors import KinChanged, MigrateError, Refused
 from migrate.transport import frames
 from migrate.transport.ring import Ring
 
@@ -59,6 +59,8 @@ class Agent:
         except Refused as refusal:
             problems = [[p.where, p.what, p.advice] for p in refusal.problems]
             meta, out = _error(number, "refused", str(refusal), problems=problems), b""
+        except KinChanged as error:
+            meta, out = _error(number, "kin", str(error)), b""
         except MigrateError as error:
             meta, out = _error(number, "failed", str(error)), b""
         except OSError as error:
@@ -71,15 +73,16 @@ class Agent:
             meta, out = _error(number, "internal", f"{verb}: {error!r}", trace=traceback.format_exc()), b""
         frames.write_all(self._send, frames.head(frames.REPLY, frames.json_meta(meta), len(out)), out)
 
-    def _pages(self, flags: int, meta: bytes, contents: frames.Buffer) -> None:
+    def _pages(self, member: int, flags: int, meta: bytes, contents: frames.Buffer) -> None:
+        restoree = member + 1  # slot 0 is the overseer's
         if self._ring is None:
-            frames.write_all(self._send, frames.head(frames.PAGES, meta, len(contents), flags, 1), contents)
+            frames.write_all(self._send, frames.head(frames.PAGES, meta, len(contents), flags, restoree), contents)
             return
         slot = self._ring.put(contents)
         if slot is None:
             raise _Ended
         where = _SLOT.pack(slot, len(contents))
-        frames.write_all(self._send, frames.head(frames.RING, where + meta, 0, flags, 1))
+        frames.write_all(self._send, frames.head(frames.RING, where + meta, 0, flags, restoree))
 
 
 def _error(number: int, kind: str, message: str, errno: int | None = None, **more: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from migrate.engine.program.listing import describe_failure
 from migrate.errors import Failed, NotCommitted, NumberTaken, OpFailed
 from migrate.transport.agent import Agent, AgentError, Nonsense, Pending, Reply, making_sense
 
-OVERSEER, RESTOREE = 0, 1  # slots
+OVERSEER, RESTOREE = 0, 1  # slots: that of the first restoree, and of its descendants those behind it
 _ANSWERS = 3
 _TOLD = "what it tells of its host"
 _FILES = (
@@ -207,11 +207,13 @@ class Destination:
         with making_sense(self.agent.name, "what it tells of files"):
             return {path: _stat(answer) for path, answer in zip(paths, reply["stats"], strict=True)}
 
-    async def start_overseer(self, new_pid_namespace: bool, clocks: Offsets | None, streams_of: int = 0) -> Inside:
+    async def start_overseer(
+        self, new_pid_namespace: bool, clocks: Offsets | None, restorees: int = 1, streams_of: int = 0
+    ) -> Inside:
         """The overseer, and what it is asked first; what it makes from then on is in a time namespace of its own with
-        ``clocks``. ``streams_of``: a process there whose standard streams the restoree gets."""
+        ``clocks``. ``streams_of``: a process there whose standard streams the restoree gets; for one restoree only."""
         reply = await self.agent.request(
-            "overseer", restorees=1, new_pid_namespace=new_pid_namespace, streams_of=streams_of
+            "overseer", restorees=restorees, new_pid_namespace=new_pid_namespace, streams_of=streams_of
         )
         with making_sense(self.agent.name, "the address space of its overseer"):
             found = tuple(maps(reply["maps"]))
@@ -253,14 +255,17 @@ class Destination:
         return None if path is None else str(path)
 
     async def stage(
-        self, programs: Sequence[tuple[int, Linked]], release: Linked, revocable: int, restoree: int
+        self, programs: Sequence[tuple[int, Linked]], release: Linked, revocable: int, people: Sequence[int],
+        halted: Sequence[int] = (),
     ) -> Staged:
         """Send programs, to be run at a word, and the one of the commit; when one of its first ``revocable`` ops fails,
-        nothing of the process has run. ``restoree``: its number as the agent sees it. Of several stagings the last one
-        counts."""
+        nothing of the process has run. ``people``: the numbers of the process and its descendants as the agent sees
+        them; ``halted``: those among them that are let go as stopped. Of several stagings the last one counts."""
         batch, linked = _Batch.of(programs), faults.spoil(release)
         size = len(linked.image)
-        about = {"release": size, "revocable": revocable, "restoree": restoree}
+        about: dict[str, Any] = {"release": size, "revocable": revocable, "restoree": people[0]}
+        if len(people) > 1:
+            about.update(others=list(people[1:]), halted=list(halted))
         pending = await self.agent.submit("stage", batch.blob + linked.image, **about)
         return Staged(batch, linked, pending)
 

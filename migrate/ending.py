@@ -122,7 +122,7 @@ class Ending:
             free = await self.rescue.let_go()
 
         with trio.CancelScope(shield=True):
-            if self._waits and self.rescue.locks.locks:
+            if self._waits and any(held.locks for held in self.rescue.locks.values()):
                 # On a file system that both hosts share the one there has the locks, until it is gone.
                 with trio.move_on_after(_LOCKS):
                     await self._call_off()

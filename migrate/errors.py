@@ -85,3 +85,7 @@ class Interrupted(MigrateError):
     """The user (or a signal) said stop before the commit, and everything was rolled back."""
 
     exit_code = 130
+
+
+class KinChanged(Failed):
+    """Processes have joined the tree that is being moved, or left it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +26,15 @@ class Ledger:
     id: str
     _journal: Journal
     _directory: Directory
-    _halted: bool | None = None
+    _intent: tuple[bool, list[int]] | None = None
 
     @classmethod
-    async def begin(cls, id: str, options: Options, comm: str) -> Ledger:
-        """Refused where there is no place for it."""
+    async def begin(cls, id: str, options: Options, comm: str, people: list[list[int]]) -> Ledger:
+        """Refused where there is no place for it. ``people``: where several move, number and time of start of each."""
         about = {"pid": options.pid, "comm": comm, "host": os.uname().nodename, **_told(options.connection)}
         about.update(faults.padding())
-
+        if people:
+            about["people"] = people
         try:
             start = settling.start_time(options.pid)
         except (FileNotFoundError, ProcessLookupError):
@@ -60,25 +62,29 @@ class Ledger:
         states = (journal.COMMITTED, journal.RELEASING, journal.RELEASED)
         return overseer.Records(*(journal.line(state, boot) for state in states))
 
-    def locks(self, held: Held) -> None:
-        """These are about to be released. Not for a host that crashes: that is the end of the process anyway."""
-        self._append(LOCKS, held=encode(held).hex())
+    def locks(self, held: dict[int, Held]) -> None:
+        """These are about to be released, by process (not so in the journal, where there is one only). Not for a host
+        that crashes: that is the end of the process anyway."""
+        found = {str(pid): encode(each).hex() for pid, each in held.items()}
+        self._append(LOCKS, held=found if len(found) > 1 else next(iter(found.values())))
 
-    async def intend(self, halted: bool) -> None:
-        """COMMIT may be sent from now on. ``halted``: a SIGSTOP of ours will keep the process from running here."""
-        self.will_halt(halted)
+    async def intend(self, halted: bool, stopped: Collection[int] = ()) -> None:
+        """COMMIT may be sent from now on. ``halted``: a SIGSTOP of ours will keep the process from running here, but
+        for those of several that are ``stopped`` without that."""
+        self.will_halt(halted, stopped)
         try:
             await trio.to_thread.run_sync(os.fdatasync, self._journal.fd, abandon_on_cancel=True)
         except OSError as error:
             raise self._unwritable(error) from error
         await faults.reach("intent")
 
-    def will_halt(self, halted: bool) -> None:
+    def will_halt(self, halted: bool, stopped: Collection[int] = ()) -> None:
         """Of several intents the last one counts. On the disk is what matters after a crash, which ends the copy here
         in any case."""
-        if halted != self._halted:
-            self._append(INTENT, halted=halted)
-            self._halted = halted
+        intent = halted, sorted(stopped)
+        if intent != self._intent:
+            self._append(INTENT, halted=halted, **({"stopped": intent[1]} if stopped or self._intent else {}))
+            self._intent = intent
 
     async def done(self) -> None:
         """It runs there, and the copy here was killed. Failed: that could not be written down."""

@@ -11,7 +11,7 @@ import trio
 
 from migrate import faults
 from migrate.askpass import prompt
-from migrate.destination import RESTOREE, Destination
+from migrate.destination import Destination
 from migrate.errors import Failed
 from migrate.options import Connection, Options
 from migrate.progress import Display
@@ -50,10 +50,10 @@ class Relay:
             slot, size = _SLOT.unpack_from(meta)
             meta = meta[_SLOT.size :]
             # The stream has copied what it could not send when this returns.
-            await self._send(frame.flags, meta, self._ring.slot(slot, size))
+            await self._send(frame.slot, frame.flags, meta, self._ring.slot(slot, size))
             self._ring.free(slot)
         else:
-            await self._send(frame.flags, meta, frame.blob)
+            await self._send(frame.slot, frame.flags, meta, frame.blob)
         self.bytes += len(meta) + size
         self.pages += sum(run.pages for run in frames.parse_pages(meta)[1] if run.what == frames.CONTENTS)
         now = time.monotonic()
@@ -62,7 +62,7 @@ class Relay:
             self._since, self._before = now, self.bytes
             self._display.sent(self.bytes, self.pages, self._rate)
 
-    async def _send(self, flags: int, meta: bytes, contents: Buffer) -> None:
+    async def _send(self, restoree: int, flags: int, meta: bytes, contents: Buffer) -> None:
         """Frames for a destination that is gone are dropped: who asks it next is told why."""
         assert self.destination is not None
         if self._off:
@@ -72,7 +72,7 @@ class Relay:
         try:
             async with self._busy:
                 with trio.CancelScope() as self._in_flight:
-                    await self.destination.send_pages(RESTOREE, flags, meta, contents)
+                    await self.destination.send_pages(restoree, flags, meta, contents)
         except Failed:
             self._off = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from migrate import faults
@@ -24,8 +24,9 @@ _CAPABILITIES = {21: "CAP_SYS_ADMIN", 19: "CAP_SYS_PTRACE"}
 _RESERVE = 64 << 20  # bytes that the destination needs besides the pages
 
 
-def host_problems(preview: Preview, facts: Facts, no_clock: bool = False) -> list[Problem]:
-    """Machine, rights and room of the destination. ``no_clock``: the clocks may jump."""
+def host_problems(preview: Preview, facts: Facts, no_clock: bool = False, others: int = 0) -> list[Problem]:
+    """Machine, rights and room of the destination. ``no_clock``: the clocks may jump; ``others``: bytes that those have
+    in memory that move with it."""
     hello, found = facts.hello, []
     if hello["machine"] != platform.machine():
         found.append(Problem("destination", f"is {hello['machine']}, and this is {platform.machine()}"))
@@ -38,11 +39,12 @@ def host_problems(preview: Preview, facts: Facts, no_clock: bool = False) -> lis
     wanted = wanted_offsets(Offsets(*preview.clock_offsets), facts.here, facts.there)
     if facts.offsets is None and wanted != Offsets() and not no_clock:
         found.append(_jump("has no time namespaces", "it needs CONFIG_TIME_NS, Linux 5.6"))
-    if preview.resident + _RESERVE > facts.memory_available:
+    resident = preview.resident + others
+    if resident + _RESERVE > facts.memory_available:
         found.append(
             Problem(
                 "destination",
-                f"has {facts.memory_available >> 20} MiB of memory to spare, the process uses {preview.resident >> 20}",
+                f"has {facts.memory_available >> 20} MiB of memory to spare, the process uses {resident >> 20}",
             )
         )
     return found
@@ -81,16 +83,16 @@ def kernel_problems(preview: Preview, inside: Inside) -> tuple[list[Problem], vd
 
 
 async def file_problems(
-    preview: Preview, source: Agent, destination: Destination
+    needed: Sequence[needs.FileNeed], source: Agent, destination: Destination
 ) -> tuple[list[Problem], frozenset[str]]:
     """Files that are not there, or not the same. Also the names of deleted files that are taken there."""
-    paths = needs.paths(preview.needs)
+    paths = needs.paths(needed)
     there = await destination.stat(paths)
     now = (await source.request("stat", paths=paths, nofollow=True))["stats"]
-    found = needs.compare(preview.needs, there, dict(zip(paths, now, strict=True)))
+    found = needs.compare(needed, there, dict(zip(paths, now, strict=True)))
     wrong = {problem.what.split(" ")[0] for problem in found}
     same = sorted(
-        {need.path for need in preview.needs if need.content and need.path not in wrong and _is_file(there, need.path)}
+        {need.path for need in needed if need.content and need.path not in wrong and _is_file(there, need.path)}
     )
     ours = await source.submit("digest", paths=same)
     theirs = await destination.agent.submit("digest", paths=same)
@@ -99,9 +101,9 @@ async def file_problems(
         pairs = zip(same, mine, other, strict=True)
         different = [(path, _difference(path, here, there)) for path, here, there in pairs if here != there]
     for path, what in different:
-        where = next(need.where for need in preview.needs if need.path == path)
+        where = next(need.where for need in needed if need.path == path)
         found.append(Problem(where, what, "install the same version there"))
-    return found, needs.taken(preview.needs, there)
+    return found, needs.taken(needed, there)
 
 
 def _is_file(there: Mapping[str, Mapping[str, int]], path: str) -> bool:
@@ -114,11 +116,13 @@ def _difference(path: str, here: Any, there: Any) -> str:
             return f"{path} cannot be read {side}: {os.strerror(answer['errno'])}"
     return f"{path} has the same size and time on the destination, but not the same content"
 
-def channels(preview: Preview, facts: Facts, streams: int = 0) -> overseer.Channels:
-    """Two numbers that the process does not use, as high as the destination's limit allows, and as many more as there
-    are ``streams``."""
+
+def channels(previews: Sequence[Preview], facts: Facts, streams: int = 0) -> overseer.Channels:
+    """Two numbers that no process uses, as high as the destination's limit allows, and as many more as there are
+    ``streams``."""
+    used = {number for preview in previews for number in preview.descriptors}
     soft = min(facts.task.limits.limits[overseer.RLIMIT_NOFILE][0], 1 << 16)
-    free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in preview.descriptors)
+    free = (number for number in range(soft - 1, overseer.JOURNAL + 1, -1) if number not in used)
     try:
         control, data, *rest = [next(free) for _ in range(2 + streams)]
         return overseer.Channels(control, data, tuple(rest))

@@ -100,43 +100,55 @@ class Copy:
         self._booted = records[0].boot == journal.boot_id()
         intents = [bool(each.fields["halted"]) for each in records if each.state == INTENT]
         self._halted = bool(intents) and intents[-1]
-        self._locks = next((bytes.fromhex(each.fields["held"]) for each in records if each.state == LOCKS), b"")
+        self._stopped: list[int] = facts.get("stopped") or []  # those among several that were so before
+        held: str | dict[str, str] = next((each.fields["held"] for each in records if each.state == LOCKS), {})
+        by_pid = {self._pid: held} if isinstance(held, str) else held
+        self._locks = {int(pid): bytes.fromhex(locks) for pid, locks in by_pid.items()}
+        # It, and the descendants that were on their way with it
+        self._people: list[list[int]] = facts.get("people") or [[self._pid, self._start]]
         self.who = f"process {self._pid} ({facts['comm']})"
         connection = {name: facts[name] for name in ("dest", "port", "ssh_config", "jump", "sudo")}
         self.connection = Connection(**connection, identities=tuple(facts["identities"]))
 
     def lives(self) -> bool:
         """Whether it is there, running or not. After a start of the host anew it is not."""
-        return self._booted and settling.fate(self._pid, self._start) != GONE
+        return bool(self._living())
+
+    def _living(self) -> list[list[int]]:
+        return [each for each in self._people if self._booted and settling.fate(*each) != GONE]
 
     async def stands_still(self) -> bool:
         """Whether it has been stopped, and so has not run since. While an agent of the command that was killed still
         holds it, that is not known yet."""
         deadline = trio.current_time() + _PATIENCE
         while True:
-            state = settling.stat_fields(f"/proc/{self._pid}/stat")[0]
-            if state != "t" or trio.current_time() > deadline:
-                return state == "T"
+            states = {settling.stat_fields(f"/proc/{pid}/stat")[0] for pid, _ in self._living()}
+            if "t" not in states or trio.current_time() > deadline:
+                return states == {"T"}
             await trio.sleep(_NAP)
 
     async def end(self) -> None:
         """The process runs elsewhere."""
-        if self.lives():
-            await second_agent(words_for(self._pid, self._asks), "end", pid=self._pid, start=self._start)
+        for pid, start in self._living():
+            await second_agent(words_for(pid, self._asks), "end", pid=pid, start=start)
 
     async def let_go(self) -> bool:
         """It goes on; False: it had ended."""
-        if not self.lives():
-            return False
-        arguments = {"pid": self._pid, "start": self._start, "halted": self._halted}
+        living = self._living()
+        for pid, start in reversed(living):
+            await self._cure(pid, start)
+        return bool(living)
+
+    async def _cure(self, pid: int, start: int) -> None:
+        arguments = {"pid": pid, "start": start, "halted": self._halted and pid not in self._stopped}
         deadline = trio.current_time() + _PATIENCE
         while True:
             try:
-                await second_agent(words_for(self._pid, self._asks), "cure", self._locks, **arguments)
-                return True
+                await second_agent(words_for(pid, self._asks), "cure", self._locks.get(pid, b""), **arguments)
+                return
             except (Failed, Refused) as error:
-                if not self.lives():
-                    return False
+                if [pid, start] not in self._living():
+                    return
                 # The agent of the command that was killed may just be letting it go.
                 if isinstance(error, Failed) or trio.current_time() > deadline:
                     raise InDoubt(f"{self.who} could not be let go: {error}") from error

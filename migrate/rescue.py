@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -32,8 +32,10 @@ class Rescue:
     sudo: tuple[str, ...] = ()  # by which the source agent was started
     touched: bool = False  # it has been stopped, if only for a moment
     halted: bool = False  # a SIGSTOP waits for it, or soon will
+    stopped: frozenset[int] = frozenset()  # where several move: those that are stopped without that
     prepared: bool = False  # the destination has been told to prepare the commit
-    locks: Held = Held(())  # that may have been released
+    people: list[list[int]] = field(default_factory=list)  # where several move: number and time of start of each
+    locks: dict[int, Held] = field(default_factory=dict)  # that may have been released, by process
 
     async def let_go(self) -> bool:
         """It goes on as if nothing had happened. What goes wrong with that is said on the display, and then it is
@@ -56,14 +58,24 @@ class Rescue:
         await self.stream.end()
 
     async def _cure(self) -> bool:
-        blob = encode(self.locks) if self.locks.locks else b""
-        try:
-            with trio.fail_after(_CURE):
-                await second_agent(self.sudo, "cure", blob, pid=self.pid, halted=self.halted)
-        except (Failed, Refused, trio.TooSlowError) as error:
-            self.display.warn(f"something of ours may be left in process {self.pid}: {error or 'no answer in time'}")
-            return False
-        return True
+        cured = True
+        for pid, start in reversed(self._all):
+            held = self.locks.get(pid)
+            try:
+                with trio.fail_after(_CURE):
+                    blob = encode(held) if held and held.locks else b""
+                    await second_agent(self.sudo, "cure", blob, pid=pid, halted=self._halts(pid), start=start)
+            except (Failed, Refused, trio.TooSlowError) as error:
+                self.display.warn(f"something of ours may be left in process {pid}: {error or 'no answer in time'}")
+                cured = False
+        return cured
+
+    def _halts(self, pid: int) -> bool:
+        return self.halted and pid not in self.stopped
+
+    @property
+    def _all(self) -> list[tuple[int, int | None]]:
+        return [(pid, start) for pid, start in self.people] or [(self.pid, None)]
 
     async def end(self) -> None:
         """It runs elsewhere: this copy ends, without having run again."""
@@ -71,7 +83,8 @@ class Rescue:
             await self.source.request("kill")
         except Failed:
             await self._end_agent()
-            await second_agent(self.sudo, "end", pid=self.pid)
+            for pid, start in self._all:
+                await second_agent(self.sudo, "end", pid=pid, start=start)
 
     async def reap(self) -> None:
         """Wait until the copy that was ended is gone."""

@@ -15,10 +15,10 @@ import trio
 
 from migrate.engine.kernel.maps import PAGE
 from migrate.engine.kinds.vma import PROT_READ, VMA
+from migrate.engine.member import area_of
 from migrate.engine.memory.area import Content, sort_out
 from migrate.engine.memory.pageset import PageSet
 from migrate.engine.process import ProcessImage
-from migrate.engine.source import area_of
 from migrate.errors import Failed
 from migrate.transport.agent import Agent, making_sense, sole
 

@@ -28,7 +28,7 @@ from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, Refused
+from migrate.errors import Failed, Problem, Refused
 from migrate.policy import Decision, Limits, PrecopyPolicy
 from migrate.progress import Display
 from migrate.report import Round
@@ -203,9 +203,11 @@ class _Dumping:
 
     async def _preflight(self) -> tuple[Preview, dict[str, str]]:
         self.display.phase("preflight")
-        preview = decode(Preview, (await self.source.request("inspect", pid=self.job.pid)).blob)
-        if preview.problems:
-            raise Refused(list(preview.problems))
+        inspected = await self.source.request("inspect", pid=self.job.pid)
+        preview = decode(Preview, inspected.blob)
+        problems = [*preview.problems, *_descendants(preview, inspected["members"])]
+        if problems:
+            raise Refused(problems)
         digests = await self._digests(sorted({need.path for need in preview.needs if need.content}))
         await faults.reach("preflight")
         return preview, digests
@@ -329,6 +331,14 @@ class _Dumping:
             raise Failed(
                 f"the checkpoint {self.target.path} is whole, but process {self.job.pid} could not be ended: {error}"
             ) from error
+
+
+def _descendants(preview: Preview, members: int) -> list[Problem]:
+    """``members``: processes in its tree, dead ones left out."""
+    if members == 1 and not preview.kin.zombies:
+        return []
+    what = "it has children, and a checkpoint has room for one process only"
+    return [Problem(f"pid {preview.pid}", what, "try again when they have ended and it has waited for them")]
 
 
 @contextmanager

@@ -23,17 +23,19 @@ from migrate import faults, preflight
 from migrate.askpass import prompt
 from migrate.checkpoint.format import Checkpoint, Saved
 from migrate.checkpoint.jobs import Outcome, Restore
-from migrate.destination import Destination, Facts, Inside, Staged
+from migrate.destination import RESTOREE, Destination, Facts, Inside, Staged
 from migrate.engine import overseer, restore
 from migrate.engine.clocks import Clocks, wanted_offsets
 from migrate.engine.image.codec import encode
 from migrate.engine.kernel.timens import Offsets
+from migrate.engine.kin import Kin
 from migrate.engine.kinds import needs
 from migrate.engine.memory.layout import choose_hole, ranges
 from migrate.engine.preview import Layout, Preview
 from migrate.errors import Failed, InDoubt, NotCommitted, NumberTaken, Problem, Refused
 from migrate.progress import Display
 from migrate.replica import Replica
+from migrate.replicas import Replicas
 from migrate.transport import local
 from migrate.transport.agent import Agent, making_sense, open_agent
 
@@ -58,6 +60,8 @@ async def bring_back(
     begun = time.monotonic()
     if len(checkpoint.processes) != 1:
         raise Failed(f"{path}: {len(checkpoint.processes)} processes, and only one can be restored")
+    if zombies := checkpoint.processes[0].image.kin.zombies:
+        raise Failed(f"{path}: it has {len(zombies)} children that had ended, and only one process can be restored")
     try:
         found = await _attempt(job, display, path, checkpoint, pages, own_numbers=False)
     except NumberTaken as error:
@@ -134,9 +138,9 @@ class _Restoring:
         try:
             begun = time.monotonic()
             facts, inside, replica = await self._prepare(preview)
-            await replica.create(preview.pid, inside.maps, inside.overseer)
+            await replica.create(inside.maps, inside.overseer)
             await faults.reach("created")
-            await replica.lay_out(encode(Layout(image.vmas, self.saved.fill)))
+            await replica.lay_out([encode(Layout(image.vmas, self.saved.fill))])
             self.display.phase("reading", self.path)
             filling = time.monotonic()
             pages, size = await self.pages.fill(self._destination, self.display)
@@ -147,7 +151,7 @@ class _Restoring:
                 *(journal.line(state, facts.there.boot_id) for state in
                   (journal.COMMITTED, journal.RELEASING, journal.RELEASED))
             )  # fmt: skip
-            staged = await replica.stage(image, records)
+            staged = await replica.stage([image], records)
             await replica.finish(staged)
             await faults.reach("restored")
             self.interruptible.shield = True
@@ -165,17 +169,17 @@ class _Restoring:
             self.path,
             preview.pid,
             preview.comm,
-            new_pid=replica.outer_pid,
+            new_pid=replica.first.outer_pid,
             pages=pages,
             bytes=size,
             phases_ms={name: value * 1000 for name, value in self.phases.items()},
-            stdio_log=replica.ground.stdio,
+            stdio_log=replica.first.ground.stdio,
             overseer=inside.overseer,
         )
 
     # Before anything is made
 
-    async def _prepare(self, preview: Preview) -> tuple[Facts, Inside, Replica]:
+    async def _prepare(self, preview: Preview) -> tuple[Facts, Inside, Replicas]:
         """Every reason why it cannot be restored here and now, and what it will stand on."""
         self.display.phase("preflight")
         host = self.checkpoint.host
@@ -195,7 +199,9 @@ class _Restoring:
         as_init = bool(used) or self.own_numbers
         await self._begin(preview)
         clocks = self._clocks(preview, facts)
-        inside = await self._destination.start_overseer(as_init, clocks, os.getpid() if self.job.stdio else 0)
+        inside = await self._destination.start_overseer(
+            as_init, clocks, streams_of=os.getpid() if self.job.stdio else 0
+        )
         with making_sense(self.agent.name, "its vDSO"):
             problems, verdict = preflight.kernel_problems(preview, inside)
         problems += preflight.clock_problems(inside, self.job.no_clock)
@@ -205,7 +211,7 @@ class _Restoring:
         occupied = [*((vma.start, vma.end) for vma in preview.vmas), *ranges(inside.maps)]
         ground = restore.Ground(
             hole=choose_hole(occupied, overseer.hole_size(len(preview.tids))),
-            channels=preflight.channels(preview, facts, 3 if self.job.stdio else 0),
+            channels=preflight.channels([preview], facts, 3 if self.job.stdio else 0),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
             carrier=preview.cpu.carrier(inside.cpu),
             numbers={},
@@ -214,8 +220,9 @@ class _Restoring:
             verdict=verdict,
             droppable=inside.droppable,
         )
-        replica = Replica(self._destination, ground, as_init=as_init, pipe_max_size=facts.pipe_max_size)
-        more, others = replica.judge(self.saved.image)
+        only = Replica(self._destination, ground, facts.pipe_max_size, preview.pid, RESTOREE)
+        replica = Replicas(self._destination, [only], [Kin(preview.pid)], as_init)
+        more, others = replica.judge([self.saved.image])
         if problems or lacking or more:
             raise Refused([*lacking, *problems, *more])
         if facts.offsets is None or inside.no_clocks:

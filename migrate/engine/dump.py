@@ -21,7 +21,8 @@ from migrate.engine.kernel.maps import smaps
 from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
-from migrate.engine.kinds import address_space, children, own_vdso, task
+from migrate.engine.kin import Kin
+from migrate.engine.kinds import address_space, children, common, own_vdso, task
 from migrate.engine.kinds.controls import refusals
 from migrate.engine.kinds.descriptor_reader import DescriptorReader
 from migrate.engine.kinds.descriptors import DescriptorTable
@@ -69,10 +70,14 @@ class Stopped(NamedTuple):
 class Dumper:
     """Makes images of one process. Remembers what it saw, so that the last one is cheap."""
 
-    def __init__(self, proc: Proc, tracee: Tracee) -> None:
-        self.proc, self.tracee = proc, tracee
+    def __init__(self, proc: Proc, tracee: Tracee, family: frozenset[int] = frozenset()) -> None:
+        """``family``: all processes that move together, as we number them."""
+        self.proc, self.tracee, self.family = proc, tracee, family
         self.spaces = AddressSpaceReader(proc)
-        self.files = DescriptorReader(proc, tracee.pidfd)
+        self.files = DescriptorReader(proc, tracee.pidfd, family)
+        self.table: tuple[DescriptorTable, list[Problem]] | None = None  # where it is read with those of others
+        self._common: frozenset[tuple[int, int]] = frozenset()
+        self.follows = False  # what has ended of its children is looked after (`migrate.engine.kin`)
         self.vmas: list[VMA] = []
         self._texts = Texts(proc)
         self._pagemap = Pagemap(proc)
@@ -101,12 +106,13 @@ class Dumper:
         """What can be seen without stopping it, and why it cannot be moved as far as that tells."""
         where = f"pid {self.proc.pid}"
         self.vmas = self._look_at_vdso()
-        table, problems = self.files.dump(options or DumpOptions(mapped=mapped_objects(self.vmas)))
+        table, problems = self.table or self.files.dump(options or DumpOptions(mapped=mapped_objects(self.vmas)))
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
         seccomp = status(self.proc.text("status")).seccomp
         problems = [*self.spaces.problems, *problems, *more, *refusals(where, seccomp, None)]
-        if born := children.seen(self.proc):
-            problems.append(children.refusal(where, born))
+        born = {pid for pid in children.seen(self.proc) if not children.ended(pid)} - self.family
+        if born:
+            problems.append(children.refusal(where, sorted(born)))
         self._texts.hold()
         return self.vmas, table, fs, problems
 
@@ -119,7 +125,17 @@ class Dumper:
         self.spaces.rename(lambda vmas: vmas)
         self._code = None
         self.own_vdso = own_vdso.look(self.spaces.read(), read, native_vdso(), f"pid {self.proc.pid}")
-        return self.spaces.rename(self.own_vdso.named)
+        return self.spaces.rename(self._named)
+
+    def _named(self, vmas: list[VMA]) -> list[VMA]:
+        vmas = self.own_vdso.named(vmas)
+        return common.named(vmas, self._common) if self._common else vmas
+
+    def know_common(self, keys: frozenset[tuple[int, int]]) -> None:
+        """These objects of shared memory are mapped by others of the family, too."""
+        if keys != self._common:
+            self._common = keys
+            self.vmas = self.spaces.rename(self._named)
 
     def follow(self) -> None:
         """The address space once more. VmFlags change without a trace in maps (madvise), so where all of smaps is read
@@ -128,15 +144,18 @@ class Dumper:
 
     # While it is stopped
 
-    def image(self, frozen: bool) -> ProcessImage:
-        """The image of the stopped process. ``frozen``: for good, so what is read is final and files are flushed.
-        Raises Refused with all that cannot be moved."""
+    def see_memory(self, frozen: bool) -> None:
+        """The areas of the stopped process: the first thing to do for an image of it."""
         if not frozen:
             self.vmas = self.spaces.read()
         elif self._standing and self._known_stacks is not None:
             self.vmas = self._known_stacks[0]
         else:
             self.vmas = self.spaces.reread()
+
+    def image(self, frozen: bool, kin: Kin) -> ProcessImage:
+        """The image of the stopped process, after `see_memory`. ``frozen``: for good, so what is read is final and
+        files are flushed. Raises Refused with all that cannot be moved."""
         if self.spaces.vanished:
             raise OpFailed(f"the memory of pid {self.proc.pid} changes while it is stopped: another process shares it")
         # Before the queues: a signal in the set of status and not in its queue is one that could not be queued.
@@ -152,7 +171,10 @@ class Dumper:
         ((table, fs, problems),) = found
         problems += [*self.spaces.problems, *(problem for problem in sequences if problem is not None)]
         if self._main and self._main.has_children(results[self.proc.pid]):
-            problems.append(children.refusal(f"pid {self.proc.pid}", children.seen(self.proc)))
+            born = set(children.seen(self.proc))
+            strange = {pid for pid in born if not (children.ended(pid) and self.follows)} - self.family
+            if not born or strange:
+                problems.append(children.refusal(f"pid {self.proc.pid}", sorted(strange)))
         threads = []
         for state in states:
             outside = task.ThreadOutside(statuses[state.tid], state.signal_mask, state.pending, _rseq(state))
@@ -168,7 +190,7 @@ class Dumper:
         self._nodefer = process.actions.nodefer
         last = max((vma.end for vma in self.vmas if not vma.special), default=0)
         guards = guard_pages(self._pagemap, 0, last)
-        return ProcessImage(process, tuple(threads), tuple(self.vmas), guards, mm, table, fs)
+        return ProcessImage(process, tuple(threads), tuple(self.vmas), guards, mm, table, fs, kin)
 
     def _own_sequences(self, state: ThreadState) -> Problem | None:
         """A registration of rseq(2) that nobody can tell the place of."""
@@ -178,7 +200,8 @@ class Dumper:
         return None
 
     def _open_files(self, frozen: bool) -> tuple[DescriptorTable, FsState | None, list[Problem]]:
-        table, problems = self.files.dump(DumpOptions(frozen=frozen, mapped=mapped_objects(self.vmas)))
+        options = DumpOptions(frozen=frozen, mapped=mapped_objects(self.vmas))
+        table, problems = self.table or self.files.dump(options)
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
         return table, fs, [*problems, *more]
 

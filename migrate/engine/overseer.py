@@ -19,7 +19,7 @@ from migrate.engine.program import Buffer, Linked, OpKind, Program
 from migrate.pie import BARE_SYSCALL, ENTER, blob
 
 # ptrace(2), sys/ptrace.h
-PTRACE_DETACH, PTRACE_SYSCALL, PTRACE_SETOPTIONS = 17, 24, 0x4200
+PTRACE_CONT, PTRACE_DETACH, PTRACE_SYSCALL, PTRACE_SETOPTIONS = 7, 17, 24, 0x4200
 PTRACE_GETREGSET, PTRACE_SETREGSET, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SETSIGMASK = (
     0x4204,
     0x4205,
@@ -34,6 +34,7 @@ _REGISTERS = 27 * 8  # bytes of user_regs_struct
 WALL = 0x40000000  # wait4(2): children of any kind
 STOP_EVENT = 0x80057F  # wait status: PTRACE_EVENT_STOP << 16 | SIGTRAP << 8 | stopped
 STOP_SYSCALL = 0x857F  # wait status: (SIGTRAP | 0x80) << 8 | stopped
+STOP_SIGSTOP = 0x137F  # wait status: SIGSTOP << 8 | stopped
 SIGCHLD, SIGKILL, SIGPIPE, SIGSTOP, SIG_BLOCK = 17, 9, 13, 19, 0
 PR_SET_PDEATHSIG = 1
 PROT_RWX = 7
@@ -131,12 +132,7 @@ def create(pid: int, hole: Hole, channels: Channels, slot: int = 1) -> Program:
         program.syscall("dup3", DATA_FD, channels.data, 0, label="data descriptor", expect=channels.data)
         for index, number in enumerate(channels.streams):
             program.syscall("dup3", JOURNAL + slot + 1 + index, number, 0, label="standard stream", expect=number)
-        first = 0
-        for number in (*sorted(channels.all), 1 << 32):
-            if first < number:
-                program.syscall("close_range", first, number - 1, 0, label="descriptors of the overseer")
-            first = number + 1
-        program.op(OpKind.SERVE, channels.control, channels.data, hole.buffer, BUFFER_ROOM, label=f"restorer of {who}")
+        _serve(program, hole, channels, who)
     args = clone_args(program, 0, stack, STACK_ROOM, pid, SIGCHLD)
     program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
     program.syscall("ptrace", PTRACE_SEIZE, pid, 0, _OPTIONS, label=f"seize {who}")
@@ -145,6 +141,45 @@ def create(pid: int, hole: Hole, channels: Channels, slot: int = 1) -> Program:
     for index in range(len(channels.streams)):
         program.syscall("close", JOURNAL + slot + 1 + index, label="a standard stream of the restoree")
     return program
+
+
+def _serve(program: Program, hole: Hole, channels: Channels, who: str) -> None:
+    first = 0
+    for number in (*sorted(channels.all), 1 << 32):
+        if first < number:
+            program.syscall("close_range", first, number - 1, 0, label="descriptors of its maker")
+        first = number + 1
+    program.op(OpKind.SERVE, channels.control, channels.data, hole.buffer, BUFFER_ROOM, label=f"restorer of {who}")
+
+
+def beget(
+    program: Program, pid: int, hole: Hole, channels: Channels, overseer: int, slot: int, exit_signal: int
+) -> None:
+    """In a restoree: a child of it with the PID it had, in a copy of its memory, where the restorer waits for programs
+    of its own. ``overseer``: its number as the restoree sees it.
+
+    Of all control sockets only the overseer has the ends for restorees that are not there yet, so that nobody else
+    keeps one from ending; the child takes its own from there (pidfd_getfd(2), Linux 5.6). It lives on the same stack as
+    its parent does, at its other end of time: each in a copy of its own."""
+    who = f"pid {pid}"
+    with program.branch() as child:
+        there = program.syscall("pidfd_open", overseer, 0, label="the overseer")
+        control = program.syscall("pidfd_getfd", there, JOURNAL + slot, 0, label="control socket")
+        program.syscall("dup3", control, channels.control, 0, label="control socket", expect=channels.control)
+        _serve(program, hole, channels, who)
+    args = clone_args(program, 0, hole.stack_top - STACK_ROOM, STACK_ROOM, pid, exit_signal)
+    program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
+
+
+def adopt(program: Program, pid: int) -> None:
+    """In the overseer: from now on the life of a restoree that another one has begotten hangs on it. Until then it
+    ends at the end of its control socket."""
+    program.syscall("ptrace", PTRACE_SEIZE, pid, 0, _OPTIONS, label=f"seize pid {pid}")
+
+
+def hand_over(program: Program, slot: int) -> None:
+    """In the overseer, when the restoree has taken its socket."""
+    program.syscall("close", JOURNAL + slot, label="the restoree's end of its socket")
 
 
 @dataclass(frozen=True)
@@ -253,12 +288,72 @@ def release(main: int, tids: Sequence[int], stopped: bool, stay: bool, records: 
     untied last: until then the process is killed before any of its threads is let go.
     """
     program = Program(f"the release of pid {main}")
+    _begin_release(program)
+    if stopped:
+        program.syscall("kill", main, SIGSTOP, label=f"pid {main} was stopped")
+    revocable = _untie(program, tids, records)
+    for tid in tids:
+        program.syscall("ptrace", PTRACE_DETACH, tid, 0, 0, label=f"let thread {tid} go", ignore=True)
+    _leave(program, main if stay else 0)
+    return program, revocable
+
+
+@dataclass(frozen=True)
+class Member:
+    """A process of a tree that is to be let go. ``mask``: the signal mask of its main thread; ``stopped``: it is to be
+    let go as stopped."""
+
+    pid: int
+    tids: tuple[int, ...]
+    mask: int
+    stopped: bool
+
+
+def release_all(members: Sequence[Member], stay: bool, records: Records) -> tuple[Program, int]:
+    """The commit of a tree: `release` for several processes. ``members``: in the order in which they were seized.
+
+    What holds a thread of one process back until the last is untied (see `release`) does not hold other processes: the
+    kernel kills them one by one, and one that is untied already would run on alone. So before any is untied a SIGSTOP
+    is put into the queue of each; in a tracer's stop nothing takes it out, but a thread that is let go does, before it
+    runs an instruction (get_signal() in kernel/signal.c: the signal is taken and the group-stop begun under one
+    siglock). So an overseer that dies
+
+    - with some of them tied leaves some dead, and the others stopped: who finds that kills these. Nothing has run.
+    - with all of them untied leaves all of them stopped, or some of them running: who finds that sends SIGCONT to those
+      that stand still. All of it runs.
+
+    Which of the two it was shows in whether all live (`agents.settling`). In the end the SIGSTOP is taken out again, as
+    a tracer may, with no trace of it: the main thread is let run with all signals blocked, and gets no further than to
+    its delivery.
+    """
+    program = Program(f"the release of pid {members[0].pid} and its descendants")
+    _begin_release(program)
+    for each in members:
+        program.syscall("kill", each.pid, SIGSTOP, label=f"hold pid {each.pid}")
+    revocable = _untie(program, [tid for each in members for tid in each.tids], records)
+    status, every = program.space(8), program.data(b"\xff" * 8)
+    for each in members:
+        if not each.stopped:
+            label, mask = f"let pid {each.pid} go", program.data(each.mask.to_bytes(8, "little"))
+            program.syscall("ptrace", PTRACE_SETSIGMASK, each.pid, 8, every, label=label, ignore=True)
+            program.syscall("ptrace", PTRACE_CONT, each.pid, 0, 0, label=label, ignore=True)
+            program.syscall("wait4", each.pid, status, WALL, 0, label=label, ignore=True)
+            program.syscall("ptrace", PTRACE_SETSIGMASK, each.pid, 8, mask, label=label, ignore=True)
+        for tid in each.tids:
+            program.syscall("ptrace", PTRACE_DETACH, tid, 0, 0, label=f"let thread {tid} go", ignore=True)
+    _leave(program, -1 if stay else 0)
+    return program, revocable
+
+
+def _begin_release(program: Program) -> None:
     # The answer to an agent that is dead must not kill us: in a PID namespace of its own, the process with us.
     pipe = program.data((1 << (SIGPIPE - 1)).to_bytes(8, "little"))
     program.syscall("rt_sigprocmask", SIG_BLOCK, pipe, 0, 8, label="block SIGPIPE")
     program.syscall("prctl", PR_SET_PDEATHSIG, 0, label="outlive the agent")
-    if stopped:
-        program.syscall("kill", main, SIGSTOP, label=f"pid {main} was stopped")
+
+
+def _untie(program: Program, tids: Sequence[int], records: Records) -> int:
+    """With what the journal says of it. Returns how many ops there are up to the last tie."""
 
     def write(record: bytes, what: str, ignore: bool = False) -> None:
         size, label = len(record), f"{what} in the journal"
@@ -276,10 +371,12 @@ def release(main: int, tids: Sequence[int], stopped: bool, stay: bool, records: 
     revocable = len(program)
     # What fails from here on cannot be undone, and does not matter: a thread may have been killed, the disk be full.
     write(records.released, "RELEASED", ignore=True)
-    for tid in tids:
-        program.syscall("ptrace", PTRACE_DETACH, tid, 0, 0, label=f"let thread {tid} go", ignore=True)
+    return revocable
+
+
+def _leave(program: Program, stay: int) -> None:
+    """``stay``: until which child has ended, -1 for all; 0: not at all."""
     low = OVERSEER_CONTROL
     program.syscall("close_range", 0, low - 1, 0, label="descriptors of the overseer")
     program.syscall("close_range", low + 1, 0xFFFFFFFF, 0, label="descriptors of the overseer")
-    program.op(OpKind.LEAVE, OVERSEER_CONTROL, main if stay else 0, label="leave")
-    return program, revocable
+    program.op(OpKind.LEAVE, OVERSEER_CONTROL, stay, label="leave")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from migrate.engine.cpu import Cpu
+from migrate.engine.kin import Kin
 from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.vdso import VDSO
@@ -17,7 +18,7 @@ class Preview:
 
     ``pid`` and ``tids`` as the process itself numbers them; ``streams``: standard streams that lead outside and write;
     ``descriptors``: numbers in use; ``limits`` and ``status``: texts of these files of /proc; ``resident``: bytes;
-    ``clock_offsets``: of its time namespace.
+    ``clock_offsets``: of its time namespace; ``kin``: what it is to the others that move with it.
     """
 
     pid: int
@@ -34,6 +35,7 @@ class Preview:
     cpu: Cpu
     vdso: VDSO
     clock_offsets: tuple[int, int]
+    kin: Kin
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from migrate.engine.kin import Kin
 from migrate.engine.kinds.descriptors import DescriptorTable
 from migrate.engine.kinds.fs import FsState
 from migrate.engine.kinds.mm import MM
@@ -32,3 +33,4 @@ class ProcessImage:
     mm: MM
     descriptors: DescriptorTable
     fs: FsState
+    kin: Kin

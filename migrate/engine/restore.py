@@ -13,7 +13,7 @@ comes where it does is here:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from migrate.engine import overseer, vdso
 from migrate.engine.cpu import XTILEDATA, Carrier
@@ -35,7 +35,8 @@ class Ground:
 
     ``numbers``: a descriptor for each memfd that is mapped; ``carrier``: of XSAVE images;
     ``stdio``: the file that takes the output of streams that led outside, or None; ``taken``: see `Context`;
-    ``verdict``: what becomes of the vDSO; ``droppable``: the destination has MAP_DROPPABLE.
+    ``verdict``: what becomes of the vDSO; ``droppable``: the destination has MAP_DROPPABLE; ``lenders``: which memfds
+    are another restoree's; ``member``: it is one of several that move together.
     """
 
     hole: Hole
@@ -47,6 +48,8 @@ class Ground:
     taken: frozenset[str] = frozenset()
     verdict: vdso.Verdict | None = None
     droppable: bool = True
+    lenders: address_space.Lenders = field(default_factory=dict)
+    member: bool = False
 
     @property
     def scratch(self) -> int:
@@ -82,21 +85,32 @@ class Compiler:
     def programs(self, image: ProcessImage, ground: Ground, filled: Collection[int] = ()) -> list[Linked]:
         """To be run one after the other; the last of them ends with the main thread parked. ``filled``: starts of the
         VMAs that `compile_fillable` made writable."""
+        return [program for step in self.steps(image, ground, filled) for program in step]
+
+    def steps(self, image: ProcessImage, ground: Ground, filled: Collection[int] = ()) -> list[list[Linked]]:
+        """The same in steps, each of which is made by all the processes of a tree before the next one is begun by any
+        (see `_files`)."""
         process, vmas = image.process, image.vmas
         states = [thread.state for thread in image.threads]
         tiles = [_uses_tiles(thread, ground) for thread in image.threads]
         space = (vmas, image.guards, image.mm, frozenset(filled))
         early = (process.session, process.limits, process.controls, process.actions)
         # What is written into objects that the address space uses comes before it, and all else after it.
-        *contents, descriptors = self._part("descriptors", (image.descriptors, image.fs, ground), _files, image, ground)
-        return [
+        files = self._part("descriptors", (image.descriptors, image.fs, ground), _files, image, ground)
+        *contents, descriptors = files[:-2] if ground.member else files
+        taken, left = ([files[-2]], [files[-1]]) if ground.member else ([], [])
+        first = [
             *contents,
             *self._part("address space", (*space, ground), _address_space, image, ground, filled),
             *self._part("process", (*early, ground), _process, image, ground),
             descriptors,
+        ]
+        last = [
+            *left,
             *self._part("threads", (states, tiles, process.controls, ground), _other_threads, image, ground),
             *self._part("end", (process, states[0], tiles[0], vmas, ground), _main_thread, image, ground),
         ]
+        return [first, taken, last]
 
     def arming(self, image: ProcessImage, ground: Ground) -> Linked:
         """What the overseer runs then: all threads stopped, in their registers."""
@@ -119,7 +133,17 @@ def _files(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     plan = image.descriptors.plan(ground.context)
     yield from plan.early()
     program = Program(f"descriptors of pid {image.process.pid}")
-    plan.write(program)
+    if ground.member:
+        # First all make what they have, then they take from each other, then each leaves what was for others only.
+        plan.make(program)
+        yield program
+        program = Program(f"descriptors of pid {image.process.pid} that others have made")
+        plan.finish(program)
+        yield program
+        program = Program(f"descriptors of pid {image.process.pid} that were for others")
+        plan.leave(program)
+    else:
+        plan.write(program)
     image.fs.restore(program)
     locks.restore(program, image.descriptors.locks)
     program.syscall("close", ground.channels.data, label="the restorer's own descriptor of page contents")
@@ -131,7 +155,7 @@ def _files(image: ProcessImage, ground: Ground) -> Iterator[Program]:
 def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int]) -> Iterator[Program]:
     program = Program(f"address space of pid {image.process.pid}")
     image.mm.restore_keys(program)
-    address_space.compile_finish(program, image.vmas, image.guards, ground.numbers)
+    address_space.compile_finish(program, image.vmas, image.guards, ground.numbers, lenders=ground.lenders)
     for vma in image.vmas:
         if vma.start in filled and vma.fill_prot == vma.prot:
             program.syscall("mprotect", vma.start, vma.size, vma.prot, label=f"protection of {vma.label}")
@@ -141,7 +165,7 @@ def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int])
 
 def _process(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     program = Program(f"pid {image.process.pid}")
-    task.restore_process_early(program, image.process, ground.destination)
+    task.restore_process_early(program, image.process, ground.destination, ground.member)
     yield program
 
 

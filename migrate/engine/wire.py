@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from migrate.engine.image.codec import decode, encode
+from migrate.engine.kin import Kin
 from migrate.engine.kinds.descriptors import DescriptorTable
 from migrate.engine.kinds.fs import FsState
 from migrate.engine.kinds.mm import MM
@@ -36,7 +37,7 @@ class _Files:
     fs: FsState
 
 
-_PARTS: tuple[type, ...] = (Process, _Threads, _AddressSpace, MM, _Files)
+_PARTS: tuple[type, ...] = (Process, _Threads, _AddressSpace, MM, _Files, Kin)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Writer:
             _AddressSpace(image.vmas, image.guards),
             image.mm,
             _Files(image.descriptors, image.fs),
+            image.kin,
         )
         registers = tuple(thread.registers for thread in image.threads)
         xsaves = tuple(thread.xsave for thread in image.threads)
@@ -85,7 +87,7 @@ class Reader:
         envelope = decode(_Envelope, blob)
         if len(envelope.parts) != len(_PARTS):
             raise ImageError(f"image.parts: expected {len(_PARTS)}, found {len(envelope.parts)}")
-        process, threads, space, mm, files = map(self._part, _PARTS, envelope.parts)
+        process, threads, space, mm, files, kin = map(self._part, _PARTS, envelope.parts)
         if not len(threads.states) == len(envelope.registers) == len(envelope.xsaves):
             raise ImageError(f"image.registers: expected those of {len(threads.states)} threads")
         bare = zip(threads.states, envelope.registers, envelope.xsaves, strict=True)
@@ -97,6 +99,7 @@ class Reader:
             mm=mm,
             descriptors=files.descriptors,
             fs=files.fs,
+            kin=kin,
         )
 
     def _part(self, cls: type, blob: bytes) -> Any:

@@ -16,7 +16,6 @@ from migrate import faults
 from migrate.arguments import parse
 from migrate.coordinator import Migration
 from migrate.destination import Destination
-from migrate.engine.kinds.locks import Held
 from migrate.links import Relay
 from migrate.options import Options
 from migrate.progress import Quiet
@@ -99,7 +98,7 @@ class Source:
                 async with open_agent(lying, NAME) as agent:
                     self._relay.destination, self._relay._off = agent, False
                     rescue = Rescue(self._pid, self._agent.agent, self._agent.stream, self._ring, display)
-                    fresh = replace(rescue, touched=False, halted=False, locks=Held(()))
+                    fresh = replace(rescue, touched=False, halted=False, locks={})
                     where = Destination(agent, NAME, self._pid)
                     asked = parse(["--stdio", "null", "--reconnect-for", "1ms", *options, str(self._pid), "there"])
                     assert isinstance(asked, Options)

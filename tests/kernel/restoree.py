@@ -13,8 +13,9 @@ from typing import Self
 
 from agents.elf import elf
 from agents.overseer import Overseer, RestorerDied
-from migrate.engine import vdso
+from migrate.engine import lineage, vdso
 from migrate.engine.kernel.maps import maps
+from migrate.engine.kin import Kin
 from migrate.engine.memory.layout import PAGE, choose_hole, park, ranges
 from migrate.engine.overseer import Channels, Hole, create, hole_size
 from migrate.engine.program import Program, Results
@@ -36,26 +37,32 @@ def unused_pid() -> int:
 
 class Restoree:
     """Created in a hole of the given address space; ended by leaving the context. ``used``: the VMAs of the task that
-    it is to become."""
+    it is to become; ``children``: how many restorees it begets, with ``journal`` of the migration."""
 
-    def __init__(self, used: Iterable[tuple[int, int]], journal: int | None = None) -> None:
+    def __init__(self, used: Iterable[tuple[int, int]], journal: int | None = None, children: int = 0) -> None:
         self._feed, data = socket.socketpair()
         code = os.memfd_create("restorer", os.MFD_CLOEXEC)
         try:
             os.write(code, elf(blob()))
-            self._overseer = Overseer.start(code, ["restorer"], 1, False, data.fileno(), journal)
+            self._overseer = Overseer.start(code, ["restorer"], 1 + children, False, data.fileno(), journal)
         finally:
             os.close(code)
             self._data = data
+        self.overseer_pid = self._overseer.pid
         self.overseer_maps = maps(self._overseer.maps())
         self.hole: Hole = choose_hole([*used, *ranges(self.overseer_maps)], hole_size(0))
         self.pid = unused_pid()
         self.vdso = vdso.areas(self.overseer_maps)
-        self._run(0, create(self.pid, self.hole, Channels(CONTROL, DATA)))
+        channels = Channels(CONTROL, DATA)
+        self._run(0, create(self.pid, self.hole, channels))
+        self.people = [self.pid, *(unused_pid() for _ in range(children))]
+        tree = [Kin(pid, -1 if pid == self.pid else 0) for pid in self.people]
+        for position, program in lineage.creation(tree, self.hole, channels, self._overseer.pid):
+            self._run(1 + position, program)
 
-    def run(self, program: Program) -> Results:
-        """Run it in the restoree; AssertionError with what failed, in words."""
-        return self._run(1, program)
+    def run(self, program: Program, position: int = 0) -> Results:
+        """Run it in the restoree, or in one of its children; AssertionError with what failed, in words."""
+        return self._run(1 + position, program)
 
     def oversee(self, program: Program) -> Results:
         """Run it in the overseer."""
@@ -114,12 +121,12 @@ class Restoree:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # a test has seen to its end, and reaped it
+        for pid in self.people:
+            with suppress(ProcessLookupError):  # a test has seen to its end, and reaped it
+                os.kill(pid, signal.SIGKILL)
         self._overseer.kill()
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)  # an orphan now, and orphans come to the tests
+        for pid in self.people:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)  # an orphan now, and orphans come to the tests
         self._feed.close()
         self._data.close()

@@ -51,10 +51,12 @@ def stopped(process: Process) -> None:
     wait_until("stopped", lambda: status_field(process.pid, "State")[0] == "T")
 
 
-def noted(process: Process, *states: str, host: str = "", start: int = 0) -> str:
-    """A journal of a migration of it whose command was killed; the id."""
+def noted(process: Process, *states: str, host: str = "", start: int = 0, with_it: Process | None = None) -> str:
+    """A journal of a migration of it whose command was killed; the id. ``with_it``: what moved together with it."""
     about: dict[str, Any] = {"comm": "sleep", "host": host or os.uname().nodename, **NOWHERE}
     about["start"] = settling.start_time(process.pid) + start
+    if with_it is not None:
+        about["people"] = [settling.person(each.pid) for each in (process, with_it)]
     id = journal.new_id()
     with Directory.opened() as directory, directory.create(id, SOURCE, pid=process.pid, **about) as record:
         for each in states:
@@ -102,6 +104,32 @@ def test_it_cannot_be_asked(process: Process) -> None:
     assert "cannot tell what became of it" in err and f"recover {id} --abort" in err and "runs twice" in err
     assert f"recover {id} --commit" in err and "it is lost" in err
     assert last(id) == INTENT and not runs(process) and process.poll() is None
+
+
+@pytest.mark.parametrize("how", ["--abort", "--commit"])
+def test_of_a_tree_all_go_on_or_all_end(process: Process, how: str) -> None:
+    with subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL) as other:
+        try:
+            for each in (process, other):
+                stopped(each)
+            id = noted(process, INTENT, with_it=other)
+            migrate("recover", id, how)
+            if how == "--abort":
+                wait_until("both run", lambda: runs(process) and runs(other))
+            else:
+                wait_until("both have ended", lambda: process.poll() is not None and other.poll() is not None)
+        finally:
+            other.kill()
+
+
+def test_broken_off_with_a_tree(process: Process) -> None:
+    with subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL) as other:
+        try:
+            id = noted(process, with_it=other)
+            assert "rolled back" in migrate("recover", id)
+            assert runs(process) and runs(other)
+        finally:
+            other.kill()
 
 
 def test_forced_to_go_on_here(process: Process, state: Path) -> None:

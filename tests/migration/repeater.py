@@ -22,7 +22,6 @@ from agents import journal
 from migrate import faults
 from migrate.arguments import parse
 from migrate.coordinator import Migration
-from migrate.engine.kinds.locks import Held
 from migrate.errors import Failed, MigrateError
 from migrate.links import connected
 from migrate.options import Options
@@ -44,7 +43,7 @@ async def main(*argv: str) -> None:
                     return
                 faults.arm(fault)
                 relay._off = False  # by the last one's roll-back
-                fresh = replace(rescue, touched=False, halted=False, prepared=False, locks=Held(()))
+                fresh = replace(rescue, touched=False, halted=False, prepared=False, locks={})
                 migration = Migration(options, Quiet(), fresh, destination, relay, trio.CancelScope(), journal.new_id())
                 begun = time.monotonic()
                 code, error = 0, ""

@@ -34,7 +34,9 @@ MS_SYNC = 4
 CHEAP = 256 << 10  # bytes that may be sent again so that an area is one
 
 Numbers = Mapping[tuple[int, int], int]  # Backing.key of each memfd -> its descriptor number in the restoree
+Lenders = Mapping[tuple[int, int], tuple[int, int]]  # of those that another restoree has: its PID, the number there
 NO_MEMFDS: Numbers = {}
+NO_LENDERS: Lenders = {}
 
 
 def compile_clear(program: Program, areas: tuple[vdso.Area, ...], hole: Hole) -> tuple[vdso.Area, ...]:
@@ -48,13 +50,15 @@ def compile_clear(program: Program, areas: tuple[vdso.Area, ...], hole: Hole) ->
     return parked
 
 
-def compile_map(program: Program, vmas: Sequence[VMA], hole: Hole, numbers: Numbers = NO_MEMFDS) -> None:
+def compile_map(
+    program: Program, vmas: Sequence[VMA], hole: Hole, numbers: Numbers = NO_MEMFDS, lenders: Lenders = NO_LENDERS
+) -> None:
     """Map everything. ``numbers``: one for each of `memfds(vmas)`, free in the restoree; they stay open, for the
     descriptors of the task are made from them."""
     apart = displaced(vmas)
     bridges = Bridges()
     bridges.plan(((vma, True) for vma in vmas), apart, restorers(hole))
-    mapper = Mapper(program, _stage(vmas, (), hole, apart), numbers, bridges)
+    mapper = Mapper(program, _stage(vmas, (), hole, apart), numbers, bridges, lenders)
     for backing in memfds(vmas):
         mapper.create_memfd(backing)
     mapper.make((vma for vma in vmas if not vma.special), apart)
@@ -71,7 +75,12 @@ def compile_fillable(program: Program, vmas: Iterable[VMA]) -> None:
 
 
 def compile_difference(
-    program: Program, old: Sequence[VMA], new: Sequence[VMA], hole: Hole, numbers: Numbers = NO_MEMFDS
+    program: Program,
+    old: Sequence[VMA],
+    new: Sequence[VMA],
+    hole: Hole,
+    numbers: Numbers = NO_MEMFDS,
+    lenders: Lenders = NO_LENDERS,
 ) -> list[Range]:
     """From one reading to the next. Returns the ranges that are freshly mapped on the destination: whatever was sent
     for them before is gone. What merely grew, shrank, was split or changed its protection keeps its contents.
@@ -84,7 +93,7 @@ def compile_difference(
     created = {backing.key: backing.size for backing in memfds(old)}
     bridges = Bridges()
     bridges.plan(plan.pieces(), plan.apart, restorers(hole))
-    mapper = Mapper(program, _stage(new, old, hole, plan.apart), numbers, bridges)
+    mapper = Mapper(program, _stage(new, old, hole, plan.apart), numbers, bridges, lenders)
     for start in plan.touched:
         program.op(OpKind.COPY, start, start, 1, label=f"touch {start:x}")
     for start, end in plan.unmapped():
@@ -113,6 +122,7 @@ def compile_finish(
     guards: Iterable[Range] = (),
     numbers: Numbers = NO_MEMFDS,
     opened: frozenset[int] = frozenset(),
+    lenders: Lenders = NO_LENDERS,
 ) -> None:
     """After the contents: what would have been in their way. ``guards``: ranges of guard pages. ``opened``: starts of
     what went through `compile_fillable`. mm_struct (`mm.MM`) and seals (`compile_seal`) come after this."""
@@ -123,7 +133,7 @@ def compile_finish(
         if "lo" in vma.flags and "lo" in vma.flags.split():
             _lock(program, vma)
     for backing in memfds(vmas):
-        if backing.seals:
+        if backing.seals and backing.key not in lenders:
             number = numbers[backing.key]
             seals = backing.seals
             program.syscall("fcntl", number, F_ADD_SEALS, seals, label=f"seals of memfd {backing.path}")

@@ -1,10 +1,13 @@
-"""Children: a process has them where it was born, and its waits would find none of them elsewhere. Refused for now."""
+"""Children: a process has them where it was born, and its waits would find none of them elsewhere.
+
+They move with it (see `migrate.engine.kin`); those that do not are refused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 from migrate.engine.kernel.proc import Proc
+from migrate.engine.kernel.stat import stat
 from migrate.engine.program import Program, Results
 from migrate.errors import Problem
 
@@ -23,6 +26,15 @@ def seen(proc: Proc) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue  # the thread has ended since, or there is no such file
     return found
+
+
+def ended(pid: int) -> bool:
+    """Whether it is a zombie: nothing is left of it but what its parent may look at."""
+    try:
+        with Proc(pid) as proc:
+            return stat(proc.text("stat")).state in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def ask(program: Program) -> Callable[[Results], bool]:

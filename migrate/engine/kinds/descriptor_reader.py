@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from migrate.engine.kernel.fdcalls import O_PATH
 from migrate.engine.kernel.proc import Proc
@@ -100,12 +100,17 @@ class DescriptorReader:
         return self._look(options)
 
     def _look(self, options: DumpOptions) -> tuple[DescriptorTable, list[Problem]]:
+        dump, files = self.files(options)
+        return Table(self, options, files, self.elsewhere(files, options.frozen)).build(), dump.problems
+
+    def files(self, options: DumpOptions) -> tuple[Dump, list[OpenFile]]:
+        """All that it has open."""
         dump = Dump(self.proc, self.pidfd, options)
         files = open_files(dump)
         check_threads(dump)
-        return _Table(self, dump, files, self._elsewhere(files, options.frozen)).build(), dump.problems
+        return dump, files
 
-    def _elsewhere(self, files: Sequence[OpenFile], frozen: bool) -> dict[int, list[int]]:
+    def elsewhere(self, files: Sequence[OpenFile], frozen: bool) -> dict[int, list[int]]:
         """Which others have a file, by position. Asked once for each that is ours alone: a process that is stopped
         gives away nothing, and one that runs would have to make a child, which is seen elsewhere."""
         keys = [(file.link, file.key, file.numbers[0]) for file in files]
@@ -130,34 +135,37 @@ class DescriptorReader:
             before, read_at, made = known
             quiet = read_at - before.st_ctime_ns > _QUIET_NS
             if quiet and _unwritten(before, file.stat) and file.key not in file.dump.options.mapped:
-                if isinstance(made, DeletedFile) or made.still_sealed_so(self.proc, file.entry):
+                if isinstance(made, DeletedFile) or made.still_sealed_so(file.dump.proc, file.entry):
                     return made
         read_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
         skip = file.dump.options.mapped.get(file.key, ())
         fresh: Memfd | DeletedFile | Problem
         if Memfd.is_one(file.link):
-            fresh = Memfd.dump(self.proc, file.entry, file.link, file.stat, skip, room)
+            fresh = Memfd.dump(file.dump.proc, file.entry, file.link, file.stat, skip, room)
         else:
-            fresh = DeletedFile.dump(self.proc, file.entry, file.link, file.stat, skip, room, file.flags)
+            fresh = DeletedFile.dump(file.dump.proc, file.entry, file.link, file.stat, skip, room, file.flags)
         if not isinstance(fresh, Problem):
             self._contents[file.key] = file.stat, read_at, fresh
         return fresh
 
 
-class _Table:
-    """One dump: files in, table out."""
+Row = tuple[OpenFile, State, Owner | None, list[int]]
+
+
+class Table:
+    """One dump: files in, table out. The files may be of several processes (see `kinds.family`)."""
 
     def __init__(
-        self, reader: DescriptorReader, dump: Dump, files: list[OpenFile], elsewhere: dict[int, list[int]]
+        self, reader: DescriptorReader, options: DumpOptions, files: list[OpenFile], elsewhere: dict[int, list[int]]
     ) -> None:
-        self.reader, self.dump, self.files = reader, dump, files
+        self.reader, self.options, self.files = reader, options, files
         self.elsewhere = {id(files[position]): pids for position, pids in elsewhere.items()}
         self.objects: list[Object] = []
         self.handles: dict[Key, int] = {}  # positions of objects
         self.pipes: dict[Key, list[OpenFile]] = {}
         for file in filter(is_pipe, files):
             self.pipes.setdefault(file.key, []).append(file)
-        self.room = dump.options.limit
+        self.room = options.limit
         self.leading = self._leading_outside()
         self.stream_keys = {
             file.key for file in files if id(file) in self.leading and stdio.NUMBERS & set(file.numbers)
@@ -166,27 +174,31 @@ class _Table:
     def build(self) -> DescriptorTable:
         descriptions: list[Description] = []
         descriptors: list[Descriptor] = []
-        known: dict[tuple[object, ...], tuple[State, Owner | None]] = {}
-        for file in self.files:
-            problems = len(self.dump.problems)
-            try:
-                made = self._describe(file, known)
-            except (OSError, ProcFormatError) as error:
-                if self.dump.options.frozen or (not went_away(error) and _is_still_there(file)):
-                    raise
-                made = []
-            if not made and not self.dump.options.frozen and not _is_still_there(file):
-                del self.dump.problems[problems:]  # they were about something else that has its number now
-            for state, owner, numbers in made:
-                flags = 0 if isinstance(state, StandardStream) else file.flags
-                descriptors += [Descriptor(number, len(descriptions), file.cloexec[number]) for number in numbers]
-                descriptions.append(Description(file.link, flags, owner, state))
-        self.reader._states = known
-        self._check_watches(descriptions, descriptors)
+        for file, state, owner, numbers in self.rows(self.files):
+            descriptors += [Descriptor(number, len(descriptions), file.cloexec[number]) for number in numbers]
+            descriptions.append(describe(file, state, owner))
+        check_watches(self.files[0].dump if self.files else None, descriptions, descriptors)
         held = locks.dump(file for file in self.files if "lock:" in file.raw)
         return DescriptorTable(
             tuple(sorted(descriptors, key=lambda one: one.number)), tuple(descriptions), tuple(self.objects), held
         )
+
+    def rows(self, files: list[OpenFile]) -> Iterator[Row]:
+        """What each of them is: file, state, owner, and the numbers that it is for."""
+        known: dict[tuple[object, ...], tuple[State, Owner | None]] = {}
+        for file in files:
+            problems = len(file.dump.problems)
+            try:
+                made = self._describe(file, known)
+            except (OSError, ProcFormatError) as error:
+                if self.options.frozen or (not went_away(error) and _is_still_there(file)):
+                    raise
+                made = []
+            if not made and not self.options.frozen and not _is_still_there(file):
+                del file.dump.problems[problems:]  # they were about something else that has its number now
+            for state, owner, numbers in made:
+                yield file, state, owner, numbers
+        self.reader._states = known
 
     def _describe(
         self, file: OpenFile, known: dict[tuple[object, ...], tuple[State, Owner | None]]
@@ -197,15 +209,15 @@ class _Table:
         if id(file) in self.elsewhere and not is_pipe(file):
             file.refuse(f"{_name(file)} that process {self.elsewhere[id(file)][0]} has open too", _CLOSE_IT)
             return []
-        identity = file.identity()
+        identity = file.dump.pid, *file.identity()
         before = self.reader._states.get(identity)
         if before is not None and before[0].still_good(file):
             state, owner = before
         else:
-            problems = len(self.dump.problems)
+            problems = len(file.dump.problems)
             found = self._state(file)
             owner = None if file.flags & O_PATH else Owner.dump(file)
-            if found is None or len(self.dump.problems) > problems:
+            if found is None or len(file.dump.problems) > problems:
                 return []
             state = found
         known[identity] = state, owner
@@ -288,7 +300,7 @@ class _Table:
                     else None
                 )
             except OSError as error:
-                if self.dump.options.frozen or not went_away(error):
+                if self.options.frozen or not went_away(error):
                     raise
                 continue
             if whose is not None:
@@ -313,18 +325,21 @@ class _Table:
             made.append((StandardStream(False), None, writers))
         return made
 
-    def _check_watches(self, descriptions: list[Description], descriptors: list[Descriptor]) -> None:
-        """Files and null devices cannot be watched, and these are what streams become."""
-        streams = {d.number for d in descriptors if isinstance(descriptions[d.description].state, StandardStream)}
-        for descriptor in descriptors:
-            state = descriptions[descriptor.description].state
-            if isinstance(state, Epoll):
-                for watch in state.watches:
-                    if watch.target in streams:
-                        self.dump.refuse(
-                            f"fd {descriptor.number}",
-                            f"epoll that watches descriptor {watch.target}, which leads outside",
-                        )
+
+def describe(file: OpenFile, state: State, owner: Owner | None) -> Description:
+    """As part of a table."""
+    return Description(file.link, 0 if isinstance(state, StandardStream) else file.flags, owner, state)
+
+
+def check_watches(dump: Dump | None, descriptions: list[Description], descriptors: list[Descriptor]) -> None:
+    """Files and null devices cannot be watched, and these are what streams become."""
+    streams = {d.number for d in descriptors if isinstance(descriptions[d.description].state, StandardStream)}
+    for descriptor in descriptors:
+        state = descriptions[descriptor.description].state
+        for watch in state.watches if isinstance(state, Epoll) else ():
+            if watch.target in streams and dump is not None:
+                what = f"epoll that watches descriptor {watch.target}, which leads outside"
+                dump.refuse(f"fd {descriptor.number}", what)
 
 
 def _is_shareable(file: OpenFile) -> bool:

@@ -35,6 +35,7 @@ from migrate.engine.kinds.placing import F_SETFL, SETTABLE, Context, Placing, fl
 from migrate.engine.kinds.regular import SEEK_SET, Regular
 from migrate.engine.kinds.signalfd import SignalFd
 from migrate.engine.kinds.stdio import StandardStream
+from migrate.engine.kinds.taken import Taken
 from migrate.engine.kinds.timerfd import TimerFd
 from migrate.engine.program import Program
 
@@ -74,6 +75,7 @@ State = (
     | PidFd
     | StandardStream
     | Handle
+    | Taken
 )
 
 
@@ -98,12 +100,19 @@ class Descriptor:
 
 @dataclass(frozen=True)
 class DescriptorTable:
-    """``descriptors`` by number; ``descriptions`` by their lowest number; ``objects`` by first use."""
+    """``descriptors`` by number; ``descriptions`` by their lowest number; ``objects`` by first use. ``lent``: numbers
+    of descriptors that only others want, who take them from here (`Taken`); they are closed in the end."""
 
     descriptors: tuple[Descriptor, ...]
     descriptions: tuple[Description, ...]
     objects: tuple[Object, ...]
     locks: tuple[Lock, ...]
+    lent: tuple[int, ...] = ()
+
+    @property
+    def takes(self) -> bool:
+        """Whether it has something that another restoree makes."""
+        return any(isinstance(description.state, Taken) for description in self.descriptions)
 
     def places(self) -> list[dict[int, bool]]:
         """For each description its numbers, and whether each is close-on-exec."""
@@ -175,6 +184,11 @@ class Plan:
 
     def write(self, program: Program) -> None:
         """The rest. It closes what the address space left open."""
+        self.make(program)
+        self.finish(program)
+
+    def make(self, program: Program) -> None:
+        """All but what another restoree makes."""
         self._begin(program)
         for index, made in enumerate(self.table.objects):
             if index not in self._held:
@@ -185,8 +199,12 @@ class Plan:
             else:
                 ready = made.key in self.context.objects
                 made.finish(self._placing, self._held[index][1], index not in self._filled, ready)
-        for index in range(len(self.table.descriptions)):
-            self._place(index)
+        self._place_all(taken=False)
+
+    def finish(self, program: Program) -> None:
+        """When the others have made theirs: what is taken from them, and who watches whom."""
+        self._placing.program = program
+        self._place_all(taken=True)
         for state, number in self._each(Epoll):
             state.watch(self._placing, number)
         for description, places, label in zip(self.table.descriptions, self._places, self._labels, strict=True):
@@ -196,6 +214,16 @@ class Plan:
         self._placing.release()
         for inotify, number in self._each(Inotify):
             inotify.watch(self._placing, number)
+
+    def leave(self, program: Program) -> None:
+        """When the others have taken what they want."""
+        for number in self.table.lent:
+            program.syscall("close", number, label=f"fd {number}, which was for others")
+
+    def _place_all(self, taken: bool) -> None:
+        for index, description in enumerate(self.table.descriptions):
+            if isinstance(description.state, Taken) == taken:
+                self._place(index)
 
     def _begin(self, program: Program) -> Program:
         self._placing.program = program

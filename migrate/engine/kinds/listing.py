@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_left
+from collections.abc import Sequence
 from functools import cmp_to_key
 
 from migrate.engine.kernel.fdcalls import KCMP_FILES, KCMP_FS, compare_files
@@ -60,17 +61,28 @@ def _place_in(group: list[OpenFile], file: OpenFile) -> OpenFile | None:
     pid, number = file.dump.pid, file.numbers[0]
 
     def order(one: OpenFile, other: OpenFile) -> int:
-        return compare_files(pid, one.numbers[0], pid, other.numbers[0])
+        return compare_files(one.dump.pid, one.numbers[0], other.dump.pid, other.numbers[0])
 
     if not group:
         group.append(file)
         return None
     key = cmp_to_key(order)
     at = bisect_left(group, key(file), key=key)
-    if at < len(group) and compare_files(pid, group[at].numbers[0], pid, number) == 0:
+    if at < len(group) and compare_files(group[at].dump.pid, group[at].numbers[0], pid, number) == 0:
         return group[at]
     group.insert(at, file)
     return None
+
+
+def same_among(files: Sequence[OpenFile]) -> dict[int, OpenFile]:
+    """Of files of several processes: by id, for each that is not the first of its description, that first one."""
+    groups: dict[tuple[object, ...], list[OpenFile]] = {}
+    found = {}
+    for file in files:
+        same = _place_in(groups.setdefault((file.link, file.key, file.flags), []), file)
+        if same is not None:
+            found[id(file)] = same
+    return found
 
 
 _TABLES = (

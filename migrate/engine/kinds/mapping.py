@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from migrate.engine.kinds import mempolicy
-from migrate.engine.kinds.vma import MEMFD, PROT_WRITE, RW, SHMEM, VMA, Backing
+from migrate.engine.kinds.vma import COMMON, MEMFD, PROT_WRITE, RW, SHMEM, VMA, Backing
 from migrate.engine.program import Arg, OpKind, Program, Results
 
 MAP_SHARED, MAP_PRIVATE, MAP_DROPPABLE, MAP_ANONYMOUS = 1, 2, 8, 0x20  # mmap(2); droppable: Linux 6.11
@@ -105,12 +105,19 @@ def rules(vma: VMA) -> tuple[object, ...]:
 
 class Mapper:
     """Makes VMAs. ``stage``: free room for what must first be mapped elsewhere. ``memfds``: for each memfd by its key,
-    the descriptor number at which it stands in the restoree. ``bridges``: see there."""
+    the descriptor number at which it stands in the restoree; ``lenders``: of those that another restoree has made, its
+    PID and the number there. ``bridges``: see there."""
 
     def __init__(
-        self, program: Program, stage: int, memfds: Mapping[tuple[int, int], int], bridges: Bridges | None = None
+        self,
+        program: Program,
+        stage: int,
+        memfds: Mapping[tuple[int, int], int],
+        bridges: Bridges | None = None,
+        lenders: Mapping[tuple[int, int], tuple[int, int]] | None = None,
     ) -> None:
         self.program, self.stage, self.memfds = program, stage, memfds
+        self.lenders = lenders or {}
         self.bridges = bridges or Bridges()
 
     def make(self, vmas: Iterable[VMA], apart: set[int]) -> None:
@@ -141,11 +148,33 @@ class Mapper:
         """Its seals come last: `seal_memfd`."""
         name, number = backing.path, self.memfds[backing.key]
         label = f"memfd {name}"
+        if (lender := self.lenders.get(backing.key)) is not None:
+            there = self.program.syscall("pidfd_open", lender[0], 0, label=f"pid {lender[0]}, which has {label}")
+            fd = self.program.syscall("pidfd_getfd", there, lender[1], 0, label=label)
+            self.program.syscall("dup3", fd, number, os.O_CLOEXEC, label=label, expect=number)
+            for each in (fd, there):
+                self.program.syscall("close", each, label=label)
+            return
+        if backing.kind == COMMON:
+            self._create_common(backing, number)
+            return
         flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
         fd = self.program.syscall("memfd_create", self.program.string(name), flags, label=label)
         self.program.syscall("ftruncate", fd, backing.size, label=f"size of {label}")
         self.program.syscall("dup3", fd, number, os.O_CLOEXEC, label=label, expect=number)
         self.program.syscall("close", fd, label=label)
+
+    def _create_common(self, backing: Backing, number: int) -> None:
+        """Memory like that of MAP_SHARED | MAP_ANONYMOUS, as a descriptor (proc_pid_map_files(5); it takes
+        CAP_CHECKPOINT_RESTORE, or CAP_SYS_ADMIN before Linux 5.9)."""
+        at, size, label = self.stage, whole_pages(backing.size), f"shared memory {backing.ino} ({backing.size} bytes)"
+        flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE
+        self.program.syscall("mmap", at, size, RW, flags, -1, 0, label=label, expect=at)
+        path = self.program.string(f"/proc/self/map_files/{at:x}-{at + size:x}")
+        fd = self.program.syscall("openat", AT_FDCWD, path, os.O_RDWR | os.O_CLOEXEC, 0, label=label)
+        self.program.syscall("dup3", fd, number, os.O_CLOEXEC, label=label, expect=number)
+        self.program.syscall("close", fd, label=label)
+        self.program.syscall("munmap", at, size, label=f"first view of {label}")
 
     def _anonymous(self, vma: VMA, apart: bool) -> None:
         """A private anonymous area takes its page offset from its address when it is first written to, and keeps it
@@ -205,7 +234,7 @@ class Mapper:
     def _from_file(self, vmas: list[VMA], mode: int, again: bool) -> None:
         backing = vmas[0].backing
         assert backing is not None
-        if backing.kind == MEMFD:
+        if backing.kind in (MEMFD, COMMON):
             number = self.memfds[backing.key]
             if not again and mode == os.O_RDWR:
                 for vma in vmas:
@@ -293,7 +322,7 @@ def probe_droppable(program: Program) -> Callable[[Results], bool]:
 def _open_mode(vma: VMA) -> int:
     """A shared mapping may be made writable later ("mw") only if its file was open for writing."""
     assert vma.backing is not None
-    if vma.shared or vma.backing.kind == MEMFD:
+    if vma.shared or vma.backing.kind in (MEMFD, COMMON):
         return os.O_RDWR if "mw" in vma.flags.split() else os.O_RDONLY
     return os.O_RDONLY
 
@@ -306,10 +335,17 @@ def stage_size(vmas: Iterable[VMA], apart: set[int]) -> int:
         if vma.backing is None:
             if vma.start in apart:
                 size = max(size, vma.size)
+        elif vma.backing.kind == COMMON:
+            size = max(size, whole_pages(vma.backing.size))
         elif vma.backing.kind == SHMEM:
             objects.setdefault(vma.backing.key, []).append(vma)
             size = max(size, _object_size(vma.backing, objects[vma.backing.key]))
     return size
+
+
+def whole_pages(size: int) -> int:
+    """Bytes of the pages that so many bytes take."""
+    return -(-size // 4096) * 4096
 
 
 def _object_size(backing: Backing, vmas: list[VMA]) -> int:

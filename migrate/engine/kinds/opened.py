@@ -46,6 +46,12 @@ class Dump:
         self.problems: list[Problem] = []
 
     @cached_property
+    def own_pid(self) -> int:
+        """Its number in the innermost PID namespace."""
+        raw = self.proc.text("status")
+        return int(raw[raw.index("\nNSpid:") + 7 :].split("\n", 1)[0].split()[-1])
+
+    @cached_property
     def mounts(self) -> list[Mount]:
         return mountinfo(self.proc.text("mountinfo"))
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from migrate.engine.kernel.fdcalls import same_file
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kinds.opened import OpenFile
-from migrate.engine.kinds.vma import MEMFD, SHMEM, VMA
+from migrate.engine.kinds.vma import COMMON, MEMFD, SHMEM, VMA
 from migrate.errors import Problem
 
 
@@ -32,18 +32,18 @@ def holders(files: Sequence[OpenFile], family: Collection[int]) -> dict[int, lis
     return found
 
 
-def shared_memory(vmas: Sequence[VMA], proc: Proc) -> list[Problem]:
-    """Memory without a name that another process has mapped too: what one writes, the other would no longer see. Looks
-    through /proc/*/maps of every process that we may look at."""
+def shared_memory(vmas: Sequence[VMA], proc: Proc, family: Collection[int] = ()) -> list[Problem]:
+    """Memory without a name that another process, which is not of its ``family``, has mapped too: what one writes, the
+    other would no longer see. Looks through /proc/*/maps of every process that we may look at."""
     wanted: dict[bytes, VMA] = {}
     for vma in vmas:
         backing = vma.backing
-        if vma.shared and backing is not None and backing.kind in (SHMEM, MEMFD):
+        if vma.shared and backing is not None and backing.kind in (SHMEM, MEMFD, COMMON):
             device = f"{os.major(backing.dev):02x}:{os.minor(backing.dev):02x}"
             wanted.setdefault(f" {device} {backing.ino} ".encode(), vma)
     found: dict[bytes, Problem] = {}
     for name in os.listdir("/proc") if wanted else ():
-        if not name.isdecimal() or int(name) == proc.pid:
+        if not name.isdecimal() or int(name) == proc.pid or int(name) in family:
             continue
         try:
             with open(f"/proc/{name}/maps", "rb") as file:

@@ -212,9 +212,14 @@ def collect_thread(program: Program, host: Host) -> Callable[[Results, ThreadOut
     return decode
 
 
-def restore_process_early(program: Program, process: Process, destination: Destination) -> None:
-    """As root, before the descriptors, which may need the limits, and while /proc is where it was."""
-    if process.session == process.pid:
+def restore_process_early(
+    program: Program, process: Process, destination: Destination, member: bool = False
+) -> None:
+    """As root, before the descriptors, which may need the limits, and while /proc is where it was. ``member``: it is
+    one of several, which are in their sessions and groups already."""
+    if member:
+        pass
+    elif process.session == process.pid:
         program.syscall("setsid", label="session", expect=process.pid)
     else:
         # Its group or session leader stays behind. Its own group keeps it apart from the overseer's.

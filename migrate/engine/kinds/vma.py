@@ -15,7 +15,7 @@ from migrate.errors import Problem
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 RW = PROT_READ | PROT_WRITE
 
-FILE, SHMEM, MEMFD, ZERO = "file", "shmem", "memfd", "zero"
+FILE, SHMEM, MEMFD, ZERO, COMMON = "file", "shmem", "memfd", "zero", "common"
 
 RT = "[rt-vdso]"  # not in maps: what belongs to the proxy of a vDSO (see `own_vdso`), and is not the task's
 SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", RT)  # the kernel's own pages that can be moved with mremap(2)
@@ -34,7 +34,8 @@ class Backing:
     """The object that a mapping shows a part of.
 
     ``kind``: "file", a regular file; "shmem", memory shared without a name (mmap(2) MAP_SHARED | MAP_ANONYMOUS, or of
-    /dev/zero), which every process shows as ``/dev/zero (deleted)``; "memfd"; "zero", a private mapping of /dev/zero.
+    /dev/zero), which every process shows as ``/dev/zero (deleted)``; "memfd"; "zero", a private mapping of /dev/zero;
+    "common", what would be "shmem", but for other processes of the tree that have it mapped too (`kinds.common`).
     """
 
     kind: str
@@ -94,7 +95,7 @@ class VMA:
         were written travel; those of a shared one are in the file."""
         if self.special:
             return False
-        return not self.shared or (self.backing is not None and self.backing.kind in (SHMEM, MEMFD))
+        return not self.shared or (self.backing is not None and self.backing.kind in (SHMEM, MEMFD, COMMON))
 
     @property
     def fill_prot(self) -> int:
@@ -157,10 +158,11 @@ def coalesce(vmas: Iterable[VMA], tracked: set[int]) -> list[VMA]:
 
 
 def memfds(vmas: Iterable[VMA]) -> list[Backing]:
-    """Each memfd that is mapped, once. The restore wants a descriptor number for each (see `address_space`)."""
+    """Each memfd that is mapped, once, and other memory that is made like one. The restore wants a descriptor number
+    for each (see `address_space`)."""
     found: dict[tuple[int, int], Backing] = {}
     for vma in vmas:
-        if vma.backing is not None and vma.backing.kind == MEMFD:
+        if vma.backing is not None and vma.backing.kind in (MEMFD, COMMON):
             found.setdefault(vma.backing.key, vma.backing)
     return list(found.values())
 

@@ -21,6 +21,7 @@ from migrate.engine.kinds import mempolicy
 from migrate.engine.kinds.needs import DEVICE, FileNeed
 from migrate.engine.kinds.needs import FILE as NEED_FILE
 from migrate.engine.kinds.vma import (
+    COMMON,
     FILE,
     MEMFD,
     NOISE,
@@ -101,10 +102,15 @@ class AddressSpaceReader:
         self.took = time.monotonic() - began
         return self._result
 
+    @property
+    def vmas(self) -> list[VMA]:
+        """The last reading."""
+        return self._result
+
     def rename(self, named: Callable[[list[VMA]], list[VMA]]) -> list[VMA]:
         """Give areas other names than maps does, from now on and in the last reading."""
         self._named = named
-        self._result = named(self._result)
+        self._result = named(coalesce(self._by_line.values(), self._registered))
         return self._result
 
     def reread(self) -> list[VMA]:
@@ -361,7 +367,7 @@ def mapped_objects(vmas: Iterable[VMA]) -> dict[tuple[int, int], tuple[tuple[int
     the memory."""
     found: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for vma in vmas:
-        if vma.shared and vma.backing is not None and vma.backing.kind in (SHMEM, MEMFD):
+        if vma.shared and vma.backing is not None and vma.backing.kind in (SHMEM, MEMFD, COMMON):
             found.setdefault(vma.backing.key, []).append((vma.offset, vma.size))
     return {key: tuple(sorted(ranges)) for key, ranges in found.items()}
 

@@ -1,0 +1,13 @@
+"""A process moves with all its descendants."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.migration.journey import Journeys
+
+
+@pytest.mark.parametrize("victim", ["family", "shares", "kinfolk"])
+def test_they_notice_nothing(journeys: Journeys, victim: str) -> None:
+    # A timer goes off on the way, or not.
+    journeys.start(victim).go(ignore=[r"fd \d+ ticks"])
