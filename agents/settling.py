@@ -144,7 +144,7 @@ def _send(pid: int, start: int, number: int) -> None:
     try:
         pidfd = os.pidfd_open(pid)
         try:
-            if start_time(pid) == start:  # once there is a pidfd of it, a number stays what it is
+            if started(pid, start):  # once there is a pidfd of it, a number stays what it is
                 signal.pidfd_send_signal(pidfd, number)
         finally:
             os.close(pidfd)

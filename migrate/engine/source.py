@@ -11,11 +11,11 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 
+from agents import settling
 from migrate import faults
 from migrate.engine import aftercare, kin
 from migrate.engine.dump import Dumper
 from migrate.engine.image.codec import decode, encode
-from migrate.engine.kernel.stat import stat
 from migrate.engine.kin import Kin
 from migrate.engine.kinds import common, locks
 from migrate.engine.kinds.family import Family
@@ -273,10 +273,7 @@ class Source:
 
     def do_people(self) -> Answer:
         """Who moves: number and time of start of each (`agents.settling.person`)."""
-        people = []
-        for member in self._members:
-            people.append([member.pid, stat(member.dumper.proc.text("stat")).starttime])
-        return {"people": people}, b""
+        return {"people": [settling.person(member.pid) for member in self._members]}, b""
 
     def close(self) -> None:
         """Leave no trace. Whatever fails, all of it is tried."""
