@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from agents import settling
 from migrate.engine import kin
 from migrate.engine.descent import Descent
 from migrate.engine.kernel.proc import Proc
@@ -115,8 +116,8 @@ class Roster:
         return [self.members[id] for id in self.ids]
 
     def people(self) -> list[list[int]]:
-        """Number and time of start of each."""
-        return [[self.members[id].pid, self._marks[id][0]] for id in self.ids]
+        """Number and time of start of each (`agents.settling.person`)."""
+        return [settling.person(self.members[id].pid) for id in self.ids]
 
     def lineup(self) -> Lineup:
         """For whoever makes them again."""
