@@ -7,7 +7,7 @@ BLOB := migrate/pie/blob.bin
 # Two hosts on one machine are namespaces, and making those takes root.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: setup packages kernels check test test-kernels test-within-kernels fuzz chaos demo vagrant-demo bench clean
+.PHONY: setup packages kernels check test test-ops test-kernels test-within-kernels fuzz chaos demo vagrant-demo bench clean
 
 setup: packages $(VENV)/installed $(BLOB)
 
@@ -33,8 +33,12 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two at a time: most tests wait more than they compute, for hosts, guests and connections.
 test: check
-	$(AS_ROOT) $(BIN)/python -m pytest -m "not every_kernel and not within_kernels" $(PYTEST_ARGS)
+	$(AS_ROOT) $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not every_kernel and not every_op and not within_kernels" $(PYTEST_ARGS)
+
+test-ops: setup
+	$(AS_ROOT) $(BIN)/python -m pytest tests/migration -m every_op $(PYTEST_ARGS)
 
 test-kernels: kernels
 	$(AS_ROOT) $(BIN)/python -m pytest tests/crosskernel -m every_kernel $(PYTEST_ARGS)

@@ -68,11 +68,6 @@ def arm(text: str) -> None:
     _faults, _ops = _parse(text), itertools.count()
 
 
-def ops_seen() -> int:
-    """How many ops were sent since the last `arm`. Tests look when the migration is over: it uses up one number."""
-    return next(_ops)
-
-
 def there() -> str:
     """Those of the destination agent."""
     return ",".join(f"{point}:{action}" for point, action in _faults.items() if point.startswith("there-"))

@@ -25,6 +25,7 @@ CI = os.environ.get("CI") == "true"
 HERE = Path(__file__).parent
 CHECKED = (HERE / "kernel", HERE / "migration", HERE / "testbed")
 LIMIT = 120.0
+MOVE = "move between kernels"
 _up: list[Pair] = []
 
 
@@ -44,6 +45,27 @@ def _heed_all_signals() -> None:
     default = bytes(32)  # struct kernel_sigaction: SIG_DFL, no flags
     for number in (32, 33):
         ctypes.CDLL(None).syscall(NUMBERS["rt_sigaction"], number, default, None, 8)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests one worker of pytest-xdist takes at a time, as `make test` has two of them: those of a file, which
+    share what they have started, and all across kernels, which share the guests."""
+    for item in items:
+        directory = item.path.parent.name
+        group = directory if directory == "crosskernel" else f"{directory}/{item.path.stem}"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was moved between kernels, what was decided, and how long it took: nothing of that is a test on machines
+    like these. It comes with the reports of tests, which may have been another process's."""
+    reports = (report for kind in terminalreporter.stats.values() for report in kind)
+    ends = (report for report in reports if isinstance(report, pytest.TestReport) and report.when == "teardown")
+    if lines := [str(line) for report in ends for name, line in report.user_properties if name == MOVE]:
+        terminalreporter.section("moves between kernels")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 def _promised(report: pytest.TestReport | pytest.CollectReport) -> None:
@@ -97,6 +119,13 @@ def time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def _inits() -> list[int]:
     return [host.init for pair in _up for host in (pair.a, pair.b)]
+
+
+def pytest_collection_finish() -> None:
+    """The hundred thousand objects that pytest has made of the tests by now stay to the end. `nothing_left_behind` need
+    not have the collector walk through them twice in every test, which took as long as the test itself."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
 from tests import leaks
+from tests.conftest import MOVE
 from tests.crosskernel.guests import Topology, topology
-from tests.crosskernel.travels import MOVED, Travels
+from tests.crosskernel.travels import Travels
 from tests.victims import Victims
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What was moved, what was decided, and how long it took: nothing of that is a test on machines like these."""
-    if MOVED:
-        terminalreporter.section("moves between kernels")
-        for line in MOVED:
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="package")
@@ -43,6 +36,11 @@ def world(endpoints: Topology) -> Iterator[Topology]:
 
 
 @pytest.fixture
-def travels(world: Topology, victims: Victims) -> Travels:
-    """Starts victims on any endpoint, to be moved to others."""
-    return Travels(world, victims)
+def travels(
+    world: Topology, victims: Victims, record_property: Callable[[str, object], None]
+) -> Iterator[Travels]:
+    """Starts victims on any endpoint, to be moved to others; what is to be told of the moves is told at the end."""
+    made = Travels(world, victims)
+    yield made
+    for line in made.moved:
+        record_property(MOVE, line)

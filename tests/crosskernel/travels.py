@@ -18,8 +18,6 @@ from tests.victims import Victims
 
 PYTHON = "/usr/bin/python3"
 """The distribution's, for victims: the one that the tests run by may be of somebody's own make."""
-MOVED: list[str] = []
-"""A line for each move of this run, which pytest prints at the end."""
 
 
 @dataclass
@@ -29,6 +27,8 @@ class Travel(Driven):
     world: Topology
     at: str
     pid: int
+    moved: list[str]
+    """Gets a line for each move."""
     reports: list[dict[str, Any]] = field(default_factory=list)
     said: str = ""
     """What the command said on standard error the last time."""
@@ -61,7 +61,7 @@ class Travel(Driven):
         self.reports.append(report)
         assert done.returncode == 0 and report["ok"], said
         assert not source.alive(self.pid), f"{self.pid} was moved and still runs on {self.at}"
-        MOVED.append(
+        self.moved.append(
             f"{self.name:10} {self.at:>6} to {dest:6} {report['vdso']:6} {report['tracker']:12} "
             f"down {report['downtime_ms']:7.0f} ms, {report['total_s']:4.0f} s in all"
         )
@@ -82,10 +82,11 @@ class Travel(Driven):
 
 @dataclass
 class Travels:
-    """Starts victims on the endpoints of one topology."""
+    """Starts victims on the endpoints of one topology. ``moved``: a line for each move of any of them."""
 
     world: Topology
     victims: Victims
+    moved: list[str] = field(default_factory=list)
 
     def start(self, victim: str, at: str, *args: str) -> Travel:
         """Start a compiled victim on an endpoint, and wait until it is ready."""
@@ -102,7 +103,7 @@ class Travels:
         tunables = {"GLIBC_TUNABLES": f"glibc.cpu.hwcaps={WITHOUT}"} if at == HOST else {}
         out, err = directory / "out", directory / "err"
         pid = self.world[at].spawn(argv, stdin=stdin, stdout=out, stderr=err, env={**own, **tunables})
-        return Travel(name, directory, self.world, at, pid)
+        return Travel(name, directory, self.world, at, pid, self.moved)
 
     def ship(self, victim: str) -> str:
         """The compiled victim where all endpoints have it, under one name and with one time: the name."""

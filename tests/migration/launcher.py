@@ -23,6 +23,8 @@ from tests.hosts import Host
 from tests.tasks import children, wait_until
 
 ROOT = str(Path(__file__).parents[2])
+PATIENT = ("--no-converge", "continue")
+"""Options for tests of something else: on a busy machine a process changes more than fits a downtime by default."""
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from agents import journal
 from migrate import faults
 from migrate.arguments import parse
 from migrate.coordinator import Migration
+from migrate.engine.program import Linked
 from migrate.errors import Failed, MigrateError
 from migrate.links import connected
 from migrate.options import Options
 from migrate.progress import Quiet
 from tests.hosts import Host
+from tests.migration.launcher import PATIENT
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -35,6 +37,14 @@ async def main(*argv: str) -> None:
     """Answers faults with what became of the migration, line by line."""
     options = parse(argv)
     assert isinstance(options, Options)
+    sent: list[str] = []
+    spoil = faults.spoil
+
+    def noted(linked: Linked) -> Linked:
+        sent.extend(f"{op.name} {op.label}" for op in linked.ops)
+        return spoil(linked)
+
+    faults.spoil = noted
     while True:
         async with connected(options, Quiet(), journal.new_id()) as (rescue, destination, relay):
             _answer(code=0)
@@ -42,6 +52,7 @@ async def main(*argv: str) -> None:
                 if not (fault := (await trio.to_thread.run_sync(sys.stdin.readline)).strip()):
                     return
                 faults.arm(fault)
+                sent.clear()
                 relay._off = False  # by the last one's roll-back
                 fresh = replace(rescue, touched=False, halted=False, prepared=False, locks={})
                 migration = Migration(options, Quiet(), fresh, destination, relay, trio.CancelScope(), journal.new_id())
@@ -54,7 +65,7 @@ async def main(*argv: str) -> None:
                     with suppress(Failed):
                         await rescue.source.request("inspect", pid=options.pid)  # lets go of its dirty-page tracker
                 lost = bool(rescue.source.lost or destination.agent.lost)
-                _answer(code=code, error=error, ops=faults.ops_seen(), seconds=time.monotonic() - begun, lost=lost)
+                _answer(code=code, error=error, ops=sent, seconds=time.monotonic() - begun, lost=lost)
 
 
 def _answer(**fields: Any) -> None:
@@ -63,12 +74,12 @@ def _answer(**fields: Any) -> None:
 
 @dataclass(frozen=True)
 class Attempt:
-    """How a migration ended: exit code, sentence, how many ops were sent to be run, how long it took, and whether it
-    cost an agent."""
+    """How a migration ended: exit code, sentence, the ops that were sent to be run (system call and label), how long it
+    took, and whether it cost an agent."""
 
     code: int
     error: str
-    ops: int
+    ops: list[str] = field(repr=False)
     seconds: float
     lost: bool
 
@@ -98,7 +109,7 @@ class Repeater:
 @contextmanager
 def repeater(source: Host, pid: int, destination: Host) -> Iterator[Repeater]:
     """Connected, and ready for attempts."""
-    argv = ["-F", str(source.ssh_config), str(pid), destination.destination]
+    argv = ["-F", str(source.ssh_config), *PATIENT, str(pid), destination.destination]
     lines = (
         f"import sys; sys.path.insert(0, {ROOT!r})",
         "import trio",

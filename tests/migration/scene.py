@@ -18,7 +18,7 @@ from migrate.engine.tracee.memory import Memory
 from tests import observe
 from tests.hosts import Host, Pair
 from tests.migration.journey import Journey, Journeys
-from tests.migration.launcher import Hold, Launcher, Result, Run
+from tests.migration.launcher import PATIENT, Hold, Launcher, Result, Run
 from tests.tasks import children, status_field, wait_until
 
 POINTS = (
@@ -151,7 +151,7 @@ class Stage(Scene):
     @property
     def command(self) -> tuple[str, ...]:
         """Moves it to node2."""
-        return ("--json", str(self.journey.task.pid), self.pair.b.destination)
+        return ("--json", *PATIENT, str(self.journey.task.pid), self.pair.b.destination)
 
     def attempt(self, fault: str) -> Result:
         """A migration with a fault, to its end."""

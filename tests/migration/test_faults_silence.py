@@ -66,8 +66,8 @@ def test_the_restorer_hangs(journeys: Journeys, start: Launcher, tmp_path: Path)
     with stages(4, journeys, start, tmp_path) as several:
         pair, first = journeys.pair, several[0]
         with repeater(pair.a, first.journey.task.pid, pair.b) as again:
-            laying_out = again.attempt("created:fail").ops + 2
-            restoring = again.attempt("frozen:fail").ops + 10
+            laying_out = len(again.attempt("created:fail").ops) + 2
+            restoring = len(again.attempt("frozen:fail").ops) + 10
         runs = [
             stage.launcher.start(*stage.command, fault=f"op:{index}:hang")
             for stage, index in zip(several, (3, laying_out, restoring, laying_out), strict=True)

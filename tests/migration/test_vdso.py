@@ -86,9 +86,13 @@ def _all_were_busy(journey: Journey) -> None:
 
 
 @pytest.mark.parametrize("env", [None, DIFFERS])
-def test_a_handler_that_has_interrupted_it_for_sure(journeys: Journeys, env: dict[str, str] | None) -> None:
-    """It does not return before the process is traced, and that is not moved before it has returned."""
-    journey = journeys.start("nested", "1")
+@pytest.mark.parametrize("depth", ["1", "2"])
+def test_a_handler_that_has_interrupted_it_for_sure(
+    journeys: Journeys, depth: str, env: dict[str, str] | None
+) -> None:
+    """And, with 2, another handler that has interrupted the first one in there. The innermost does not return before
+    the process is traced, and that is not moved before all have returned."""
+    journey = journeys.start("nested", depth)
     journey.env = env
     journey.move("--no-converge", "continue", look=False)
     must_be(journey, "proxy" if env else "remap")
