@@ -28,7 +28,7 @@ def keep() -> Iterator[Keep]:
         yield add
 
 
-@pytest.mark.parametrize("name", ["socketpairs"])
+@pytest.mark.parametrize("name", ["socketpairs", "relatives"])
 def test_they_notice_nothing(victims: Victims, tmp_path: Path, name: str) -> None:
     with tree(victims, tmp_path / name, name) as family:
         family.move()

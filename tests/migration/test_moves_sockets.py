@@ -55,7 +55,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("victim", ["socketpairs"])
+@pytest.mark.parametrize("victim", ["socketpairs", "relatives"])
 def test_they_notice_nothing(journeys: Journeys, victim: str) -> None:
     journeys.start(victim).go()
 
