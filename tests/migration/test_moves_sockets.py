@@ -54,15 +54,61 @@ async def main():
 asyncio.run(main())
 """
 
+# Pipes carry what its queues hold, and semaphores whose names are gone say whose turn it is.
+POOL = """
+import multiprocessing, os, sys, time
+
+def square(number):
+    time.sleep(0.001)
+    return number * number, os.getpid()
+
+def relay(source, sink):
+    while (item := source.get()) is not None:
+        sink.put(item)
+    sink.put(None)
+
+def main():
+    go = os.environ["VICTIM_GO"]
+    source, sink = multiprocessing.Queue(), multiprocessing.Queue()
+    worker = multiprocessing.Process(target=relay, args=(source, sink))
+    worker.start()
+    with multiprocessing.Pool(3) as pool:
+        print("ready", flush=True)
+        rounds = 0
+        while not os.path.exists(go):
+            for number, (result, _) in enumerate(pool.imap(square, range(50), 5)):
+                assert result == number * number
+            source.put(rounds)
+            assert sink.get(timeout=20) == rounds
+            rounds += 1
+    source.put(None)
+    assert sink.get(timeout=20) is None
+    worker.join()
+    print("pass", flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
 
 @pytest.mark.parametrize("victim", ["socketpairs", "relatives"])
 def test_they_notice_nothing(journeys: Journeys, victim: str) -> None:
-    journeys.start(victim).go()
+    journeys.start(victim).go("--max-downtime", "10s")
 
 
 def test_asyncio(journeys: Journeys) -> None:
     journey = journeys.run("asyncio", [sys.executable, "-c", ASYNCIO])
     wait_until("asyncio ready", lambda: "ready" in journey.out or not journey.task.alive)
-    journey.move(look=False)
+    journey.move("--max-downtime", "10s", "--no-converge", "continue", look=False)
+    journey.tell()
+    journey.verdict()
+
+
+def test_a_pool_with_queues(journeys: Journeys) -> None:
+    program = journeys.pair.directory / "pool.py"
+    program.write_text(POOL)
+    journey = journeys.run("pool", [sys.executable, str(program)])
+    wait_until("a pool ready", lambda: "ready" in journey.out or not journey.task.alive, 30)
+    journey.move("--max-downtime", "10s", "--no-converge", "continue", look=False)
     journey.tell()
     journey.verdict()

@@ -264,6 +264,9 @@ class Table:
         return Regular.dump(file)
 
     def _travelling(self, file: OpenFile) -> State | None:
+        if file.key in self.options.mapped and not Memfd.is_one(file.link):
+            file.refuse(f"deleted file that is mapped too ({file.link})", _CLOSE_IT)
+            return None
         if file.key not in self.handles:
             made = self.reader.contents(file, self.room)
             if isinstance(made, Problem):
