@@ -91,7 +91,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("victim", ["socketpairs", "relatives"])
+@pytest.mark.parametrize("victim", ["socketpairs", "relatives", "listeners"])
 def test_they_notice_nothing(journeys: Journeys, victim: str) -> None:
     journeys.start(victim).go("--max-downtime", "10s")
 

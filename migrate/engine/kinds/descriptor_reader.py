@@ -286,11 +286,12 @@ class Table:
 
     def _socket(self, file: OpenFile) -> State | None:
         if file.key not in self.handles:
-            made = self.sockets.pair(file)
+            made = self.sockets.dump(file)
             if made is None:
                 return None
-            self.handles.update({end.key: len(self.objects) for end in made.ends if end.open})
-            self.objects.append(made)
+            ends = made.ends if isinstance(made, UnixPair) else ()
+            self.handles.update({end.key: len(self.objects) for end in ends if end.open})
+            self._add(made)
         index = self.handles[file.key]
         return Handle(index, 0, self._end_of(index, file.key))
 
@@ -298,7 +299,7 @@ class Table:
         made = self.objects[index]
         return 1 if isinstance(made, UnixPair) and made.ends[1].key == key else 0
 
-    def _add(self, made: Pipe | Memfd | DeletedFile) -> None:
+    def _add(self, made: Object) -> None:
         self.handles[made.key] = len(self.objects)
         self.objects.append(made)
 

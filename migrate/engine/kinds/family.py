@@ -17,7 +17,7 @@ from migrate.engine.kinds.listing import same_among, went_away
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.taken import Taken
-from migrate.engine.kinds.unix import UnixPair
+from migrate.engine.kinds.unix import UnixPair, UnixSocket
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.kinds.vma_read import mapped_objects
 from migrate.errors import Problem
@@ -107,6 +107,7 @@ class _Sharing:
             if id(file) in same:
                 self.holders[id(same[id(file)])].append(file)
         self.own = [_Own() for _ in dumps]
+        self.names: dict[bytes, int] = {}  # of sockets, and who makes them
         used = {number for file in files for number in file.numbers}
         self.free = (number for number in range(_LENT, 1 << 20) if number not in used)
 
@@ -132,11 +133,13 @@ class _Sharing:
         return found
 
     def _noted(self, position: int, holder: int) -> int:
-        """Who has made a pair of sockets, for that shows (SO_PEERCRED), if it is one of them; else ``holder``."""
+        """Who has made a pair of sockets, for that shows (SO_PEERCRED), if it is one of them; else ``holder``. Sockets
+        of one name are made by one process, because that has to keep an order (`Plan.make`)."""
         made = self.table.objects[position]
-        if isinstance(made, UnixPair):
-            return next((at for at, dump in enumerate(self.dumps) if dump.own_pid == made.maker.pid), holder)
-        return holder
+        if not isinstance(made, UnixPair | UnixSocket):
+            return holder
+        maker = next((at for at, dump in enumerate(self.dumps) if dump.own_pid == made.maker), holder)
+        return self.names.setdefault(made.name, maker) if made.name else maker
 
     def _place(
         self, file: OpenFile, state: State, owner: Owner | None, numbers: list[int], makers: dict[int, int]

@@ -1,20 +1,23 @@
-"""Connected unix sockets (unix(7)), both ends together, with what is queued in them: as data, and how they are made
-again. How they are read is in kinds/unix_reader.py.
+"""Unix sockets (unix(7)): connected ones, both ends together, with what is queued in them, and single ones. As data,
+and how they are made again; how they are read is in kinds/unix_reader.py.
 
 Order: the pair, what was queued (before anything forbids to send), then options and shutdowns, then the end that nobody
-has any more is closed.
+has any more is closed. Sockets get their names when all that were accepted under these have been connected anew.
 """
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
-from migrate.engine.kinds.needs import FileNeed
+from migrate.engine.kinds.needs import DIRECTORY, FileNeed
 from migrate.engine.kinds.opened import Key
 from migrate.engine.kinds.placing import Placing
+from migrate.engine.kinds.unix_names import Node, bound
 from migrate.engine.program import OpKind, Program
 
 AF_UNIX, SOL_SOCKET, SCM_CREDENTIALS = 1, 1, 2
@@ -23,6 +26,7 @@ SO_SNDBUF, SO_RCVBUF, SO_PASSCRED, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 7, 8, 16, 32
 BUFFERS = {SO_SNDBUF: SO_SNDBUFFORCE, SO_RCVBUF: SO_RCVBUFFORCE}
 _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x40, 0x4000
 _LARGEST = 0x3FFF_FFFF
+_NEW = os.O_CLOEXEC | os.O_NONBLOCK  # as SOCK_CLOEXEC and SOCK_NONBLOCK are defined
 _SAME = (1 << 32) - 1  # an id that setresuid(2) leaves as it is
 
 
@@ -44,14 +48,22 @@ class Message:
     sender: Sender | None
 
 
+NOBODY = Sender(0, 0, 0)
+
+
 @dataclass(frozen=True)
 class UnixEnd:
     """``waiting``: what it has not read yet; of a stream, in as few pieces as senders allow. ``options``: of
     setsockopt(2), those that are not as in a new socket. ``shutdown``: bits, 1 for reading and 2 for writing. ``open``:
-    somebody has it. ``reset``: an ECONNRESET waits for it."""
+    somebody has it. ``reset``: an ECONNRESET waits for it. ``name``: what it is bound to, as sun_path; of one that was
+    accepted, what its listening socket is bound to. ``peer``: whom it sees as the other one (SO_PEERCRED), with the
+    supplementary ``groups`` (SO_PEERGROUPS)."""
 
     key: Key
     open: bool
+    name: bytes = b""
+    peer: Sender = NOBODY
+    groups: tuple[int, ...] = ()
     shutdown: int = 0
     reset: bool = False
     options: tuple[tuple[int, bytes], ...] = ()
@@ -60,13 +72,19 @@ class UnixEnd:
 
 @dataclass(frozen=True)
 class UnixPair:
-    """Two sockets connected to each other. ``maker``: who is noted in both as the other one (SO_PEERCRED), with its
-    supplementary ``groups`` (SO_PEERGROUPS)."""
+    """Two sockets connected to each other: by socketpair(2), or, where one has a name, by connect(2) and accept(2)."""
 
     kind: int
-    maker: Sender
-    groups: tuple[int, ...]
     ends: tuple[UnixEnd, UnixEnd]
+
+    @property
+    def maker(self) -> int:
+        """Who is to make it, if it is one of them: its number shows in the end that somebody has."""
+        return next((end.peer.pid for end in self.ends if end.open and end.peer.pid), 0)
+
+    @property
+    def name(self) -> bytes:
+        return self.ends[0].name or self.ends[1].name
 
     @property
     def key(self) -> Key:
@@ -82,9 +100,31 @@ class UnixPair:
 
     def make(self, placing: Placing) -> tuple[int, int]:
         """The ends, held; none of them blocks."""
-        with _acting_as(placing, self.maker, self.groups):
+        if self.name:
+            return self._connect(placing)
+        seen = next(end for end in self.ends if end.open)
+        with _acting_as(placing, seen):
             first, second = placing.sockets(AF_UNIX, self.kind)
         return placing.hold(first), placing.hold(second)
+
+    def _connect(self, placing: Placing) -> tuple[int, int]:
+        """By a listening socket of that name, which is there for a moment. Each end sees whom the other call was made
+        by: the one that listens is seen by the one that connects."""
+        at = 0 if self.ends[0].name else 1
+        server, client = self.ends[at], self.ends[1 - at]
+        listening = placing.hold(new_socket(placing, self.kind))
+        connecting = placing.hold(new_socket(placing, self.kind))
+        if client.name:
+            with bound(placing, connecting, client.name):
+                pass
+        with bound(placing, listening, server.name) as address:
+            with _acting_as(placing, client):
+                placing.program.syscall("listen", listening, 1, label=f"{placing.label}: made anew")
+            with _acting_as(placing, server):
+                placing.program.syscall("connect", connecting, *address, label=f"{placing.label}: connected anew")
+        accepted = placing.hold(placing.call("accept4", listening, 0, 0, _NEW))
+        placing.drop(listening)
+        return (accepted, connecting) if at == 0 else (connecting, accepted)
 
     def fill(self, placing: Placing, held: tuple[int, int]) -> None:
         """What is queued, and all that it is besides."""
@@ -151,10 +191,11 @@ def _set(placing: Placing, number: int, option: int, value: bytes, ignore: bool 
 
 
 @contextmanager
-def _acting_as(placing: Placing, who: Sender, groups: Sequence[int]) -> Iterator[None]:
-    """As that user, as far as a socket takes note of him; root again afterwards. (Credentials are restored later, all
-    of them.)"""
+def _acting_as(placing: Placing, end: UnixEnd | UnixSocket) -> Iterator[None]:
+    """As the user that is seen, as far as a socket takes note of him; root again afterwards. (Credentials are restored
+    later, all of them.)"""
     program: Program = placing.program
+    who, groups = end.peer, end.groups
     if not who.uid and not who.gid and not groups:
         yield
         return
@@ -166,3 +207,53 @@ def _acting_as(placing: Placing, who: Sender, groups: Sequence[int]) -> Iterator
     yield
     program.syscall("setresuid", _SAME, 0, _SAME, label=label)
     program.syscall("setresgid", _SAME, 0, _SAME, label=label)
+
+
+def new_socket(placing: Placing, kind: int) -> int:
+    """Close-on-exec and non-blocking."""
+    return placing.call("socket", AF_UNIX, kind | _NEW, 0)
+
+
+@dataclass(frozen=True)
+class UnixSocket:
+    """One that is not connected. ``backlog``: of listen(2), -1 where it does not listen; ``peer``, ``groups``: as whom
+    who connects sees it. ``node``: the file that its name leads to, with its owner and mode, or None."""
+
+    key: Key
+    kind: int
+    name: bytes
+    node: Node | None
+    backlog: int
+    peer: Sender
+    groups: tuple[int, ...]
+    shutdown: int
+    options: tuple[tuple[int, bytes], ...]
+
+    maker: ClassVar[int] = 0  # nobody in particular
+
+    @property
+    def volume(self) -> int:
+        """Bytes of contents."""
+        return 0
+
+    def needs(self, where: str) -> list[FileNeed]:
+        return [] if self.node is None else [FileNeed(where, os.path.dirname(self.node.path), DIRECTORY)]
+
+    def make(self, placing: Placing) -> tuple[int, int]:
+        """Held."""
+        number = placing.hold(new_socket(placing, self.kind))
+        return number, number
+
+    def fill(self, placing: Placing, held: tuple[int, int]) -> None:
+        """All that it is. Its name comes when those connections are made that were accepted under it."""
+        number, _ = held
+        if self.name:
+            with bound(placing, number, self.name, self.node):
+                pass
+        for option, value in self.options:
+            _give(placing, number, option, value)
+        if self.backlog >= 0:
+            with _acting_as(placing, self):
+                placing.program.syscall("listen", number, self.backlog, label=f"{placing.label}: listens")
+        if self.shutdown:
+            placing.program.syscall("shutdown", number, self.shutdown - 1, label=f"{placing.label}: shutdown")

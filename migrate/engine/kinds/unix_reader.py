@@ -8,6 +8,7 @@ set back at once.
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import socket
 import struct
@@ -21,7 +22,19 @@ from migrate.engine.kernel.sockdiag import LISTENING, UnixDiag, UnixShown
 from migrate.engine.kinds import outside
 from migrate.engine.kinds.listing import went_away
 from migrate.engine.kinds.opened import OpenFile
-from migrate.engine.kinds.unix import BUFFERS, DGRAM, SO_PASSCRED, STREAM, Message, Sender, UnixEnd, UnixPair
+from migrate.engine.kinds.unix import (
+    BUFFERS,
+    DGRAM,
+    NOBODY,
+    SO_PASSCRED,
+    STREAM,
+    Message,
+    Sender,
+    UnixEnd,
+    UnixPair,
+    UnixSocket,
+)
+from migrate.engine.kinds.unix_names import Node
 from migrate.wording import printable
 
 SO_PEEK_OFF, SO_GET_FILTER, SO_PEERGROUPS = 42, 26, 59
@@ -89,14 +102,13 @@ class UnixReader:
             return f"unix socket ({self._trouble})"
         if shown is None:
             return "unix socket of another network namespace"
-        if shown.state == LISTENING:
-            return "unix socket that listens"
         if shown.peer is None:
-            return "unix socket that is not connected"
+            return None
         if not shown.peer:
             return "unix socket whose connection has not been accepted yet" if self._waits(shown) else None
         if shown.peer in self._shown:
-            return None
+            mutual = self._shown[shown.peer].peer == ino
+            return None if mutual else "unix socket connected to one that is not connected to it"
         who = self._known.holders(shown.peer)
         whose = "process " + ", ".join(map(str, who[:3])) if who else "a process that we may not see"
         return f"unix socket to {whose}"
@@ -111,11 +123,17 @@ class UnixReader:
         file = next(iter(self._files.values()))
         return {ino for shown in self._known.diag(file).all() for ino in shown.pending}
 
-    def pair(self, file: OpenFile) -> UnixPair | None:
-        """The socket with its peer; None when there was something about one of them that is refused."""
+    def dump(self, file: OpenFile) -> UnixPair | UnixSocket | None:
+        """The socket, with its peer; None when there was something about one of them that is refused."""
         ino = file.key[1]
         if ino in self._refused:
             return None
+        if self._shown[ino].peer is None:
+            try:
+                return self._single(file, self._shown[ino])
+            except Unmovable as reason:
+                file.refuse(reason.what, reason.advice)
+                return None
         inos = sorted({ino, self._shown[ino].peer or ino})
         ends = []
         for each in inos:
@@ -126,10 +144,42 @@ class UnixReader:
         if len(ends) < len(inos):
             self._refused.update(inos)
             return None
+        if len(ends) == 1:
+            with _borrowed(file) as found:
+                ends.append(UnixEnd((file.key[0], 0), False, os.fsencode(found.getpeername())))
+        return UnixPair(self._shown[ino].kind, (ends[0], ends[1]))
+
+    def _single(self, file: OpenFile, shown: UnixShown) -> UnixSocket:
         with _borrowed(file) as found:
-            maker, groups = self._maker(found)
-        first, second = ends if len(ends) == 2 else (ends[0], UnixEnd((file.key[0], 0), False))
-        return UnixPair(self._shown[ino].kind, maker, groups, (first, second))
+            self._check(file, shown, found)
+            listens = shown.state == LISTENING
+            if listens and shown.queued:
+                raise Unmovable("unix socket with connections that have not been accepted", "let it accept them")
+            if not listens and shown.kind == DGRAM and _polls(found) & select.POLLIN and not shown.shutdown & 1:
+                raise Unmovable("unix socket that is not connected, with datagrams in it", _READ_IT)
+            peer, groups = self._peer(found) if listens else (NOBODY, ())
+            backlog, options = shown.backlog if listens else -1, _options(found)
+        name, node = _name(shown.name), self._node(file, shown)
+        return UnixSocket(file.key, shown.kind, name, node, backlog, peer, groups, shown.shutdown, options)
+
+    def _node(self, file: OpenFile, shown: UnixShown) -> Node | None:
+        """None as well where its name leads to another file, or to none: then nobody finds the socket by it."""
+        if not shown.name or shown.name.startswith(b"\0"):
+            return None
+        proc, name = file.dump.proc, os.fsdecode(_name(shown.name))
+        start = proc.link("root") if name.startswith("/") else proc.link("cwd")
+        path = os.path.normpath(f"{start}/{name}")
+        try:
+            there = os.stat(file.dump.prefix + path, follow_symlinks=False)
+        except OSError:
+            there = None
+        if there is not None and shown.node == (there.st_ino & 0xFFFF_FFFF, _device(there.st_dev)):
+            token = self._known.tokens.setdefault(shown.ino, secrets.token_hex(8))
+            return Node(path, there.st_mode & 0o7777, there.st_uid, there.st_gid, token)
+        if not name.startswith("/"):
+            what = f"unix socket whose name is relative ({printable(name)}), to another directory than the current one"
+            raise Unmovable(what, _CLOSE_IT)
+        return None
 
     def _end(self, file: OpenFile, shown: UnixShown) -> UnixEnd:
         with _borrowed(file) as found:
@@ -138,13 +188,11 @@ class UnixReader:
             waiting = tuple(self._waiting(found, shown)) if self._frozen else ()
             if self._frozen and shown.peer and shown.kind != STREAM:
                 self._check_all(waiting, shown)
-            return UnixEnd(file.key, True, shown.shutdown, reset, _options(found), waiting)
+            peer, groups = self._peer(found)
+            name = _name(shown.name)
+            return UnixEnd(file.key, True, name, peer, groups, shown.shutdown, reset, _options(found), waiting)
 
     def _check(self, file: OpenFile, shown: UnixShown, found: socket.socket) -> None:
-        name = shown.name or os.fsencode(found.getpeername())
-        if name:
-            path = printable(name.decode("utf-8", "backslashreplace").replace("\0", "@"))
-            raise Unmovable(f"unix socket connected by name ({path})", _CLOSE_IT)
         if file.info.lines.get("scm_fds", ["0"]) != ["0"]:
             raise Unmovable("unix socket with descriptors in it that have not been received (SCM_RIGHTS)", _READ_IT)
         events = _polls(found)
@@ -173,7 +221,7 @@ class UnixReader:
 
     # Who
 
-    def _maker(self, found: socket.socket) -> tuple[Sender, tuple[int, ...]]:
+    def _peer(self, found: socket.socket) -> tuple[Sender, tuple[int, ...]]:
         pid, uid, gid = _CREDENTIALS.unpack(found.getsockopt(_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         groups = found.getsockopt(_SOCKET, SO_PEERGROUPS, 1024)
         return Sender(self._own.get(pid, 0), uid, gid), struct.unpack(f"={len(groups) // 4}I", groups)
@@ -227,6 +275,7 @@ class Known:
         self._family = family
         self._diag: UnixDiag | None = None
         self._holders: MutableMapping[int, list[int]] = {}
+        self.tokens: dict[int, str] = {}  # see `Node`
 
     def diag(self, file: OpenFile) -> UnixDiag:
         """For the network namespace of the process that has the file."""
@@ -239,6 +288,16 @@ class Known:
         if not self._holders.get(ino):
             self._holders[ino] = outside.who_has(f"socket:[{ino}]", self._family)
         return self._holders[ino]
+
+
+def _name(raw: bytes) -> bytes:
+    """As bind(2) takes it: of a path without the NUL that the kernel puts behind it."""
+    return raw if raw.startswith(b"\0") else raw.rstrip(b"\0")
+
+
+def _device(number: int) -> int:
+    """As the kernel keeps it (MKDEV)."""
+    return os.major(number) << 20 | os.minor(number)
 
 
 def _options(found: socket.socket) -> tuple[tuple[int, bytes], ...]:
