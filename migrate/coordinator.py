@@ -17,21 +17,21 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from agents import journal
-from migrate import faults, preflight, verify
-from migrate.destination import RESTOREE, Destination, Facts, Staged
+from migrate import faults, preflight
+from migrate.destination import RESTOREE, Destination, Facts
 from migrate.ending import LEASE, Ending
 from migrate.engine import kin, overseer, restore
-from migrate.engine.image.codec import decode
-from migrate.engine.kinds.locks import Held
-from migrate.engine.memory.layout import choose_hole, collides, ranges
-from migrate.engine.preview import Layout, Preview
-from migrate.engine.process import ProcessImage
+from migrate.engine.memory.layout import choose_hole, ranges
+from migrate.engine.preview import Preview
 from migrate.engine.program.listing import listing
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, MigrateError, NumberTaken, Refused
+from migrate.errors import Failed, InDoubt, KinChanged, MigrateError, NumberTaken, Refused
+from migrate.following import SPARE, Following
+from migrate.freeze import Freeze
 from migrate.ledger import Ledger
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
+from migrate.originals import Originals
 from migrate.policy import Decision, Limits, PrecopyPolicy
 from migrate.progress import Display
 from migrate.replica import Replica
@@ -39,7 +39,7 @@ from migrate.replicas import Replicas
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
 from migrate.timekeeping import Timekeeping
-from migrate.transport.agent import Agent, AgentError, Pending, making_sense, sole
+from migrate.transport.agent import AgentError, making_sense, sole
 
 _ATTEMPTS = 4  # to move a tree that others join or leave meanwhile
 _SPARE_THREADS = 16  # that the process may start while it is on its way
@@ -63,6 +63,10 @@ async def move(options: Options, display: Display) -> Report:
             own_numbers = True
         except AgentError as error:
             if error.kind != "kin" or not left:
+                raise
+            display.note(f"{error}: once more, with those that there are now")
+        except KinChanged as error:
+            if not left:
                 raise
             display.note(f"{error}: once more, with those that there are now")
     return replace(report, total_s=time.monotonic() - begun)
@@ -110,17 +114,15 @@ class Migration:
     own_numbers: bool = False  # in a PID namespace of its own, whether its numbers are taken there or not
     rounds: list[Round] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds
-    _readers: list[Reader] = field(default_factory=list)
-    _previews: list[Preview] = field(default_factory=list)
-    _people: list[list[int]] = field(default_factory=list)  # where there are several: number and time of start of each
 
     def __post_init__(self) -> None:
+        self.originals = Originals(self.rescue, self.options.pid)
         self.ending = Ending(self.options, self.display, self.rescue, self.destination, self.relay)
 
     async def run(self) -> Report:
         """All of it."""
         try:
-            async with watching(self.source, self.destination.agent):
+            async with watching(self.originals.source, self.destination.agent):
                 preview, facts = await self._preflight()
                 await self._begin(preview, facts)
                 replica = await self._prepare(preview, facts)
@@ -158,10 +160,13 @@ class Migration:
     _clocks: Timekeeping | None = None
 
     _records: overseer.Records | None = None
+    _following: Following | None = None
 
     @property
-    def source(self) -> Agent:
-        return self.rescue.source
+    def following(self) -> Following:
+        """Of those that come and go, once there are replicas."""
+        assert self._following is not None
+        return self._following
 
     @property
     def ledger(self) -> Ledger:
@@ -173,33 +178,26 @@ class Migration:
     async def _preflight(self) -> tuple[Preview, Facts]:
         """What the process is, what the destination is, and every reason why the one does not fit the other."""
         self.display.phase("preflight")
-        inspected = await self.source.request("inspect", pid=self.options.pid)
-        asked = [await self.source.submit("preview", member=member) for member in range(1, inspected["members"])]
-        blobs = [inspected.blob, *[(await each.reply()).blob for each in asked]]
-        self._previews = [decode(Preview, blob) for blob in blobs]
-        self._readers = [Reader() for _ in blobs]
-        preview = self._previews[0]
+        await self.originals.inspect()
+        previews = self.originals.previews
+        preview = previews[0]
         facts = await self.destination.facts()
-        problems = [problem for each in self._previews for problem in each.problems]
-        self._resident = sum(each.resident for each in self._previews)
-        problems += preflight.host_problems(
-            preview, facts, self.options.no_clock, self._resident - preview.resident
-        )
-        self._rights = not problems
-        for each in self._previews:
+        problems = [problem for each in previews for problem in each.problems]
+        others = self.originals.resident - preview.resident
+        problems += preflight.host_problems(preview, facts, self.options.no_clock, others)
+        for each in previews:
             problems += preflight.process_problems(each, facts)
-        needed = tuple(need for each in self._previews for need in each.needs)
-        files, self._taken = await preflight.file_problems(needed, self.source, self.destination)
+        needed = tuple(need for each in previews for need in each.needs)
+        files, self._taken = await preflight.file_problems(needed, self.originals.source, self.destination)
         if problems or files:
             raise Refused([*problems, *files])
         await faults.reach("preflight")
-        if len(self._previews) > 1:
-            self._people = self.rescue.people = (await self.source.request("people"))["people"]
+        await self.originals.name()
         return preview, facts
 
     async def _begin(self, preview: Preview, facts: Facts) -> None:
         """From now on there is something to be told of this migration, on both hosts."""
-        self.ending.ledger = ledger = await Ledger.begin(self.id, self.options, preview.comm, self._people)
+        self.ending.ledger = ledger = await Ledger.begin(self.id, self.options, preview.comm, self.originals.people)
         self.display.id = ledger.id
         self.display.detail(f"this is migration {ledger.id}")
         self._records = ledger.records(facts.there.boot_id)
@@ -212,7 +210,7 @@ class Migration:
 
     async def _prepare(self, preview: Preview, facts: Facts) -> Replicas:
         """Overseer and restoree, empty; the last things that could be refused."""
-        previews = self._previews
+        previews = self.originals.previews
         tree = [each.kin for each in previews]
         wanted = {tid for each in previews for tid in each.tids} | kin.numbers(tree)
         used = sorted(facts.tids & wanted)
@@ -221,7 +219,9 @@ class Migration:
             self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
         as_init = bool(used) or self.own_numbers
         self._clocks = clocks = Timekeeping(preview, facts)
-        inside = await self.destination.start_overseer(as_init, clocks.namespace, len(previews))
+        member = len(previews) > 1 or bool(preview.kin.zombies)
+        room = len(previews) + (SPARE if member else 0)
+        inside = await self.destination.start_overseer(as_init, clocks.namespace, room)
         with making_sense(self.destination.agent.name, "its vDSO"):
             judged = [preflight.kernel_problems(each, inside) for each in previews]
         problems = [problem for found, _ in judged for problem in found]
@@ -247,7 +247,7 @@ class Migration:
             stdio=await self._stdio(previews),
             taken=self._taken,
             droppable=inside.droppable,
-            member=len(previews) > 1 or bool(preview.kin.zombies),
+            member=member,
         )
         members = [
             Replica(self.destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, slot)
@@ -255,6 +255,9 @@ class Migration:
         ]
         replica = Replicas(self.destination, members, tree, as_init)
         await replica.create(inside.maps, inside.overseer)
+        self._following = Following(
+            self.destination, self.display, self.ledger, self.originals, replica, facts, inside, ground, room
+        )
         await faults.reach("created")
         return replica
 
@@ -274,34 +277,25 @@ class Migration:
         """Rounds of pages, until what is left is little enough to stop the process for."""
         options, display = self.options, self.display
         display.phase("copying")
-        self.rescue.touched = True
-        reply = await self.source.request(
-            "track",
-            tracker=options.tracker,
-            compress=options.compress,
-            bandwidth=options.bandwidth,
-        )
-        self._tracker = str(reply["tracker"])
-        for reason in reply["rejected"]:
+        self._tracker, rejected = await self.originals.track(options)
+        for reason in rejected:
             display.note(f"dirty pages by {self._tracker}: {reason}")
         await faults.reach("tracked")
         limits = Limits(options.max_downtime, options.max_rounds, options.no_converge)
         policy = PrecopyPolicy(limits)
-        pages = await self._look(replica)
+        pages = await self.originals.look(replica)
         while True:
             display.round_started(len(self.rounds) + 1, pages)
             begun, before = time.monotonic(), self.relay.bytes
-            sending = [
-                await self.source.submit("send", member=position, remapped=member.take_remade())
-                for position, member in enumerate(replica.members)
-            ]
-            sent = sum([int((await each.reply())["pages"]) for each in sending])
+            sent = await self.originals.send(replica)
             await self.destination.agent.request("sync")
             await faults.reach("round")
             if not self.rounds:
                 await self._rehearse(replica)
                 await faults.reach("rehearsed")
-            pages = await self._look(replica)
+            if replica.first.ground.member:
+                await self.following.follow(look=True)
+            pages = await self.originals.look(replica)
             taken = time.monotonic() - begun
             round = Round(sent, self.relay.bytes - before, taken, pages)
             self.rounds.append(round)
@@ -314,27 +308,15 @@ class Migration:
             if verdict.decision is Decision.FREEZE:
                 return
 
-    async def _look(self, replica: Replicas) -> int:
-        """Make the destination's layout that of the process; the number of pages to send."""
-        looking = [await self.source.submit("look", member=member) for member in range(len(replica.members))]
-        replies = [await each.reply() for each in looking]
-        await replica.lay_out([reply.blob for reply in replies])
-        return sum(int(reply["pages"]) for reply in replies)
-
-    _halting = True
-    _stopped: frozenset[int] = frozenset()
-
-    def _standing_still(self, images: Sequence[ProcessImage]) -> frozenset[int]:
-        """Of several, those that need not be halted, as they are numbered here."""
-        pids = zip(self._pids, images, strict=True) if len(images) > 1 else ()
-        return frozenset(pid for pid, image in pids if image.process.stopped)
-
     async def _rehearse(self, replica: Replicas) -> None:
         """The freeze, but for its end: refusals that show only from inside come now, and all paths are warm."""
         self.display.detail("rehearsal")
-        rehearsed = (await self.source.request("rehearse")).blob
-        image = self._readers[0].read(rehearsed)
-        images = [image, *(each for each, _ in await self._others())]
+        changed, rehearsed = await self.originals.rehearse()
+        if changed:
+            await self.following.follow(look=False)
+        images = await self.originals.images(rehearsed)
+        for member, image in zip(replica.members, images, strict=True):
+            replica.borrow(member, image.vmas)
         problems, warnings = replica.judge(images)
         if problems:
             raise Refused(problems)
@@ -349,17 +331,6 @@ class Migration:
                     self.display.detail(line)
         assert self._records is not None
         replica.releasing(images, self._records)
-        self._halting = any(not each.process.stopped for each in images)
-        self._stopped = self._standing_still(images)
-
-    async def _others(self) -> list[tuple[ProcessImage, bool]]:
-        """The images of all but the first as they were collected last, and whether their layout has changed."""
-        asked = [await self.source.submit("image", member=member) for member in range(1, len(self._readers))]
-        replies = [await each.reply() for each in asked]
-        return [
-            (reader.read(reply.blob), bool(reply["changed"]))
-            for reader, reply in zip(self._readers[1:], replies, strict=True)
-        ]
 
     # The freeze
 
@@ -368,28 +339,38 @@ class Migration:
         self.display.phase("freezing")
         # That COMMIT may be sent must be on the disk before it is; the disk takes its time, which is not to be spent
         # while the process stands still.
-        await self.ledger.intend(self._halting, self._stopped)
+        await self.ledger.intend(self.originals.halting, self.originals.stopped)
         self.display.suspend()
         gc.collect()
         gc.freeze()
         gc.disable()
+        assert self._clocks is not None and self._records is not None
+        freeze = Freeze(
+            self.options,
+            self.display,
+            self.rescue,
+            self.ledger,
+            self.originals,
+            replica,
+            self.following,
+            self._records,
+            self.phases,
+        )
         try:
-            assert self._clocks is not None
             still = await self._clocks.behind(self.destination, self.options.max_downtime)
             with trio.fail_after(self._patience):
-                begun = await self._freeze(replica, still)
+                staged = await freeze.run(still)
                 await faults.reach("before-commit")
                 # From here on an end of the agent leaves the process stopped, not running.
-                await self.source.request("commit")
+                await self.originals.source.request("commit")
                 await faults.reach("halted")
             # Nothing stops us from here on: neither the user, who is told how it went, nor the loss of an agent.
             self.interruptible.shield = True
             with trio.CancelScope(shield=True):
-                assert self._staged is not None
                 sent = time.monotonic()
-                done = await self.ending.commit(self._staged, self._patience)
+                done = await self.ending.commit(staged, self._patience)
                 self.phases["commit"] = done - sent
-            return done - begun
+            return done - freeze.begun
         except trio.TooSlowError:
             self.ending.silent = True
             seconds = f"{self._patience:g} s"
@@ -399,99 +380,11 @@ class Migration:
             gc.unfreeze()
             self.display.resume()
 
-    async def _freeze(self, replica: Replicas, still: float) -> float:
-        """``still``: how long it stands still at least."""
-        reply = await self.source.request("freeze")
-        begun = float(reply["begun"])
-        self.phases = {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
-        sending: list[Pending | None] = [None] * len(replica.members)
-        if not reply["changed"]:  # mostly; then the source looks for the last pages while we compile
-            sending[0] = await self._send_last(replica, 0)
-        images = [self._readers[0].read(reply.blob)]
-        await faults.reach("frozen")
-        for position, (image, changed) in enumerate(await self._others(), 1):
-            if not changed:
-                sending[position] = await self._send_last(replica, position)
-            images.append(image)
-        if any(collides(replica.first.ground.hole, ((vma.start, vma.end) for vma in i.vmas)) for i in images):
-            raise Failed("the process has come to use the memory that the restorer lives in; try again")
-        self.rescue.halted = any(not image.process.stopped for image in images)
-        self.rescue.stopped = self._standing_still(images)
-        for position, (member, image) in enumerate(zip(replica.members, images, strict=True)):
-            if sending[position] is None:
-                replica.borrow(member, image.vmas)
-                await member.follow(image.vmas, ())
-                sending[position] = await self._send_last(replica, position)
-        self.ledger.will_halt(self.rescue.halted, self.rescue.stopped)
-        await self._finish(replica, images, [each for each in sending if each is not None], begun, still)
-        return begun
-
-    async def _send_last(self, replica: Replicas, position: int) -> Pending:
-        remade = replica.members[position].take_remade()
-        return await self.source.submit("send_last", member=position, remapped=remade)
-
-    async def _finish(
-        self, replica: Replicas, images: list[ProcessImage], sending: list[Pending], begun: float, still: float
-    ) -> None:
-        """Up to PREPARED."""
-        assert self._records is not None
-        programs = await replica.stage(images, self._records)
-        held = {person: Held(image.descriptors.locks) for person, image in zip(self._pids, images, strict=True)}
-        if any(each.locks for each in held.values()):
-            self.rescue.locks = held
-            self.ledger.locks(held)
-            await self.source.request("unlock")
-        scanned, again = 0.0, False
-        for position, pending in enumerate(sending):
-            last = await pending.reply()
-            if last["again"]:
-                again = True
-                layout = decode(Layout, last.blob)
-                images[position] = replace(images[position], vmas=layout.vmas)
-                replica.borrow(replica.members[position], layout.vmas)
-                await replica.members[position].follow(layout.vmas, layout.fill)
-                last = await (await self._send_last(replica, position)).reply()
-            scanned += float(last["scan"])
-        if again:
-            programs = await replica.stage(images, self._records)
-        sent = time.monotonic()
-        await faults.reach("sent")
-        self.rescue.prepared = True
-        await replica.finish(programs)
-        await trio.sleep_until(trio.current_time() + begun + still - time.monotonic())
-        self._staged = programs
-        await faults.reach("restored")
-        self.phases["scan"] = scanned
-        self.phases["send"] = sent - begun - sum(self.phases.values())
-        self.phases["restore"] = time.monotonic() - sent
-        if self.options.verify:
-            for position, image in enumerate(images):
-                await self._verify(self._pids[position], replica.members[position].outer_pid, image)
-
-    @property
-    def _pids(self) -> list[int]:
-        """Of all, as they are numbered here."""
-        return [pid for pid, _ in self._people] or [self.options.pid]
-
-    async def _verify(self, pid: int, there_pid: int, image: ProcessImage) -> None:
-        """Page by page, while both stand still."""
-        begun = time.monotonic()
-        name = self.destination.name
-        here = verify.Side(self.source, pid)
-        there = verify.Side(self.destination.agent, there_pid)
-        same, hidden = await verify.compare(here, there, image, f"on {name}")
-        self.phases["verify"] = self.phases.get("verify", 0.0) + time.monotonic() - begun
-        self.display.detail(f"verified {same:,} pages")
-        if hidden:
-            self.display.warn(f"{hidden:,} pages that the kernel of {name} shows to nobody were not verified")
-
-    _staged: Staged | None = None
     _expected = 0.0
-    _resident = 0
 
     @property
     def _patience(self) -> float:
         """Seconds that the process is kept stopped at most before it is called off: ten times what was allowed, or
         expected where more is; and what TCP needs to get over a few lost packets, its timeouts doubling from 0.2 s."""
-        verifying = self._resident / _VERIFIED if self.options.verify else 0
+        verifying = self.originals.resident / _VERIFIED if self.options.verify else 0
         return 5 + 10 * (max(self.options.max_downtime, self._expected) + verifying)

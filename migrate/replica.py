@@ -4,6 +4,7 @@ released."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 from migrate.destination import Destination, Running
@@ -43,6 +44,33 @@ class Replica:
         """It is there, and nothing in its address space but the restorer. ``parked``: where the vDSO waits."""
         own = [address_space.restorers(self.ground.hole)]
         self._vdso = RestoredVDSO(parked, self.ground.verdict, own, self.ground.droppable)
+
+    def inherit(self, parent: Replica) -> None:
+        """It has been begotten by one that is laid out: what it has is a copy of that, without the memfds."""
+        self._vmas, self._laid_out = parent._vmas, parent._laid_out
+        self._vdso = copy(parent._vdso)
+
+    async def clear(self, parked: tuple[vdso.Area, ...]) -> None:
+        """Nothing of what it has belongs to it, or does so any longer: as it is after `stand`."""
+        program = Program(f"the address space of pid {self.pid}, which is begun anew")
+        if self._laid_out:
+            self._vdso.withdraw(program)
+            address_space.compile_difference(program, self._vmas, (), self.ground.hole)
+        for number in self.ground.numbers.values():
+            program.syscall("close", number, label="a memfd that was mapped")
+        self.ground = replace(self.ground, numbers={}, lenders={})
+        self._vmas, self._laid_out, self._remade = (), False, []
+        self._filled.clear()
+        self._compiler = restore.Compiler()
+        self.stand(parked)
+        if len(program):
+            self._running.append(await self.destination.run(self.slot, program))
+
+    def relend(self, known: dict[tuple[int, int], tuple[int, int]]) -> None:
+        """Some of what was borrowed has another lender by now."""
+        lenders = {key: known[key] for key in self.ground.lenders if key in known and known[key][0] != self.pid}
+        if lenders != self.ground.lenders:
+            self.ground = replace(self.ground, lenders=lenders)
 
     async def lay_out(self, blob: bytes) -> None:
         """Follow the layout that the source found at a look."""

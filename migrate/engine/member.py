@@ -79,6 +79,16 @@ class Member:
         self._rate: float | None = None  # bytes per second that the link took in the last round
         self._killed = False
         self._writer = Writer()
+        self.preview: Preview | None = None  # of one that was met when the others were on their way already
+
+    def join(self, family: frozenset[int]) -> None:
+        """These move together by now."""
+        self._family = family
+        self.dumper.join(family)
+
+    def layout(self) -> Answer:
+        """That of the last look: what is told of one that is no more what it was then."""
+        return {"pages": 0}, encode(Layout(tuple(self._looked), tuple(self._filled)))
 
     # Before
 
@@ -113,8 +123,9 @@ class Member:
 
     # Rounds
 
-    def track(self, tracker: str, compress: str, bandwidth: float | None) -> Answer:
-        """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None."""
+    def track(self, tracker: str, compress: str, bandwidth: float | None, held: bool = False) -> Answer:
+        """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None; ``held``: it stands still,
+        and stays so."""
         self._bandwidth = bandwidth
         dumper = self.dumper
         leftovers.cure(dumper.tracee)  # of an earlier try whose agent and coordinator were killed both
@@ -122,7 +133,8 @@ class Member:
         try:
             choice = choose(dumper.proc, dumper.tracee.pidfd, self._remote_syscall, tracker)
         finally:
-            dumper.resume()
+            if not held:
+                dumper.resume()
         self._tracker = choice.tracker
         dumper.spaces.tracked = True
         compressor = None if compress == "none" else Compressor(Compress(compress), lambda: self._rate)

@@ -1,0 +1,346 @@
+"""Who moves: a process and its descendants on the source, as they come and go while they are copied.
+
+Each has an id, the order in which they were met, which stays its own. One that has executed another program since
+(execve(2)) keeps its id, and is begun anew: nothing of what was known of it holds any longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from migrate.engine import kin
+from migrate.engine.kernel.proc import Proc
+from migrate.engine.kernel.stat import stat
+from migrate.engine.kin import Kin
+from migrate.engine.kinds import children, common
+from migrate.engine.kinds.family import Family
+from migrate.engine.member import Member
+from migrate.engine.tracee.detour import ProcessEnded
+from migrate.engine.tracee.inspection import why_not_traceable
+from migrate.errors import KinChanged, Problem, Refused
+
+_LOOKS = 3  # at a tree that changes while it is looked at
+
+SendMemberPages = Callable[[int, int, bytes, memoryview], None]  # id of the member, flags, meta, contents
+Mark = tuple[int, ...]
+Tracking = tuple[str, str, float | None]  # arguments of `Member.track`
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Who there is, parents first, and what they are to each other."""
+
+    ids: tuple[int, ...]
+    tree: tuple[Kin, ...]
+
+
+@dataclass
+class Change:
+    """Since somebody was told last, by id. ``left``: numbers of those that live and are no descendants any more."""
+
+    born: set[int] = field(default_factory=set)
+    gone: set[int] = field(default_factory=set)
+    renewed: set[int] = field(default_factory=set)
+    left: list[int] = field(default_factory=list)
+    other: bool = False  # parents or sessions
+
+    def __bool__(self) -> bool:
+        return bool(self.born or self.gone or self.renewed or self.other)
+
+    def note_gone(self, id: int) -> None:
+        """Nobody need be told of one that has come and gone meanwhile."""
+        self.renewed.discard(id)
+        if id in self.born:
+            self.born.discard(id)
+        else:
+            self.gone.add(id)
+
+
+class Roster:
+    """All of them, by id."""
+
+    def __init__(self, pid: int, send_pages: SendMemberPages) -> None:
+        """Refused when one of them cannot even be looked at, or they cannot be moved together."""
+        self._pid, self._send_pages = pid, send_pages
+        self.members: dict[int, Member] = {}
+        self.ids: list[int] = []  # parents first
+        self.tree: list[Kin] = []
+        self.change = Change()
+        self.several = False  # processes, if only dead ones
+        self.tracking: Tracking | None = None
+        self._marks: dict[int, Mark] = {}
+        self._family: Family | None = None
+        self._family_of: list[int] = []
+        self._next = 0
+        self._fresh: set[int] = set()  # with which nothing has been done yet
+        self._related: dict[int, tuple[int, int]] = {}  # parent and session
+        try:
+            if problems := why_not_traceable(pid):
+                raise Refused(problems)  # also where there is none
+            self._add(pid)
+            self.ids = [0]
+            self.several = len(kin.descendants(pid)) > 1
+            self._find()
+        except BaseException:
+            self.close()
+            raise
+        self.change = Change()
+
+    def _find(self) -> None:
+        """All of them for the first time. Of those that come and go all the time no picture can be had but when they
+        stand still for a moment."""
+        for _ in range(_LOOKS):
+            try:
+                self._scan()
+                self.settle()
+                self.several = self.several or bool(self.tree[0].zombies)
+                borrowers = len(kin.descendants(self._pid)) > len(self.ids)
+                if not borrowers and not self._problems():
+                    return
+            except (FileNotFoundError, ProcessLookupError, ProcessEnded):
+                if not _lives(self._pid):
+                    raise
+            self._fresh |= set(self.members)
+        if not self.several:
+            raise Refused(self._problems())
+        self.hold(lambda member: member.dumper.stop())
+        self.let_go()
+
+    @property
+    def all(self) -> list[Member]:
+        """Parents first."""
+        return [self.members[id] for id in self.ids]
+
+    def people(self) -> list[list[int]]:
+        """Number and time of start of each."""
+        return [[self.members[id].pid, self._marks[id][0]] for id in self.ids]
+
+    def lineup(self) -> Lineup:
+        """For whoever makes them again."""
+        return Lineup(tuple(self.ids), tuple(self.tree))
+
+    def tell(self) -> Change:
+        """What has changed since the last call."""
+        change, self.change = self.change, Change()
+        return change
+
+    # Coming and going
+
+    def _add(self, pid: int) -> None:
+        self._make(self._next, pid)
+        self.change.born.add(self._next)
+        self._next += 1
+
+    def _make(self, id: int, pid: int) -> None:
+        mark = mark_of(pid)
+        if problems := why_not_traceable(pid):
+            mark_of(pid)  # if it lives
+            raise Refused(problems)
+        member = Member(pid, lambda *frame: self._send_pages(id, *frame), frozenset([pid]))
+        self.members[id], self._marks[id] = member, mark
+        self._fresh.add(id)
+
+    def has_changed(self, id: int) -> bool:
+        """Whether it has ended, or executed another program."""
+        try:
+            return mark_of(self.members[id].pid) != self._marks[id]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    def follow(self) -> None:
+        """Who has come or gone, while they run. Where some have, all stand still for a moment. Raises KinChanged and
+        Refused, as of `hold`."""
+        try:
+            if not self._scan():
+                return
+        except (FileNotFoundError, ProcessLookupError, ProcessEnded):
+            if not _lives(self._pid):
+                raise
+        self.hold(lambda member: member.dumper.stop())
+        self.let_go()
+
+    def _scan(self) -> bool:
+        """Who there is; whether that has changed."""
+        pids = [pid for pid in kin.descendants(self._pid) if pid == self._pid or _lives(pid)]
+        known = {member.pid: id for id, member in self.members.items()}
+        if not self.several and len(pids) > 1:
+            raise KinChanged(f"process {pids[1]} has joined process {pids[0]} meanwhile")
+        gone = [id for pid, id in known.items() if pid not in pids]
+        renewed = [id for pid, id in known.items() if pid in pids and self.has_changed(id)]
+        if 0 in renewed and not self.several:
+            raise KinChanged(f"process {self._pid} has executed another program meanwhile")
+        for id in gone:
+            self._drop(id)
+        for id in renewed:
+            pid = self.members[id].pid
+            self._close(self.members.pop(id))
+            try:
+                self._make(id, pid)
+            except (FileNotFoundError, ProcessLookupError):
+                self.change.note_gone(id)
+                gone.append(id)
+                continue
+            if id not in self.change.born:
+                self.change.renewed.add(id)
+        for pid in pids:
+            if pid not in known:
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    self._add(pid)
+                    renewed.append(self._next - 1)
+        by_pid = {member.pid: id for id, member in self.members.items()}
+        self.ids = [by_pid[pid] for pid in pids if pid in by_pid]
+        return bool(gone or renewed)
+
+    def settle(self, held: bool = False) -> bool:
+        """What has been done with the others already is done with those that are new; whether there were any.
+        ``held``: all of them stand still, and stay so."""
+        self._relate()
+        now = self._relations()
+        self.change.other |= any(now[id] != self._related[id] for id in now if id in self._related)
+        self._related = now
+        fresh = [id for id in self.ids if id in self._fresh]
+        if self._family_of != self.ids or fresh:
+            for member in self.all:
+                member.join(frozenset(member.pid for member in self.all))
+            self._look_together()
+        for id in fresh:
+            member = self.members[id]
+            member.preview = member.inspect(self.tree[self.ids.index(id)])
+            if self.tracking is not None:
+                member.track(*self.tracking, held=held)
+        self._fresh.clear()
+        return bool(fresh)
+
+    def _drop(self, id: int) -> None:
+        member = self.members.pop(id)
+        if _lives(member.pid):
+            self.change.left.append(member.pid)
+        self.change.note_gone(id)
+        self._close(member)
+
+    def _close(self, member: Member) -> None:
+        with suppress(ProcessEnded, OSError):  # it is not there any more
+            member.close()
+
+    # Together
+
+    def _relate(self) -> None:
+        pids = [member.pid for member in self.all]
+        self.tree = [kin.kin_of(member.dumper.proc, pids) for member in self.all]
+        for member in self.all:
+            member.dumper.follows = self.several
+
+    def _relations(self) -> dict[int, tuple[int, int]]:
+        return {
+            id: (self.ids[each.parent] if each.parent >= 0 else -1, each.session)
+            for id, each in zip(self.ids, self.tree, strict=True)
+        }
+
+    def _problems(self) -> list[Problem]:
+        return kin.problems([each.dumper.proc for each in self.all], self.tree) if self.several else []
+
+    def relate(self) -> None:
+        """Who is whose, of those that stand still. Refused where that could not be made again."""
+        self._relate()
+        if self.several and (problems := kin.standing(self.tree)):
+            raise Refused(problems)
+
+    def _look_together(self) -> None:
+        members, self._family_of = self.all, list(self.ids)
+        self._family = Family([member.dumper.files for member in members]) if self.several else None
+        if self._family is not None:
+            for member in members:
+                member.dumper.spaces.read()
+            self.find_common()
+            self.read_files(frozen=False)
+
+    def find_common(self) -> None:
+        """Shared memory that several of them have mapped, and who sends it."""
+        if not self.several:
+            return
+        spaces = [member.dumper.spaces for member in self.all]
+        shared = common.objects([space.vmas for space in spaces])
+        for member in self.all:
+            member.dumper.know_common(shared)
+        for member, elsewhere in zip(self.all, common.elsewhere([space.vmas for space in spaces]), strict=True):
+            member.elsewhere = elsewhere
+
+    def read_files(self, frozen: bool) -> None:
+        """The descriptors of all of them at once, for they share some."""
+        if self._family is not None:
+            tables = self._family.dump(frozen, [member.dumper.spaces.vmas for member in self.all])
+            for member, table in zip(self.all, tables, strict=True):
+                member.dumper.table = table
+
+    # Standing still
+
+    def hold(self, stop: Callable[[Member], object]) -> None:
+        """Stop all of them, those included that are born meanwhile. Whatever fails, they are let go. Raises KinChanged
+        where no way leads from what was known to what there is, and Refused where they cannot be moved together."""
+        stopped: list[Member] = []  # not those of which nothing was known when they were
+        try:
+            while True:
+                for id in list(self.ids):
+                    member = self.members[id]
+                    try:
+                        if id in self._fresh:
+                            member.dumper.stop()
+                        elif member not in stopped:
+                            stop(member)
+                            stopped.append(member)
+                    except (Refused, ProcessEnded, OSError):
+                        if member.pid == self._pid or _lives(member.pid):
+                            raise
+                if self._scan():
+                    continue
+                if self.settle(held=True):
+                    if problems := self._problems():
+                        raise Refused(problems)
+                elif all(member in stopped for member in self.all):
+                    return
+        except BaseException:
+            self.let_go()
+            raise
+
+    def let_go(self) -> None:
+        """All of them go on."""
+        failure: BaseException | None = None
+        for member in reversed(self.all):
+            try:
+                member.resume()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        """Leave no trace in any. Whatever fails, all of it is tried."""
+        members, self.members, self.ids = list(self.members.values()), {}, []
+        failure: BaseException | None = None
+        for member in reversed(members):
+            try:
+                member.close()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+
+def mark_of(pid: int) -> Mark:
+    """What tells one program of a process from the next: when it was started, and where the kernel put what it was
+    started with (the last changes with prctl(PR_SET_MM) too: then it is begun anew for nothing)."""
+    with Proc(pid) as proc:
+        its = stat(proc.text("stat"))
+    if its.state in "ZX":
+        raise ProcessLookupError(pid)
+    return its.starttime, its.startcode, its.endcode, its.startstack
+
+
+def _lives(pid: int) -> bool:
+    try:
+        mark_of(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return not children.ended(pid)
