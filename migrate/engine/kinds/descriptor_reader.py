@@ -78,7 +78,7 @@ class DescriptorReader:
         """These move together by now."""
         family |= {self.proc.pid}
         if family != self.family:
-            self.family = family
+            self.family = self.sockets.family = family
             self._owners.clear()
 
     def dump(self, options: DumpOptions | None = None) -> tuple[DescriptorTable, list[Problem]]:

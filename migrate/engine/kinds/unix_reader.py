@@ -14,7 +14,7 @@ import socket
 import struct
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from migrate.engine.kernel.fdcalls import pending_bytes, unsent_bytes
@@ -83,14 +83,24 @@ class UnixReader:
                 if frozen or not went_away(error):
                     raise
         self._shown: dict[int, UnixShown] = {}
+        self._pending: set[int] = set()  # who waits to be accepted
         self._trouble = ""
+        if self._files:
+            try:
+                self._ask(next(iter(self._files.values())))
+            except OSError as error:
+                self._trouble = error.strerror or str(error)
+
+    def _ask(self, one: OpenFile) -> None:
+        """The kernel; all of them are in one network namespace."""
+        diag = UnixDiag.of(one.dump.proc)
         try:
-            for ino, file in self._files.items():
-                shown = known.diag(file).ask(ino)
-                if shown is not None:
-                    self._shown[ino] = shown
-        except OSError as error:
-            self._trouble = error.strerror or str(error)
+            found = [shown for ino in self._files if (shown := diag.ask(ino)) is not None]
+            self._shown = {shown.ino: shown for shown in found}
+            if any(shown.peer == 0 and shown.kind != DGRAM for shown in found):
+                self._pending = {ino for shown in diag.all() for ino in shown.pending}
+        finally:
+            diag.close()
 
     def leading_outside(self, file: OpenFile) -> str | None:
         """What it is, in words, unless it leads to none but the processes that move."""
@@ -117,11 +127,6 @@ class UnixReader:
         """Whether it waits to be accepted: who has lost its peer is shut down by that (unix_release_sock(),
         net/unix/af_unix.c), and so may be who waits."""
         return shown.kind != DGRAM and (shown.shutdown != 3 or shown.ino in self._pending)
-
-    @cached_property
-    def _pending(self) -> set[int]:
-        file = next(iter(self._files.values()))
-        return {ino for shown in self._known.diag(file).all() for ino in shown.pending}
 
     def dump(self, file: OpenFile) -> UnixPair | UnixSocket | None:
         """The socket, with its peer; None when there was something about one of them that is refused."""
@@ -272,21 +277,14 @@ class Known:
     """What is remembered from one dump to the next. ``family``: of those that move."""
 
     def __init__(self, family: frozenset[int]) -> None:
-        self._family = family
-        self._diag: UnixDiag | None = None
+        self.family = family
         self._holders: MutableMapping[int, list[int]] = {}
         self.tokens: dict[int, str] = {}  # see `Node`
-
-    def diag(self, file: OpenFile) -> UnixDiag:
-        """For the network namespace of the process that has the file."""
-        if self._diag is None:
-            self._diag = UnixDiag.of(file.dump.proc)
-        return self._diag
 
     def holders(self, ino: int) -> list[int]:
         """Which others have the socket."""
         if not self._holders.get(ino):
-            self._holders[ino] = outside.who_has(f"socket:[{ino}]", self._family)
+            self._holders[ino] = outside.who_has(f"socket:[{ino}]", self.family)
         return self._holders[ino]
 
 
