@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from migrate.errors import Failed
 from tests.kernel.checkpoints import Job, Keep, dump, keeping, restore
 from tests.kernel.onward import tree
+from tests.migration.scene import POINTS
 from tests.tasks import wait_until
 from tests.victims import Victims
 
@@ -33,6 +35,16 @@ def test_they_notice_nothing(victims: Victims, tmp_path: Path, name: str) -> Non
     # An abstract name is taken as long as the process here is there.
     with tree(victims, tmp_path / name, name, *(["not-abstract"] if name == "listeners" else [])) as family:
         family.move()
+        family.verdict()
+
+
+@pytest.mark.parametrize("point", POINTS[1:])
+@pytest.mark.parametrize("name", ["relatives", "listeners"])
+def test_a_move_that_fails_leaves_all_as_it_was(victims: Victims, tmp_path: Path, name: str, point: str) -> None:
+    """What is queued is there, and names lead to the sockets here."""
+    with tree(victims, tmp_path / name, name, "not-abstract") as family:
+        with pytest.raises(Failed):
+            family.move(fault=f"{point}:fail")
         family.verdict()
 
 

@@ -90,6 +90,61 @@ if __name__ == "__main__":
     main()
 """
 
+# A server with a thread for each connection, in a process of its own, and clients that check its answers.
+SERVER = """
+import multiprocessing, os, socket, socketserver, sys, threading
+
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        total = 0
+        for line in self.rfile:
+            total += int(line)
+            self.wfile.write(b"%d\\n" % total)
+
+def serve(server):
+    with server:
+        server.serve_forever(0.05)
+
+def ask(address, errors):
+    try:
+        with socket.socket(socket.AF_UNIX) as lasting:
+            lasting.connect(address)
+            answers, total, number = lasting.makefile("rb"), 0, 0
+            while not os.path.exists(os.environ["VICTIM_GO"]) or number < 200:
+                number += 1
+                total += number
+                lasting.sendall(b"%d\\n" % number)
+                assert int(answers.readline()) == total, number
+                if os.path.exists(os.environ["VICTIM_GO"]) and number % 10 == 0:
+                    with socket.socket(socket.AF_UNIX) as brief:
+                        brief.connect(address)
+                        brief.sendall(b"7\\n")
+                        brief.shutdown(socket.SHUT_WR)
+                        assert brief.makefile("rb").read() == b"7\\n"
+    except BaseException as error:
+        errors.append(repr(error))
+
+def main():
+    address = "\\0server" if sys.argv[1] == "abstract" else os.path.join(os.environ["VICTIM_DIR"], "socket")
+    server = socketserver.ThreadingUnixStreamServer(address, Handler)
+    server.daemon_threads = True
+    process = multiprocessing.Process(target=serve, args=(server,))
+    process.start()
+    errors = []
+    clients = [threading.Thread(target=ask, args=(address, errors)) for _ in range(3)]
+    for client in clients:
+        client.start()
+    print("ready", flush=True)
+    for client in clients:
+        client.join()
+    process.terminate()
+    process.join()
+    assert not errors, errors
+    print("pass", flush=True)
+
+main()
+"""
+
 
 @pytest.mark.parametrize("victim", ["socketpairs", "relatives", "listeners"])
 def test_they_notice_nothing(journeys: Journeys, victim: str) -> None:
@@ -109,6 +164,15 @@ def test_a_pool_with_queues(journeys: Journeys) -> None:
     program.write_text(POOL)
     journey = journeys.run("pool", [sys.executable, str(program)])
     wait_until("a pool ready", lambda: "ready" in journey.out or not journey.task.alive, 30)
+    journey.move("--max-downtime", "10s", "--no-converge", "continue", look=False)
+    journey.tell()
+    journey.verdict()
+
+
+@pytest.mark.parametrize("kind", ["abstract", "path"])
+def test_a_server_and_its_clients(journeys: Journeys, kind: str) -> None:
+    journey = journeys.run("server", [sys.executable, "-c", SERVER, kind])
+    wait_until("a server ready", lambda: "ready" in journey.out or not journey.task.alive, 30)
     journey.move("--max-downtime", "10s", "--no-converge", "continue", look=False)
     journey.tell()
     journey.verdict()
