@@ -33,7 +33,7 @@ static void takes(int fd, const char *text)
 {
 	char buffer[64] = "";
 
-	check(recv(fd, buffer, sizeof(buffer), 0) == (ssize_t)strlen(text) && !strcmp(buffer, text), "fd %d: %s", fd, buffer);
+	check(recv(fd, buffer, strlen(text), MSG_WAITALL) == (ssize_t)strlen(text) && !strcmp(buffer, text), "fd %d: %s", fd, buffer);
 }
 
 static void gives(int fd, const char *text)
