@@ -15,6 +15,8 @@ from migrate.engine.descent import Descent
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.maps import Mapping
 from migrate.engine.kin import Kin
+from migrate.engine.kinds.unix import UnixSocket
+from migrate.engine.kinds.unix_names import place
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
@@ -194,13 +196,24 @@ class Replicas:
             )
             for image in images
         )
-        inputs = members, stay, records
+        names = tuple(
+            (made.name, made.node)
+            for image in images
+            for made in image.descriptors.objects
+            if isinstance(made, UnixSocket) and made.node is not None
+        )
+        inputs = members, stay, records, names
         if self._release is None or self._release[0] != inputs:
             only = members[0]
+
+            def late(program: Program) -> None:
+                for name, node in names:
+                    place(program, name, node)
+
             if len(members) > 1:
-                program, revocable = overseer.release_all(members, stay, records)
+                program, revocable = overseer.release_all(members, stay, records, late)
             else:
-                program, revocable = overseer.release(only.pid, only.tids, only.stopped, stay, records)
+                program, revocable = overseer.release(only.pid, only.tids, only.stopped, stay, records, late)
             self._release = inputs, program.link(), revocable
         return self._release[1:]
 

@@ -76,7 +76,8 @@ def _process(saved: Saved, index: int, sizes: tuple[int, ...]) -> dict[str, Any]
 def _kind(state: object, objects: Sequence[object]) -> str:
     """In a word: ``regular``, ``pipe``, ``standard stream``."""
     named = objects[state.object] if isinstance(state, Handle) else state
-    words = {"StandardStream": "standard stream", "DeletedFile": "deleted file", "PlaceOnly": "path"}
+    words = {"StandardStream": "standard stream", "DeletedFile": "deleted file", "PlaceOnly": "path",
+             "UnixPair": "unix socket", "UnixSocket": "unix socket"}  # fmt: skip
     name = type(named).__name__
     return words.get(name, name.lower())
 

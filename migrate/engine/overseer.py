@@ -11,7 +11,7 @@ kernel restarts it, or not, by its own rules when the stop ends (arch_do_signal_
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from migrate.engine.kernel.syscalls import NUMBERS
@@ -270,6 +270,9 @@ def _iovec(program: Program, buffer: Buffer) -> Buffer:
     return program.data(struct.pack("<QQ", 0, buffer.size), pointers={0: buffer})
 
 
+Late = Callable[[Program], None]
+
+
 @dataclass(frozen=True)
 class Records:
     """What the overseer writes into the journal in the course of the commit, made by who knows what belongs there."""
@@ -279,10 +282,13 @@ class Records:
     released: bytes
 
 
-def release(main: int, tids: Sequence[int], stopped: bool, stay: bool, records: Records) -> tuple[Program, int]:
+def release(
+    main: int, tids: Sequence[int], stopped: bool, stay: bool, records: Records, late: Late = lambda program: None
+) -> tuple[Program, int]:
     """The commit: let every thread go, and leave, or stay until the restoree has ended (as init of a PID namespace,
     or as a parent whose end would be noticed). ``tids``: in the order in which they were seized, ``main`` first.
-    Also returns how many ops there are up to the one that unties the last thread: when one of these fails, or the
+    ``late``: what is to be done when nothing can be called off any more; none of it may fail. Also returns how
+    many ops there are up to the one that unties the last thread: when one of these fails, or the
     overseer dies before it is past them, nothing has run, and nothing will.
 
     Who commits is the overseer itself, so that the agent's death changes nothing. When a tracer dies the kernel goes
@@ -296,6 +302,7 @@ def release(main: int, tids: Sequence[int], stopped: bool, stay: bool, records: 
     if stopped:
         program.syscall("kill", main, SIGSTOP, label=f"pid {main} was stopped")
     revocable = _untie(program, tids, records)
+    late(program)
     for tid in tids:
         program.syscall("ptrace", PTRACE_DETACH, tid, 0, 0, label=f"let thread {tid} go", ignore=True)
     _leave(program, main if stay else 0)
@@ -313,7 +320,9 @@ class Member:
     stopped: bool
 
 
-def release_all(members: Sequence[Member], stay: bool, records: Records) -> tuple[Program, int]:
+def release_all(
+    members: Sequence[Member], stay: bool, records: Records, late: Late = lambda program: None
+) -> tuple[Program, int]:
     """The commit of a tree: `release` for several processes. ``members``: in the order in which they were seized.
 
     What holds a thread of one process back until the last is untied (see `release`) does not hold other processes: the
@@ -335,6 +344,7 @@ def release_all(members: Sequence[Member], stay: bool, records: Records) -> tupl
     for each in members:
         program.syscall("kill", each.pid, SIGSTOP, label=f"hold pid {each.pid}")
     revocable = _untie(program, [tid for each in members for tid in each.tids], records)
+    late(program)
     status, every = program.space(8), program.data(b"\xff" * 8)
     for each in members:
         if not each.stopped:

@@ -112,9 +112,8 @@ def refuse_many(directory: str) -> None:
     read, write = os.pipe()
     os.closerange(3, read) if read > 3 else None
     put(os.dup(write), 30)  # both ends are inside
-    first, second = socket.socketpair()
-    put(first.detach(), 31)
-    put(second.detach(), 32)
+    put(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).detach(), 31)
+    put(socket.socket(socket.AF_INET).detach(), 32)
     put(os.open(f"{directory}/block", os.O_RDONLY), 33) if os.path.exists(f"{directory}/block") else None
     put(int(libc.fanotify_init(0, 0)), 34)
     put(int(libc.syscall(425, 4, ctypes.create_string_buffer(120))), 35)  # io_uring_setup

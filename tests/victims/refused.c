@@ -27,7 +27,7 @@ static void have(const char *kind)
 	pid_t child;
 
 	if (!strcmp(kind, "socket")) {
-		place(socket(AF_UNIX, SOCK_STREAM, 0));
+		place(socket(AF_NETLINK, SOCK_RAW, 0));
 	} else if (!strcmp(kind, "terminal")) {
 		place(open("/dev/ptmx", O_RDWR | O_NOCTTY));
 	} else if (!strcmp(kind, "io_uring")) {

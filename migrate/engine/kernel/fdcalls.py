@@ -70,6 +70,11 @@ def pending_bytes(fd: int) -> int:
     return int(struct.unpack("<i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])
 
 
+def unsent_bytes(fd: int) -> int:
+    """How much memory of a unix socket's send buffer is taken by what its receivers have not read (SIOCOUTQ)."""
+    return int(struct.unpack("<i", fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))[0])
+
+
 def pipe_contents(fd: int) -> tuple[bytes, ...]:
     """What is in the pipe, of which ``fd`` is a reading end, left in it: tee(2) into one of ours. One item for each
     read that a reader with a large buffer would do, so that packets (O_DIRECT) keep their bounds.
@@ -93,6 +98,11 @@ def pipe_contents(fd: int) -> tuple[bytes, ...]:
     finally:
         os.close(out)
         os.close(into)
+
+
+def set_namespace(fd: int, kind: int) -> None:
+    """setns(2) of the calling thread. ``kind``: the CLONE_NEW… flag of what ``fd`` is."""
+    _call("setns", fd, kind)
 
 
 def timerfd_gettime(fd: int) -> int:

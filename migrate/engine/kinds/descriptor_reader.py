@@ -28,6 +28,8 @@ from migrate.engine.kinds.regular import Regular
 from migrate.engine.kinds.signalfd import SignalFd
 from migrate.engine.kinds.stdio import StandardStream
 from migrate.engine.kinds.timerfd import TimerFd
+from migrate.engine.kinds.unix import UnixPair
+from migrate.engine.kinds.unix_reader import Known, UnixReader
 from migrate.errors import Problem
 
 # By what /proc/PID/fd shows behind "anon_inode:". A kind that is not here is refused by that name.
@@ -69,13 +71,14 @@ class DescriptorReader:
         self.family = family | {proc.pid}
         self._states: dict[tuple[object, ...], tuple[State, Owner | None]] = {}
         self._contents: dict[Key, tuple[os.stat_result, int, Memfd | DeletedFile]] = {}  # and when it was read
+        self.sockets = Known(self.family)
         self._owners: dict[tuple[str, Key, int], list[int]] = {}  # which other processes have a file
 
     def join(self, family: frozenset[int]) -> None:
         """These move together by now."""
         family |= {self.proc.pid}
         if family != self.family:
-            self.family = family
+            self.family = self.sockets.family = family
             self._owners.clear()
 
     def dump(self, options: DumpOptions | None = None) -> tuple[DescriptorTable, list[Problem]]:
@@ -172,6 +175,8 @@ class Table:
         self.pipes: dict[Key, list[OpenFile]] = {}
         for file in filter(is_pipe, files):
             self.pipes.setdefault(file.key, []).append(file)
+        sockets = [file for file in files if file.format == stat.S_IFSOCK and not file.flags & O_PATH]
+        self.sockets = UnixReader(sockets, reader.sockets, options.frozen)
         self.room = options.limit
         self.leading = self._leading_outside()
         self.stream_keys = {
@@ -245,6 +250,8 @@ class Table:
             return PidFd.dump(file)
         if is_pipe(file):
             return self._pipe(file)
+        if file.format == stat.S_IFSOCK:
+            return self._socket(file)
         if not file.link.startswith("/") or file.link.startswith(("/secretmem", "/dmabuf:")):
             file.refuse(_name(file), _CLOSE_IT)
             return None
@@ -264,6 +271,9 @@ class Table:
         return Regular.dump(file)
 
     def _travelling(self, file: OpenFile) -> State | None:
+        if file.key in self.options.mapped and not Memfd.is_one(file.link):
+            file.refuse(f"deleted file that is mapped too ({file.link})", _CLOSE_IT)
+            return None
         if file.key not in self.handles:
             made = self.reader.contents(file, self.room)
             if isinstance(made, Problem):
@@ -281,7 +291,22 @@ class Table:
             self._add(made)
         return Handle(self.handles[file.key], 0)
 
-    def _add(self, made: Pipe | Memfd | DeletedFile) -> None:
+    def _socket(self, file: OpenFile) -> State | None:
+        if file.key not in self.handles:
+            made = self.sockets.dump(file)
+            if made is None:
+                return None
+            ends = made.ends if isinstance(made, UnixPair) else ()
+            self.handles.update({end.key: len(self.objects) for end in ends if end.open})
+            self._add(made)
+        index = self.handles[file.key]
+        return Handle(index, 0, self._end_of(index, file.key))
+
+    def _end_of(self, index: int, key: Key) -> int:
+        made = self.objects[index]
+        return 1 if isinstance(made, UnixPair) and made.ends[1].key == key else 0
+
+    def _add(self, made: Object) -> None:
         self.handles[made.key] = len(self.objects)
         self.objects.append(made)
 
@@ -294,7 +319,8 @@ class Table:
             if file.flags & O_PATH:
                 continue
             if file.format == stat.S_IFSOCK:
-                found[id(file)] = "socket"
+                if (leads := self.sockets.leading_outside(file)) is not None:
+                    found[id(file)] = leads
             elif file.format == stat.S_IFCHR and file.stat.st_rdev not in EVERYWHERE:
                 terminal = os.major(file.stat.st_rdev) in (4, 5, *range(136, 144))
                 found[id(file)] = f"{'terminal' if terminal else 'device'} {file.link}"
@@ -352,7 +378,7 @@ def check_watches(dump: Dump | None, descriptions: list[Description], descriptor
 def _is_shareable(file: OpenFile) -> bool:
     """Whether another process that has it too would notice that it has gone. A regular file's offset is not counted:
     shells leave them shared, and look at them no more."""
-    if file.flags & O_PATH or file.format == stat.S_IFSOCK:
+    if file.flags & O_PATH:
         return False
     return not file.link.startswith("/") or is_pipe(file) or file.stat.st_nlink == 0 or Memfd.is_one(file.link)
 
@@ -380,4 +406,6 @@ def _name(file: OpenFile) -> str:
         return f"namespace {file.link}"
     if is_pipe(file):
         return "pipe"
+    if file.format == stat.S_IFSOCK:
+        return "unix socket"
     return f"file {file.link}" if file.format == stat.S_IFREG else f"descriptor of an unknown kind ({file.link})"

@@ -37,6 +37,7 @@ from migrate.engine.kinds.signalfd import SignalFd
 from migrate.engine.kinds.stdio import StandardStream
 from migrate.engine.kinds.taken import Taken
 from migrate.engine.kinds.timerfd import TimerFd
+from migrate.engine.kinds.unix import UnixPair, UnixSocket
 from migrate.engine.program import Program
 
 EARLY = 4 << 20  # bytes of contents above which they go in programs of their own
@@ -47,10 +48,12 @@ Watching = TypeVar("Watching", Epoll, Inotify)
 
 @dataclass(frozen=True)
 class Handle:
-    """A description of one of the table's objects, by its position there. ``offset``: of a file."""
+    """A description of one of the table's objects, by its position there. ``offset``: of a file; ``end``: which one of
+    a pair of sockets."""
 
     object: int
     offset: int
+    end: int = 0
 
     applied: ClassVar[int] = 0
 
@@ -61,7 +64,8 @@ class Handle:
         return []
 
 
-Object = Pipe | Memfd | DeletedFile
+Queue = Pipe | UnixPair | UnixSocket  # what has no contents of a file
+Object = Queue | Memfd | DeletedFile
 State = (
     Regular
     | Directory
@@ -168,9 +172,9 @@ class Plan:
     def early(self) -> Iterator[Program]:
         """Programs that write contents, to be run before the address space is finished: of files that it made, which
         it then seals; and of all memfds and deleted files where there is so much that one program would not do."""
-        much = sum(o.volume for o in self.table.objects if not isinstance(o, Pipe)) > EARLY
+        much = sum(o.volume for o in self.table.objects if not isinstance(o, Queue)) > EARLY
         for index, made in enumerate(self.table.objects):
-            if isinstance(made, Pipe) or not made.chunks or not (much or made.key in self.context.objects):
+            if isinstance(made, Queue) or not made.chunks or not (much or made.key in self.context.objects):
                 continue
             chunks = list(made.chunks)
             while chunks:
@@ -190,11 +194,12 @@ class Plan:
     def make(self, program: Program) -> None:
         """All but what another restoree makes."""
         self._begin(program)
-        for index, made in enumerate(self.table.objects):
+        # Sockets that listen take the names under which others were accepted.
+        for index, made in sorted(enumerate(self.table.objects), key=lambda each: isinstance(each[1], UnixSocket)):
             if index not in self._held:
                 self._make(index)
             self._placing.label = self._label_of(index)
-            if isinstance(made, Pipe):
+            if isinstance(made, Queue):
                 made.fill(self._placing, self._held[index])
             else:
                 ready = made.key in self.context.objects
@@ -238,7 +243,7 @@ class Plan:
         ready = self.context.objects.get(made.key)
         if ready is not None:
             self._held[index] = ready, ready
-        elif isinstance(made, Pipe):
+        elif isinstance(made, Queue):
             self._held[index] = made.make(placing)
         else:
             number = placing.hold(made.make(placing))
@@ -259,6 +264,8 @@ class Plan:
         if not isinstance(state, Handle):
             return state.open(placing, flags), flags & state.applied
         made, held = self.table.objects[state.object], self._held[state.object]
+        if isinstance(made, UnixPair | UnixSocket):
+            return placing.copy(held[state.end]), ~flags
         if isinstance(made, Pipe):
             end = state.object, flags & os.O_ACCMODE
             number = made.open(placing, held, flags, end not in self._taken)

@@ -8,7 +8,7 @@ that it does not have itself are lent, at numbers that nobody uses, until the ot
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from migrate.engine.kinds import locks
 from migrate.engine.kinds.descriptor_reader import DescriptorReader, Table, check_watches, describe
@@ -17,6 +17,7 @@ from migrate.engine.kinds.listing import same_among, went_away
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.taken import Taken
+from migrate.engine.kinds.unix import UnixPair, UnixSocket
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.kinds.vma_read import mapped_objects
 from migrate.errors import Problem
@@ -106,6 +107,7 @@ class _Sharing:
             if id(file) in same:
                 self.holders[id(same[id(file)])].append(file)
         self.own = [_Own() for _ in dumps]
+        self.names: dict[bytes, int] = {}  # of sockets, and who makes them
         used = {number for file in files for number in file.numbers}
         self.free = (number for number in range(_LENT, 1 << 20) if number not in used)
 
@@ -127,8 +129,17 @@ class _Sharing:
             if isinstance(state, Handle):
                 holder = self.position[file.dump.pid]
                 mapping = self.mappers.get(file.key)
-                found.setdefault(state.object, mapping[0] if mapping else holder)
+                found.setdefault(state.object, mapping[0] if mapping else self._noted(state.object, holder))
         return found
+
+    def _noted(self, position: int, holder: int) -> int:
+        """Who has made a pair of sockets, for that shows (SO_PEERCRED), if it is one of them; else ``holder``. Sockets
+        of one name are made by one process, because that has to keep an order (`Plan.make`)."""
+        made = self.table.objects[position]
+        if not isinstance(made, UnixPair | UnixSocket):
+            return holder
+        maker = next((at for at, dump in enumerate(self.dumps) if dump.own_pid == made.maker), holder)
+        return self.names.setdefault(made.name, maker) if made.name else maker
 
     def _place(
         self, file: OpenFile, state: State, owner: Owner | None, numbers: list[int], makers: dict[int, int]
@@ -141,7 +152,7 @@ class _Sharing:
             if state.object not in own.placed:
                 own.placed[state.object] = len(own.objects)
                 own.objects.append(self.table.objects[state.object])
-            state = Handle(own.placed[state.object], state.offset)
+            state = replace(state, object=own.placed[state.object])
         made, there = describe(file, state, owner), holders.get(maker)
         if there is None:
             lent = next(self.free)

@@ -32,6 +32,12 @@ def holders(files: Sequence[OpenFile], family: Collection[int]) -> dict[int, lis
     return found
 
 
+def who_has(link: str, family: Collection[int]) -> list[int]:
+    """The processes outside ``family`` with a descriptor that /proc shows so."""
+    pids = (name for name in os.listdir("/proc") if name.isdecimal() and int(name) not in family)
+    return [int(pid) for pid in pids if any(shown == link for shown, _ in _descriptors(pid))]
+
+
 def shared_memory(vmas: Sequence[VMA], proc: Proc, family: Collection[int] = ()) -> list[Problem]:
     """Memory without a name that another process, which is not of its ``family``, has mapped too: what one writes, the
     other would no longer see. Looks through /proc/*/maps of every process that we may look at."""

@@ -68,7 +68,7 @@ class Pipe:
         """A reading and a writing descriptor, held."""
         packets = O_DIRECT if self.packets else 0
         if self.path is None:
-            reading, writing = placing.pair("pipe2", os.O_NONBLOCK | packets)
+            reading, writing = placing.pipe(os.O_NONBLOCK | packets)
             reading, writing = placing.hold(reading), placing.hold(writing)
         else:
             # Opened for both at once, a FIFO waits for nobody (fifo(7)).

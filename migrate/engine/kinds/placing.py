@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from migrate.engine.kernel.fdcalls import F_DUPFD_CLOEXEC
-from migrate.engine.program import Arg, OpKind, Program
+from migrate.engine.program import Arg, Buffer, OpKind, Program
 
 AT_FDCWD = -100
 FD_CLOEXEC = 1
@@ -92,10 +92,21 @@ class Placing:
         """A new description of what ``holder`` is one of (proc_pid_fd(5)). Needs /proc in the restoree."""
         return self.open(f"/proc/self/fd/{holder}", flags)
 
-    def pair(self, name: str, flags: int) -> tuple[int, int]:
+    def pipe(self, flags: int) -> tuple[int, int]:
         """pipe2(2): reading and writing end."""
         room = self.program.space(8)
-        self.program.syscall(name, room, flags | os.O_CLOEXEC, label=self.label)
+        self.program.syscall("pipe2", room, flags | os.O_CLOEXEC, label=self.label)
+        return self._pair(room)
+
+    def sockets(self, family: int, kind: int) -> tuple[int, int]:
+        """socketpair(2), close-on-exec and non-blocking."""
+        room = self.program.space(8)
+        kind |= os.O_CLOEXEC | os.O_NONBLOCK  # as SOCK_CLOEXEC and SOCK_NONBLOCK are defined
+        self.program.syscall("socketpair", family, kind, 0, room, label=self.label)
+        return self._pair(room)
+
+    def _pair(self, room: Buffer) -> tuple[int, int]:
+        """The two lowest free numbers, which a call has written there."""
         first = self.numbers.lowest()
         self.numbers.take(first)
         second = self.numbers.lowest()
@@ -105,7 +116,7 @@ class Placing:
         return first, second
 
     def hold(self, number: int) -> int:
-        """Move it out of the way, until `release`; the new number."""
+        """Move it out of the way, until `release` or `drop`; the new number."""
         start = self.context.low_limit
         while (high := self.numbers.lowest(start)) in self.wanted:
             start = high + 1
@@ -114,6 +125,11 @@ class Placing:
         self._holders.append(high)
         self.close(number)
         return high
+
+    def drop(self, number: int) -> None:
+        """Close what was held."""
+        self._holders.remove(number)
+        self.close(number)
 
     def close(self, number: int) -> None:
         self.program.syscall("close", number, label=self.label)

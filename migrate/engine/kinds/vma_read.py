@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from migrate.engine.kernel.maps import Mapping, SmapsEntry, maps, smaps
+from migrate.engine.kernel.mountinfo import mountinfo
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kinds import mempolicy
 from migrate.engine.kinds.needs import DEVICE, FileNeed
@@ -304,6 +305,10 @@ class AddressSpaceReader:
             if not stat.S_ISREG(there.st_mode):
                 return Problem(place, f"memory of a device ({name})", "close the device before the move")
             return Backing(FILE, there.st_dev, there.st_ino, name, there.st_size, there.st_mtime_ns)
+        if mapping.deleted and mapping.shared and found is not None and _is_memory(self.proc, found):
+            # What nobody can open any more is memory that is shared without a name, such as semaphores (sem_open(3))
+            # whose names have been taken away. (One that is open too is seen to by the descriptors.)
+            return Backing(SHMEM, found.st_dev, mapping.inode, "", found.st_size, 0)
         if mapping.deleted:
             return Problem(place, f"{path} is mapped and has been deleted", "restart the process to use the new file")
         return Problem(place, f"{path} is mapped, and that name leads to another file now", "restart the process")
@@ -328,6 +333,13 @@ def _stat_inside(proc: Proc, path: str) -> os.stat_result | None:
         return os.stat(prefix + path)
     except OSError:
         return None
+
+
+def _is_memory(proc: Proc, found: os.stat_result) -> bool:
+    """Whether a file without a name is of a file system in memory."""
+    device = os.major(found.st_dev), os.minor(found.st_dev)
+    mounts = mountinfo(proc.text("mountinfo")) if stat.S_ISREG(found.st_mode) and not found.st_nlink else []
+    return any((mount.major, mount.minor) == device and mount.fstype == "tmpfs" for mount in mounts)
 
 
 def _behind(vma: VMA, mapping: Mapping) -> bool:

@@ -18,7 +18,7 @@ from migrate.engine.program.program import Linked, Results
 from migrate.engine.program.symbols import writer
 from migrate.wording import printable
 
-_OWN = ("write", "pwrite64")  # calls with contents of the process's files and pipes
+_OWN = ("write", "pwrite64", "sendto")  # calls with contents of the process's files, pipes and sockets
 _TEXT_SHOWN = 120  # characters of a string
 
 

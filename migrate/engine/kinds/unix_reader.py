@@ -1,0 +1,351 @@
+"""Reads unix sockets from outside: who is connected to whom, and what is queued, which stays in the queue.
+
+What is queued is looked at (MSG_PEEK), one message after the other where SO_PEEK_OFF makes that possible, with its
+sender noted (SO_PASSCRED). Both options are the socket's, so they are changed only while its process stands still, and
+set back at once.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import socket
+import struct
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from migrate.engine.kernel.fdcalls import pending_bytes, unsent_bytes
+from migrate.engine.kernel.sockdiag import LISTENING, UnixDiag, UnixShown
+from migrate.engine.kinds import outside
+from migrate.engine.kinds.listing import went_away
+from migrate.engine.kinds.opened import OpenFile
+from migrate.engine.kinds.unix import (
+    BUFFERS,
+    DGRAM,
+    NOBODY,
+    SO_PASSCRED,
+    STREAM,
+    Message,
+    Sender,
+    UnixEnd,
+    UnixPair,
+    UnixSocket,
+)
+from migrate.engine.kinds.unix_names import Node
+from migrate.wording import printable
+
+SO_PEEK_OFF, SO_GET_FILTER, SO_PEERGROUPS = 42, 26, 59
+# Those that a unix socket heeds, and those that it merely remembers, by what they are called in asm-generic/socket.h
+OPTIONS = {
+    "SO_REUSEADDR": (2, 4), "SO_DONTROUTE": (5, 4), "SO_BROADCAST": (6, 4), "SO_KEEPALIVE": (9, 4),
+    "SO_OOBINLINE": (10, 4), "SO_NO_CHECK": (11, 4), "SO_PRIORITY": (12, 4), "SO_LINGER": (13, 8),
+    "SO_PASSCRED": (SO_PASSCRED, 4), "SO_RCVLOWAT": (18, 4), "SO_RCVTIMEO": (20, 16), "SO_SNDTIMEO": (21, 16),
+    "SO_TIMESTAMP": (29, 4), "SO_PASSSEC": (34, 4), "SO_TIMESTAMPNS": (35, 4), "SO_MARK": (36, 4),
+    "SO_TIMESTAMPING": (37, 4), "SO_RXQ_OVFL": (40, 4), "SO_WIFI_STATUS": (41, 4), "SO_PEEK_OFF": (SO_PEEK_OFF, 4),
+    "SO_NOFCS": (43, 4), "SO_SELECT_ERR_QUEUE": (45, 4), "SO_BUSY_POLL": (46, 4), "SO_TIMESTAMP_NEW": (63, 4),
+    "SO_TIMESTAMPNS_NEW": (64, 4), "SO_TIMESTAMPING_NEW": (65, 4), "SO_PREFER_BUSY_POLL": (69, 4),
+    "SO_PASSPIDFD": (76, 4), "SO_PASSRIGHTS": (83, 4), "SO_INQ": (84, 4),
+}  # fmt: skip
+_SOCKET, _CREDENTIALS = socket.SOL_SOCKET, struct.Struct("=iII")
+_SCM_PIDFD = 4
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+_MESSAGE = 8 << 20  # bytes of one message
+_CONTROL = 4096  # bytes of what comes with one; 253 descriptors are the most
+_GROUPS = 65536  # NGROUPS_MAX
+_READ_IT, _CLOSE_IT = "let it be read first", "close it, or stop what uses it"
+
+
+class Unmovable(Exception):
+    """What it is that cannot be moved, and what to do."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(what, advice)
+        self.what, self.advice = what, advice
+
+
+class UnixReader:
+    """The unix sockets among the files of one dump, which are those of all processes that move together."""
+
+    def __init__(self, files: Sequence[OpenFile], known: Known, frozen: bool) -> None:
+        self._known, self._frozen = known, frozen
+        self._own = {file.dump.pid: file.dump.own_pid for file in files}
+        self._files: dict[int, OpenFile] = {}
+        self._refused: set[int] = set()
+        for file in files:
+            try:
+                with _borrowed(file) as found:
+                    if found.family == socket.AF_UNIX:
+                        self._files.setdefault(file.key[1], file)
+            except OSError as error:
+                if frozen or not went_away(error):
+                    raise
+        self._shown: dict[int, UnixShown] = {}
+        self._pending: set[int] = set()  # who waits to be accepted
+        self._trouble = ""
+        if self._files:
+            try:
+                self._ask(next(iter(self._files.values())))
+            except OSError as error:
+                self._trouble = error.strerror or str(error)
+
+    def _ask(self, one: OpenFile) -> None:
+        """The kernel; all of them are in one network namespace."""
+        diag = UnixDiag.of(one.dump.proc)
+        try:
+            found = [shown for ino in self._files if (shown := diag.ask(ino)) is not None]
+            self._shown = {shown.ino: shown for shown in found}
+            if any(shown.peer == 0 and shown.kind != DGRAM for shown in found):
+                self._pending = {ino for shown in diag.all() for ino in shown.pending}
+        finally:
+            diag.close()
+
+    def leading_outside(self, file: OpenFile) -> str | None:
+        """What it is, in words, unless it leads to none but the processes that move."""
+        ino = file.key[1]
+        shown = self._shown.get(ino)
+        if ino not in self._files:
+            return "socket"
+        if self._trouble:
+            return f"unix socket ({self._trouble})"
+        if shown is None:
+            return "unix socket of another network namespace"
+        if shown.peer is None:
+            return None
+        if not shown.peer:
+            return "unix socket whose connection has not been accepted yet" if self._waits(shown) else None
+        if shown.peer in self._shown:
+            mutual = self._shown[shown.peer].peer == ino
+            return None if mutual else "unix socket connected to one that is not connected to it"
+        who = self._known.holders(shown.peer)
+        whose = "process " + ", ".join(map(str, who[:3])) if who else "a process that we may not see"
+        return f"unix socket to {whose}"
+
+    def _waits(self, shown: UnixShown) -> bool:
+        """Whether it waits to be accepted: who has lost its peer is shut down by that (unix_release_sock(),
+        net/unix/af_unix.c), and so may be who waits."""
+        return shown.kind != DGRAM and (shown.shutdown != 3 or shown.ino in self._pending)
+
+    def dump(self, file: OpenFile) -> UnixPair | UnixSocket | None:
+        """The socket, with its peer; None when there was something about one of them that is refused."""
+        ino = file.key[1]
+        if ino in self._refused:
+            return None
+        if self._shown[ino].peer is None:
+            try:
+                return self._single(file, self._shown[ino])
+            except Unmovable as reason:
+                file.refuse(reason.what, reason.advice)
+                return None
+        inos = sorted({ino, self._shown[ino].peer or ino})
+        ends = []
+        for each in inos:
+            try:
+                ends.append(self._end(self._files[each], self._shown[each]))
+            except Unmovable as reason:
+                self._files[each].refuse(reason.what, reason.advice)
+        if len(ends) < len(inos):
+            self._refused.update(inos)
+            return None
+        if len(ends) == 1:
+            with _borrowed(file) as found:
+                ends.append(UnixEnd((file.key[0], 0), False, os.fsencode(found.getpeername())))
+        return UnixPair(self._shown[ino].kind, (ends[0], ends[1]))
+
+    def _single(self, file: OpenFile, shown: UnixShown) -> UnixSocket:
+        with _borrowed(file) as found:
+            self._check(file, shown, found)
+            listens = shown.state == LISTENING
+            if listens and shown.queued:
+                raise Unmovable("unix socket with connections that have not been accepted", "let it accept them")
+            if not listens and shown.kind == DGRAM and _polls(found) & select.POLLIN and not shown.shutdown & 1:
+                raise Unmovable("unix socket that is not connected, with datagrams in it", _READ_IT)
+            peer, groups = self._peer(found) if listens else (NOBODY, ())
+            backlog, options = shown.backlog if listens else -1, _options(found)
+        name, node = _name(shown.name), self._node(file, shown)
+        return UnixSocket(file.key, shown.kind, name, node, backlog, peer, groups, shown.shutdown, options)
+
+    def _node(self, file: OpenFile, shown: UnixShown) -> Node | None:
+        """None as well where its name leads to another file, or to none: then nobody finds the socket by it."""
+        if not shown.name or shown.name.startswith(b"\0"):
+            return None
+        proc, name = file.dump.proc, os.fsdecode(_name(shown.name))
+        start = proc.link("root") if name.startswith("/") else proc.link("cwd")
+        path = os.path.normpath(f"{start}/{name}")
+        try:
+            there = os.stat(file.dump.prefix + path, follow_symlinks=False)
+        except OSError:
+            there = None
+        if there is not None and shown.node == (there.st_ino & 0xFFFF_FFFF, _device(there.st_dev)):
+            token = self._known.tokens.setdefault(shown.ino, secrets.token_hex(8))
+            return Node(path, there.st_mode & 0o7777, there.st_uid, there.st_gid, token)
+        if not name.startswith("/"):
+            what = f"unix socket whose name is relative ({printable(name)}), to another directory than the current one"
+            raise Unmovable(what, _CLOSE_IT)
+        return None
+
+    def _end(self, file: OpenFile, shown: UnixShown) -> UnixEnd:
+        with _borrowed(file) as found:
+            self._check(file, shown, found)
+            reset = bool(_polls(found) & select.POLLERR)
+            waiting = tuple(self._waiting(found, shown)) if self._frozen else ()
+            if self._frozen and shown.peer and shown.kind != STREAM:
+                self._check_all(waiting, shown)
+            peer, groups = self._peer(found)
+            name = _name(shown.name)
+            return UnixEnd(file.key, True, name, peer, groups, shown.shutdown, reset, _options(found), waiting)
+
+    def _check(self, file: OpenFile, shown: UnixShown, found: socket.socket) -> None:
+        if file.info.lines.get("scm_fds", ["0"]) != ["0"]:
+            raise Unmovable("unix socket with descriptors in it that have not been received (SCM_RIGHTS)", _READ_IT)
+        events = _polls(found)
+        if events & select.POLLPRI:
+            raise Unmovable("unix socket with urgent data in it (MSG_OOB)", _READ_IT)
+        if events & select.POLLERR and (shown.peer or shown.kind == DGRAM or (shown.kind != STREAM and shown.queued)):
+            raise Unmovable("unix socket with an error that has not been looked at", "let it be used once more")
+        if found.getsockopt(_SOCKET, SO_GET_FILTER, 0):
+            raise Unmovable("unix socket with a packet filter (SO_ATTACH_FILTER)", _CLOSE_IT)
+
+    def _check_all(self, waiting: Sequence[Message], shown: UnixShown) -> None:
+        """An empty message at which somebody has looked before is passed over by SO_PEEK_OFF from then on. But it takes
+        room in the buffer of its sender; so compare with what the others take in that of another."""
+        with _borrowed(self._files[shown.peer or 0]) as sender:
+            taken = unsent_bytes(sender.fileno())
+        first, second = socket.socketpair(socket.AF_UNIX, shown.kind)
+        with first, second:
+            first.setsockopt(_SOCKET, socket.SO_SNDBUF, 1 << 30)
+            for message in waiting if taken else ():
+                try:
+                    first.send(message.content, socket.MSG_DONTWAIT)
+                except (BlockingIOError, OSError):  # more than a buffer of ours takes
+                    return
+            if taken != unsent_bytes(first.fileno()):
+                raise Unmovable("unix socket with empty messages in it that have been looked at (MSG_PEEK)", _READ_IT)
+
+    # Who
+
+    def _peer(self, found: socket.socket) -> tuple[Sender, tuple[int, ...]]:
+        pid, uid, gid = _CREDENTIALS.unpack(found.getsockopt(_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        groups = found.getsockopt(_SOCKET, SO_PEERGROUPS, 1024)
+        return Sender(self._own.get(pid, 0), uid, gid), struct.unpack(f"={len(groups) // 4}I", groups)
+
+    def _sender(self, raw: bytes) -> Sender | None:
+        pid, uid, gid = _CREDENTIALS.unpack_from(raw)
+        if (pid, uid, gid) == (0, *_overflow()):
+            return None
+        if pid not in self._own:
+            whose = f"process {pid}" if pid else "a process that we may not see"
+            raise Unmovable(f"unix socket with a message of {whose} in it (SCM_CREDENTIALS)", _READ_IT)
+        return Sender(self._own[pid], uid, gid)
+
+    # What is queued
+
+    def _waiting(self, found: socket.socket, shown: UnixShown) -> Iterator[Message]:
+        left = pending_bytes(found.fileno())
+        if not left if shown.kind == STREAM else not _polls(found) & select.POLLIN:
+            return
+        with _changed(found, SO_PEEK_OFF, 0), _changed(found, SO_PASSCRED, 1):
+            while left or shown.kind != STREAM:
+                message = self._look(found, left if shown.kind == STREAM else _MESSAGE)
+                if message is None:
+                    return
+                left -= len(message.content)
+                yield message
+
+    def _look(self, found: socket.socket, size: int) -> Message | None:
+        """At the next message, or at what one sender has written to a stream; None at the end. Only what there is comes
+        with a sender, if one that has not been noted."""
+        try:
+            content, control, flags, _ = found.recvmsg(size, _CONTROL, _PEEK)
+        except BlockingIOError:
+            return None
+        senders = [raw for _, kind, raw in control if kind == socket.SCM_CREDENTIALS]
+        for _, kind, raw in control:
+            if kind in (socket.SCM_RIGHTS, _SCM_PIDFD):  # copies of ours
+                for fd in struct.unpack(f"={len(raw) // 4}i", raw[: len(raw) & ~3]):
+                    os.close(fd)
+        if any(kind == socket.SCM_RIGHTS for _, kind, _ in control) or flags & socket.MSG_CTRUNC:
+            raise Unmovable("unix socket with descriptors in it that have not been received (SCM_RIGHTS)", _READ_IT)
+        if flags & socket.MSG_TRUNC:
+            raise Unmovable(f"unix socket with a message of more than {_MESSAGE >> 20} MiB in it", _READ_IT)
+        return Message(content, self._sender(senders[0])) if senders else None
+
+
+class Known:
+    """What is remembered from one dump to the next. ``family``: of those that move."""
+
+    def __init__(self, family: frozenset[int]) -> None:
+        self.family = family
+        self._holders: MutableMapping[int, list[int]] = {}
+        self.tokens: dict[int, str] = {}  # see `Node`
+
+    def holders(self, ino: int) -> list[int]:
+        """Which others have the socket."""
+        if not self._holders.get(ino):
+            self._holders[ino] = outside.who_has(f"socket:[{ino}]", self.family)
+        return self._holders[ino]
+
+
+def _name(raw: bytes) -> bytes:
+    """As bind(2) takes it: of a path without the NUL that the kernel puts behind it."""
+    return raw if raw.startswith(b"\0") else raw.rstrip(b"\0")
+
+
+def _device(number: int) -> int:
+    """As the kernel keeps it (MKDEV)."""
+    return os.major(number) << 20 | os.minor(number)
+
+
+def _options(found: socket.socket) -> tuple[tuple[int, bytes], ...]:
+    usual = _usual(found.type)
+    changed = [(number, value) for number, value in _all_options(found) if usual.get(number) != value]
+    return (*changed, *((number, found.getsockopt(_SOCKET, number, 4)) for number in BUFFERS))
+
+
+@lru_cache
+def _usual(kind: int) -> dict[int, bytes]:
+    with socket.socket(socket.AF_UNIX, kind) as fresh:
+        return dict(_all_options(fresh))
+
+
+def _all_options(found: socket.socket) -> Iterator[tuple[int, bytes]]:
+    for number, size in OPTIONS.values():
+        try:
+            yield number, found.getsockopt(_SOCKET, number, size)
+        except OSError:  # not known to this kernel
+            continue
+
+
+@lru_cache
+def _overflow() -> tuple[int, int]:
+    """What stands for ids that there are not (user_namespaces(7))."""
+    uid, gid = (int(Path(f"/proc/sys/kernel/overflow{name}").read_text()) for name in ("uid", "gid"))
+    return uid, gid
+
+
+@contextmanager
+def _borrowed(file: OpenFile) -> Iterator[socket.socket]:
+    with file.duplicate() as fd:
+        found = socket.socket(fileno=fd)
+        try:
+            yield found
+        finally:
+            found.detach()
+
+
+@contextmanager
+def _changed(found: socket.socket, option: int, value: int) -> Iterator[None]:
+    before = found.getsockopt(_SOCKET, option)
+    found.setsockopt(_SOCKET, option, value)
+    try:
+        yield
+    finally:
+        found.setsockopt(_SOCKET, option, before)
+
+
+def _polls(found: socket.socket) -> int:
+    poll = select.poll()
+    poll.register(found.fileno(), select.POLLIN | select.POLLPRI)
+    return next((events for _, events in poll.poll(0)), 0)

@@ -1,0 +1,63 @@
+"""Unix sockets move with all that are connected to them, on this machine and to disk and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrate.errors import Failed
+from tests.kernel.checkpoints import Job, Keep, dump, keeping, restore
+from tests.kernel.onward import tree
+from tests.migration.scene import POINTS
+from tests.tasks import wait_until
+from tests.victims import Victims
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # trio keeps the thread in which it starts processes for ten seconds, and would be said to have left it behind
+    monkeypatch.setattr("trio._core._thread_cache.IDLE_TIMEOUT", 0.1)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def keep() -> Iterator[Keep]:
+    """Ends what it is given."""
+    with keeping() as add:
+        yield add
+
+
+@pytest.mark.parametrize("name", ["socketpairs", "relatives", "listeners"])
+def test_they_notice_nothing(victims: Victims, tmp_path: Path, name: str) -> None:
+    # An abstract name is taken as long as the process here is there.
+    with tree(victims, tmp_path / name, name, *(["not-abstract"] if name == "listeners" else [])) as family:
+        family.move()
+        family.verdict()
+
+
+@pytest.mark.parametrize("point", POINTS[1:])
+@pytest.mark.parametrize("name", ["relatives", "listeners"])
+def test_a_move_that_fails_leaves_all_as_it_was(victims: Victims, tmp_path: Path, name: str, point: str) -> None:
+    """What is queued is there, and names lead to the sockets here."""
+    with tree(victims, tmp_path / name, name, "not-abstract") as family:
+        with pytest.raises(Failed):
+            family.move(fault=f"{point}:fail")
+        family.verdict()
+
+
+@pytest.mark.parametrize("name", ["socketpairs"])
+def test_to_disk_and_back(victims: Victims, tmp_path: Path, keep: Keep, name: str) -> None:
+    out, go = tmp_path / "out", tmp_path / "go"
+    environment = {**os.environ, "VICTIM_GO": str(go), "VICTIM_DIR": str(tmp_path)}
+    with out.open("wb") as file:
+        job = keep(Job.start(victims(name), stdout=file, stderr=file, env=environment))
+    wait_until("ready", lambda: out.read_text() == "ready\n" or not job.alive)
+    dump(job, tmp_path / "checkpoint")
+    again, _ = restore(tmp_path / "checkpoint")
+    keep(again)
+    go.touch()
+    again.wait_gone()
+    assert out.read_text() == "ready\npass\n"
