@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
@@ -171,7 +172,7 @@ class Migration:
         preview = previews[0]
         facts = await self.destination.facts()
         problems = [problem for each in previews for problem in each.problems]
-        others = self.originals.resident - preview.resident
+        others = max(0, self.originals.memory - preview.resident)
         problems += preflight.host_problems(preview, facts, self.options.no_clock, others)
         for each in previews:
             problems += preflight.process_problems(each, facts)
@@ -266,11 +267,14 @@ class Migration:
         await faults.reach("tracked")
         limits = Limits(options.max_downtime, options.max_rounds, options.no_converge)
         policy = PrecopyPolicy(limits)
-        pages = await self.originals.look(replica)
+        pages = await self.originals.look(replica, replica.generations[0])
         while True:
             display.round_started(len(self.rounds) + 1, pages)
             begun, before = time.monotonic(), self.relay.bytes
-            sent = await self.originals.send(replica)
+            if self.rounds:
+                sent = await self.originals.send(replica)
+            else:
+                sent = await self.originals.send_first(replica, partial(display.round_started, 1))
             await self.destination.agent.request("sync")
             await faults.reach("round")
             if not self.rounds:

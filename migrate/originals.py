@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from migrate.engine.image.codec import decode
@@ -24,6 +24,7 @@ class Originals:
         self._rescue, self._pid = rescue, pid
         self.previews: list[Preview] = []
         self.people: list[list[int]] = []
+        self.memory = 0  # bytes that they have, what they share counted once
         self.halting = True
         self.stopped: frozenset[int] = frozenset()
         self._readers: list[Reader] = []
@@ -49,6 +50,7 @@ class Originals:
         """Find them, and have ``previews`` of them."""
         inspected = await self.source.request("inspect", pid=self._pid)
         asked = [await self.source.submit("preview", member=member) for member in range(1, inspected["members"])]
+        self.memory = int(inspected["memory"])
         blobs = [inspected.blob, *[(await each.reply()).blob for each in asked]]
         self.previews = [decode(Preview, blob) for blob in blobs]
         self._readers = [Reader() for _ in blobs]
@@ -69,20 +71,36 @@ class Originals:
         )
         return str(reply["tracker"]), reply["rejected"]
 
-    async def look(self, replicas: Replicas) -> int:
-        """Make the destination's layout theirs; the number of pages to send."""
-        looking = [await self.source.submit("look", member=member) for member in range(len(replicas.members))]
-        replies = [await each.reply() for each in looking]
-        await replicas.lay_out([reply.blob for reply in replies])
-        return sum(int(reply["pages"]) for reply in replies)
+    async def look(self, replicas: Replicas, members: Sequence[int] | None = None, begotten: bool = False) -> int:
+        """Make the destination's layout theirs; the number of pages to send. ``members``: only these; ``begotten``:
+        they have been, just now."""
+        members = range(len(replicas.members)) if members is None else members
+        looking = {each: await self.source.submit("look", member=each, begotten=begotten) for each in members}
+        replies = {member: await each.reply() for member, each in looking.items()}
+        await replicas.lay_out({member: reply.blob for member, reply in replies.items()})
+        return sum(int(reply["pages"]) for reply in replies.values())
 
-    async def send(self, replicas: Replicas) -> int:
+    async def send(self, replicas: Replicas, members: Sequence[int] | None = None) -> int:
         """The pages that were found; how many."""
-        sending = [
-            await self.source.submit("send", member=position, remapped=member.take_remade())
-            for position, member in enumerate(replicas.members)
-        ]
+        members = range(len(replicas.members)) if members is None else members
+        sending = []
+        for position in members:
+            remapped = replicas.members[position].take_remade()
+            sending.append(await self.source.submit("send", member=position, remapped=remapped))
         return sum([int((await each.reply())["pages"]) for each in sending])
+
+    async def send_first(self, replicas: Replicas, started: Callable[[int], None]) -> int:
+        """Generation by generation; the first has been looked at. ``started``: is told of the pages of the others."""
+        before, *others = replicas.generations
+        sent = await self.send(replicas, before)
+        for generation in others:
+            await replicas.beget(before)
+            await self.look(replicas, generation, begotten=True)
+            started(int((await self.source.request("inherit", members=generation))["pages"]))
+            sent += await self.send(replicas, generation)
+            before = generation
+        await replicas.beget(before)
+        return sent
 
     async def rehearse(self) -> tuple[bytes, list[ProcessImage]]:
         """Their images as they would be now; the first also as it came."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from migrate.destination import Destination, Running
 from migrate.engine import restore, vdso
-from migrate.engine.image.codec import decode
 from migrate.engine.kinds import address_space
 from migrate.engine.kinds.mapping import droppable, kept
 from migrate.engine.kinds.own_vdso import RestoredVDSO
@@ -30,10 +29,14 @@ class Replica:
         self.destination, self.ground, self.slot = destination, ground, slot
         self._pipe_max_size = pipe_max_size
         self._vmas: Sequence[VMA] = ()
+        self._asked: Sequence[VMA] = ()  # as the source has them
         self._laid_out = False
         self._filled: set[int] = set()  # starts of VMAs that were made writable against expectation
         self._remade: list[tuple[int, int]] = []
         self._running: list[Running] = []
+        self._parked: tuple[vdso.Area, ...] = ()
+        self._maker: Replica | None = None  # until it is laid out
+        self._childless = True
         self._compiler = restore.Compiler()
         self._vdso = RestoredVDSO((), ground.verdict, ())
         self.pid = pid
@@ -42,35 +45,62 @@ class Replica:
     def stand(self, parked: tuple[vdso.Area, ...]) -> None:
         """It is there, and nothing in its address space but the restorer. ``parked``: where the vDSO waits."""
         own = [address_space.restorers(self.ground.hole)]
+        self._parked = parked
         self._vdso = RestoredVDSO(parked, self.ground.verdict, own, self.ground.droppable)
 
-    async def lay_out(self, blob: bytes) -> None:
-        """Follow the layout that the source found at a look."""
-        layout = decode(Layout, blob)
+    def expect(self) -> None:
+        """It is to beget others, which find the vDSO where it waits; so it has none itself before `bears`."""
+        self._childless = False
+
+    async def bears(self, children: Sequence[Replica]) -> None:
+        """They have a copy of its memory, and it has its vDSO."""
+        for child in children:
+            child.stand(self._parked)
+            child._maker = self
+        self._childless = True
+        program = Program(f"the vDSO of pid {self.pid}")
+        self._vdso.place(program, self._asked)
+        if len(program):
+            self._running.append(await self.destination.run(self.slot, program))
+
+    async def lay_out(self, layout: Layout) -> None:
+        """Follow what the source found at a look."""
+        if self._maker is not None:
+            await self._inherit(self._maker, layout.inherited)
         await self.follow(layout.vmas, layout.fill)
+
+    async def _inherit(self, maker: Replica, kept: Sequence[tuple[int, int]]) -> None:
+        """Of the copy of its maker's memory these ranges stay, and what was sent for them."""
+        self._maker = None
+        self._vmas = address_space.compile_kept(maker._vmas, kept)
+        program = Program(f"what pid {self.pid} has of its parent's memory")
+        address_space.compile_inherit(program, kept, self._parked, self.ground.hole)
+        self._running.append(await self.destination.run(self.slot, program))
 
     async def follow(self, vmas: Sequence[VMA], fill: Sequence[int]) -> None:
         """Map what is new, unmap what is gone; the programs are on their way when this returns."""
         program = Program(f"the address space of pid {self.pid}")
         self._number(vmas)
         hole, numbers = self.ground.hole, self.ground.numbers
-        asked, vmas = vmas, self._possible(vmas)
-        if not self._laid_out:
+        self._asked = asked = vmas
+        vmas = self._possible(vmas)
+        if not self._laid_out and not self._vmas:
             address_space.compile_map(program, vmas, hole, numbers, self.ground.lenders)
-            self._vdso.place(program, asked)
-            self._laid_out = True
-        elif vmas != self._vmas:
+            if self._childless:
+                self._vdso.place(program, asked)
+        elif not self._laid_out or vmas != self._vmas:
             self._vdso.withdraw(program)
             made = address_space.compile_difference(
                 program, self._vmas, vmas, hole, numbers, self.ground.lenders
             )
             self._remade += made
-            self._vdso.place(program, asked)
+            if self._childless:
+                self._vdso.place(program, asked)
             self._filled -= {start for start in self._filled if any(low <= start < high for low, high in made)}
         unexpected = set(fill) - self._filled
         address_space.compile_fillable(program, (vma for vma in vmas if vma.start in unexpected))
         self._filled |= unexpected
-        self._vmas = vmas
+        self._vmas, self._laid_out = vmas, True
         if len(program):
             self._running.append(await self.destination.run(self.slot, program))
 

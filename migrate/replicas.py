@@ -1,18 +1,19 @@
 """All the processes that move together as they take shape on the destination.
 
-The first is made by the overseer, every other one by its parent, in the order of the tree; see `engine.lineage`. From
-then on each is a `Replica` of its own. Their programs run one after the other: what one needs of another (memory and
-open files that they share, process groups) is made in an earlier step by all that make it.
+The first is made by the overseer, every other one by its parent, generation by generation: a copy of a parent that has
+its memory by then, so that what they share here they share there (`engine.kinds.heritage`). From then on each is a
+`Replica` of its own. Their programs run one after the other: what one needs of another (memory and open files that they
+share, process groups) is made in an earlier step by all that make it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from migrate.destination import OVERSEER, RESTOREE, Destination, Staged
 from migrate.engine import lineage, overseer, restore, vdso
 from migrate.engine.image.codec import decode
-from migrate.engine.kernel.maps import Mapping
+from migrate.engine.kernel import maps
 from migrate.engine.kin import Kin
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout
@@ -30,6 +31,8 @@ class Replicas:
         self, destination: Destination, members: Sequence[Replica], tree: Sequence[Kin], as_init: bool
     ) -> None:
         self.destination, self.members, self.tree, self.as_init = destination, members, tree, as_init
+        self.generations = lineage.generations(tree)
+        self._overseer = 0
         self._made: dict[tuple[int, int], tuple[int, int]] = {}  # memory that is shared, and by whom
         self._release: tuple[tuple[object, ...], Linked, int] | None = None
 
@@ -38,25 +41,39 @@ class Replicas:
         """The process that was named."""
         return self.members[0]
 
-    async def create(self, maps: Sequence[Mapping], parent: int) -> None:
-        """All of them with their numbers, and nothing in their address spaces but the restorer. ``parent``: the
-        overseer, as the agent sees it."""
-        ground, destination = self.first.ground, self.destination
+    async def create(self, mapped: Sequence[maps.Mapping], overseer: int) -> None:
+        """The first, with its number, and nothing in its address space but the restorer. ``overseer``: as the agent
+        sees it."""
+        ground, destination, self._overseer = self.first.ground, self.destination, overseer
         await destination.create(self.first.pid, ground.hole, ground.channels)
-        program, parked = restore.clear_program(vdso.areas(maps), ground.hole)
+        program, parked = restore.clear_program(vdso.areas(mapped), ground.hole)
         await (await destination.run(RESTOREE, program)).done()
-        if ground.member:
-            seen = 1 if self.as_init else parent  # by the restorees
-            programs = lineage.creation(self.tree, ground.hole, ground.channels, seen)
-            linked = [(RESTOREE + position, made.link()) for position, made in programs]
-            if linked:
-                await (await destination.run_all(linked)).done()
-        for member in self.members:
-            member.stand(parked)
-        if self.as_init:
-            await self._numbered_outside(parent)
+        self.first.stand(parked)
+        for position, member in enumerate(self.members):
+            if lineage.has_children(self.tree, position):
+                member.expect()
+        if self.as_init and len(self.members) == 1:
+            await self._numbered_outside()
 
-    async def _numbered_outside(self, overseer: int) -> None:
+    async def beget(self, parents: Sequence[int]) -> None:
+        """The children of these, with their numbers. Each has a copy of what its parent has by now, until it is laid
+        out (see `engine.kinds.heritage`); those without children get their sessions."""
+        ground = self.first.ground
+        if not ground.member:
+            return
+        seen = 1 if self.as_init else self._overseer  # by the restorees
+        programs = lineage.creation(self.tree, ground.hole, ground.channels, seen, parents)
+        linked = [(RESTOREE + position, made.link()) for position, made in programs]
+        if linked:
+            await (await self.destination.run_all(linked)).done()
+        for parent in parents:
+            born = [member for member, kin in zip(self.members, self.tree, strict=True) if kin.parent == parent]
+            if born:
+                await self.members[parent].bears(born)
+        if self.as_init and len(self.members) > 1 and parents is self.generations[-1]:
+            await self._numbered_outside()
+
+    async def _numbered_outside(self) -> None:
         """The restorees' numbers where the agent is. Children are listed in the order in which they were made."""
         order: dict[int, list[Replica]] = {}
         for position in lineage.birth_order(self.tree):
@@ -64,7 +81,7 @@ class Replicas:
         for position in range(-1, len(self.members)):
             born = order.get(position, [])
             if born:
-                pid = self.members[position].outer_pid if position >= 0 else overseer
+                pid = self.members[position].outer_pid if position >= 0 else self._overseer
                 reply = await self.destination.agent.request("read", paths=[f"/proc/{pid}/task/{pid}/children"])
                 with making_sense(reply.who, "the number of the new process"):
                     numbers = [int(word) for word in reply.blob.split()]
@@ -75,14 +92,14 @@ class Replicas:
 
     # While they run
 
-    async def lay_out(self, blobs: Sequence[bytes]) -> None:
-        """Follow the layouts that the source found at a look."""
-        layouts = [decode(Layout, blob) for blob in blobs]
-        for member, layout in zip(self.members, layouts, strict=True):
+    async def lay_out(self, layouts: Mapping[int, bytes]) -> None:
+        """Follow the layouts that the source found at a look, by position."""
+        for position, blob in layouts.items():
+            member, layout = self.members[position], decode(Layout, blob)
             self.borrow(member, layout.vmas)
-            await member.follow(layout.vmas, layout.fill)
-        for member in self.members:
-            await member.settle()
+            await member.lay_out(layout)
+        for position in layouts:
+            await self.members[position].settle()
 
     def borrow(self, member: Replica, vmas: Sequence[VMA]) -> None:
         """Before a layout is followed."""

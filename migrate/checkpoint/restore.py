@@ -140,7 +140,7 @@ class _Restoring:
             facts, inside, replica = await self._prepare(preview)
             await replica.create(inside.maps, inside.overseer)
             await faults.reach("created")
-            await replica.lay_out([encode(Layout(image.vmas, self.saved.fill))])
+            await replica.lay_out({0: encode(Layout(image.vmas, self.saved.fill))})
             self.display.phase("reading", self.path)
             filling = time.monotonic()
             pages, size = await self.pages.fill(self._destination, self.display)

@@ -7,7 +7,7 @@ just then, it ends at the end of its control socket.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from migrate.engine import kin, overseer
 from migrate.engine.kernel.prctl import PR_SET_NAME
@@ -36,11 +36,27 @@ def _children(tree: Sequence[Kin], parent: int) -> tuple[list[int], list[int]]:
     return early, [position for position in born if position not in early]
 
 
-def creation(tree: Sequence[Kin], hole: Hole, channels: Channels, seen: int) -> Iterator[tuple[int, Program]]:
-    """When the first one is there: (position, program), -1 for the overseer. ``seen``: the overseer's number as the
-    restorees see it."""
-    for parent, each in enumerate(tree):
-        early, late = _children(tree, parent)
+def generations(tree: Sequence[Kin]) -> list[list[int]]:
+    """Positions: the first, its children, theirs, and so on."""
+    found, left = [[0]], set(range(1, len(tree)))
+    while left:
+        found.append([position for position in sorted(left) if tree[position].parent in found[-1]])
+        left -= set(found[-1])
+    return found
+
+
+def has_children(tree: Sequence[Kin], position: int) -> bool:
+    """Such as live."""
+    return any(each.parent == position for each in tree)
+
+
+def creation(
+    tree: Sequence[Kin], hole: Hole, channels: Channels, seen: int, parents: Iterable[int] | None = None
+) -> Iterator[tuple[int, Program]]:
+    """When these ``parents`` are there (or the first one): (position, program), -1 for the overseer. ``seen``: the
+    overseer's number as the restorees see it."""
+    for parent in range(len(tree)) if parents is None else parents:
+        each, (early, late) = tree[parent], _children(tree, parent)
         leads = each.session == each.pid
         if not (early or late or leads):
             continue

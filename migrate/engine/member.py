@@ -24,13 +24,14 @@ from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
 from migrate.engine.kernel.timens import task_offsets
 from migrate.engine.kin import Kin
-from migrate.engine.kinds import locks
+from migrate.engine.kinds import heritage, locks
 from migrate.engine.kinds.mm import look_at_exe
 from migrate.engine.kinds.outside import shared_memory
 from migrate.engine.kinds.vma import PROT_READ, PROT_WRITE, SHMEM, VMA
 from migrate.engine.memory.area import Area, Content, of
 from migrate.engine.memory.choice import choose
 from migrate.engine.memory.codec import Compress, Compressor
+from migrate.engine.memory.cow import Heir, inherited
 from migrate.engine.memory.pageset import PAGE, PageSet
 from migrate.engine.memory.planner import RoundPlanner, Run
 from migrate.engine.memory.pump import PagePump
@@ -133,8 +134,9 @@ class Member:
         tracee = self.dumper.tracee
         return tracee.remote_syscall(tracee.tids[0], number, *args)
 
-    def look(self) -> Answer:
-        """Areas and pages, while the process runs. Protects: what is written from now on shows at the next look."""
+    def look(self, parent: Member | None = None) -> Answer:
+        """Areas and pages, while the process runs. Protects: what is written from now on shows at the next look.
+        ``parent``: at the first look, whose restoree has just begotten this one's."""
         dumper = self.dumper
         assert self._tracker is not None
         dumper.follow()
@@ -144,12 +146,36 @@ class Member:
         try:
             if stop:
                 dumper.follow()
+            kept = heritage.inherited(parent._looked, parent._filled, dumper.vmas) if parent is not None else []
+            if parent is not None:
+                self._planner.held = parent._planner.held.clip(kept)
             fields = self._scan_memory(dumper.vmas, protect=True)
         finally:
             if stop:
                 dumper.resume()
         self._looked, self._filled = dumper.vmas, set(self._fill())
-        return fields, encode(Layout(tuple(dumper.vmas), tuple(self._filled)))
+        return fields, encode(Layout(tuple(dumper.vmas), tuple(self._filled), tuple(kept)))
+
+    def bequeath(self, children: Sequence[Member]) -> None:
+        """After the first look at these: what the restoree has of this one's need not be sent to theirs where it is the
+        same. See `memory.cow`."""
+        assert self._tracker is not None
+        tracker, areas = self._tracker, self._areas
+        heirs = []
+        for child in children:
+            assert child._tracker is not None
+            planner = child._planner
+            heirs.append(Heir(child.dumper.proc, child._tracker, (planner.held & planner.owed) - self._planner.owed))
+        found = inherited(
+            self.dumper.proc, tracker, heirs, lambda: tracker.scan(areas, PageSet(), protect=False).written
+        )
+        for child, pages in zip(children, found, strict=True):
+            child._planner.owed = child._planner.owed - pages
+
+    @property
+    def due(self) -> int:
+        """Pages that are to be sent, as far as is known."""
+        return self._planner.plan(Scan(), self._areas).pages
 
     def _scan_memory(self, vmas: Sequence[VMA], protect: bool) -> dict[str, Any]:
         assert self._tracker is not None

@@ -15,7 +15,9 @@ from migrate import faults
 from migrate.engine import aftercare, kin
 from migrate.engine.dump import Dumper
 from migrate.engine.image.codec import decode, encode
+from migrate.engine.kernel.maps import proportional
 from migrate.engine.kernel.stat import stat
+from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
 from migrate.engine.kinds import common, locks
 from migrate.engine.kinds.family import Family
@@ -67,7 +69,14 @@ class Source:
                 member.dumper.spaces.read()
             self._find_common()
             self._read_files(frozen=False)
-        return {"members": len(pids)}, self.do_preview(0)[1]
+        return {"members": len(pids), "memory": self._memory()}, self.do_preview(0)[1]
+
+    def _memory(self) -> int:
+        """Bytes that all of them have in memory, at least; what they share is counted once."""
+        processes = [member.dumper.proc for member in self._members]
+        resident = [status(proc.text("status")).vm.get("VmRSS", 0) for proc in processes]
+        shares = sum(proportional(proc.text("smaps_rollup")) for proc in processes) if len(processes) > 1 else 0
+        return max(shares, *resident) << 10
 
     def do_preview(self, member: int) -> Answer:
         """What `do_inspect` tells about the first."""
@@ -102,11 +111,22 @@ class Source:
         rejected = list(dict.fromkeys(reason for answer in answers for reason in answer["rejected"]))
         return {"tracker": answers[0]["tracker"], "rejected": rejected}, b""
 
-    def do_look(self, member: int = 0) -> Answer:
-        """See `Member.look`."""
+    def do_look(self, member: int = 0, begotten: bool = False) -> Answer:
+        """See `Member.look`. ``begotten``: the restoree has been, just now, by its parent's."""
         if member == 0:
             self._find_common()
-        return self._members[member].look()
+        parent = self._members[self._tree[member].parent] if begotten else None
+        return self._members[member].look(parent)
+
+    def do_inherit(self, members: list[int]) -> Answer:
+        """After the first look at these: what their restorees have from their parents' need not be sent. ``pages``: how
+        many are left."""
+        members_of: dict[int, list[Member]] = {}
+        for position in members:
+            members_of.setdefault(self._tree[position].parent, []).append(self._members[position])
+        for parent, children in members_of.items():
+            self._members[parent].bequeath(children)
+        return {"pages": sum(self._members[position].due for position in members)}, b""
 
     def do_send(self, remapped: list[list[int]], member: int = 0) -> Answer:
         """See `Member.send`."""

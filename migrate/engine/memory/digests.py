@@ -87,8 +87,12 @@ class DigestTracker(Tracker):
                     elif page not in held or self._differs(page, view[index * PAGE : (index + 1) * PAGE]):
                         found.written.add(page, page + PAGE)
 
+    def was_sent(self, address: int, page: memoryview) -> bool:
+        """Whether these are the contents that went to the destination last. Only for pages that it holds."""
+        return blake2b(page, digest_size=_SIZE).digest() == self._get(address)
+
     def _differs(self, address: int, page: memoryview) -> bool:
-        if blake2b(page, digest_size=_SIZE).digest() == self._get(address):
+        if self.was_sent(address, page):
             return False
         self._set(address, _NONE)
         return True
