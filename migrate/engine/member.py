@@ -121,13 +121,14 @@ class Member:
         leftovers.cure(dumper.tracee)  # of an earlier try whose agent and coordinator were killed both
         dumper.stop()
         try:
-            choice = choose(dumper.proc, dumper.tracee.pidfd, self._remote_syscall, tracker)
+            gently = len(self._family) > 1
+            choice = choose(dumper.proc, dumper.tracee.pidfd, self._remote_syscall, tracker, gently)
         finally:
             dumper.resume()
         self._tracker = choice.tracker
         dumper.spaces.tracked = True
         compressor = None if compress == "none" else Compressor(Compress(compress), lambda: self._rate)
-        self._pump = PagePump(dumper.proc, self._planner, self._tracker, compressor, self._stopped)
+        self._pump = PagePump(dumper.proc, self._planner, self._tracker, compressor, self._stopped, gently)
         return {"tracker": self._tracker.name, "rejected": choice.rejected}, b""
 
     def _remote_syscall(self, number: int, *args: int) -> int:

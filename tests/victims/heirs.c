@@ -1,6 +1,6 @@
-/* heirs [MIB CHILDREN TOUCHED]: a process that fills MIB of memory and forks children, each of which writes to TOUCHED
-   KiB of it; the first has a child of its own. Some do more to it: unmap, protect, empty, move or map anew a part. The
-   parent and the second child go on writing. After the move each looks at every page, then all write elsewhere, and
+/* heirs [MIB CHILDREN TOUCHED QUIET]: a process that fills MIB of memory and forks children, each of which writes to
+   TOUCHED KiB of it; the first has a child of its own. Some do more to it: unmap, protect, empty, move or map anew a part.
+   The second child goes on writing, and but for QUIET the parent does, too. After the move each looks at every page, then all write elsewhere, and
    look again: nobody sees what another wrote. */
 #include "victim.h"
 
@@ -12,7 +12,7 @@ static unsigned char *writer; /* of each page: 0 before the first fork */
 static size_t pages, moved_at;
 static unsigned char table[TABLE][PAGE] = { { 1 } }; /* of a file: its own pages of the data segment */
 static uint64_t *blocks[2 * BLOCKS];
-static int self, count, everybody;
+static int self, count, everybody, quiet;
 static volatile uint64_t turns;
 
 static uint64_t *busy; /* some pages of the memory */
@@ -111,7 +111,7 @@ static void live(void)
 	const struct timespec pause = { 0, 1000000 };
 
 	while (!told()) {
-		if (self == 0 || self == 2) {
+		if ((self == 0 && !quiet) || self == 2) {
 			turns++;
 			for (int i = 0; i < PART; i++)
 				busy[i * WORDS] = turns;
@@ -135,6 +135,7 @@ int main(int argc, char **argv)
 
 	count = argc > 2 ? atoi(argv[2]) : 7;
 	touched = (argc > 3 ? atoi(argv[3]) : 256) / 4;
+	quiet = argc > 4;
 	everybody = count + 2;
 	pages = size / PAGE;
 	together = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -166,7 +167,7 @@ int main(int argc, char **argv)
 	}
 	own(self);
 	allocate(BLOCKS, 2 * BLOCKS - self, self);
-	if (!self)
+	if (!self && !quiet)
 		write_pages(pages - PART, PART / 2, 99);
 	for (int i = 1; i < TABLE; i += 2)
 		table[i][0] = self;

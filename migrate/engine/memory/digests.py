@@ -33,10 +33,11 @@ class DigestTracker(Tracker):
     name = "page digests"
     stop_to_scan = False
 
-    def __init__(self, process: Proc) -> None:
+    def __init__(self, process: Proc, gently: bool = False) -> None:
+        """``gently``: see `ForeignMemory`."""
         self._process = process
         self._pagemap = Pagemap(process)
-        self._memory = ForeignMemory(process)
+        self._memory = ForeignMemory(process, gently)
         self._compared: Ranges = []  # what the last scan looked at
         self._digests: dict[int, bytearray] = {}  # address // _SPAN -> _SIZE bytes for each page; all zero: not sent
 
