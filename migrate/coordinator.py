@@ -26,7 +26,8 @@ from migrate.engine.memory.layout import choose_hole, ranges
 from migrate.engine.preview import Preview
 from migrate.engine.program.listing import listing
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, MigrateError, NumberTaken, Refused
+from migrate.errors import Failed, InDoubt, KinChanged, MigrateError, NumberTaken, Refused
+from migrate.following import SPARE, Following
 from migrate.freeze import Freeze
 from migrate.ledger import Ledger
 from migrate.links import Relay, connected, watching
@@ -63,6 +64,10 @@ async def move(options: Options, display: Display) -> Report:
             own_numbers = True
         except AgentError as error:
             if error.kind != "kin" or not left:
+                raise
+            display.note(f"{error}: once more, with those that there are now")
+        except KinChanged as error:
+            if not left:
                 raise
             display.note(f"{error}: once more, with those that there are now")
     return replace(report, total_s=time.monotonic() - begun)
@@ -156,6 +161,13 @@ class Migration:
     _clocks: Timekeeping | None = None
 
     _records: overseer.Records | None = None
+    _following: Following | None = None
+
+    @property
+    def following(self) -> Following:
+        """Of those that come and go, once there are replicas."""
+        assert self._following is not None
+        return self._following
 
     @property
     def ledger(self) -> Ledger:
@@ -208,7 +220,9 @@ class Migration:
             self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
         as_init = bool(used) or self.own_numbers
         self._clocks = clocks = Timekeeping(preview, facts)
-        inside = await self.destination.start_overseer(as_init, clocks.namespace, len(previews))
+        member = len(previews) > 1 or bool(preview.kin.zombies)
+        room = len(previews) + (SPARE if member else 0)
+        inside = await self.destination.start_overseer(as_init, clocks.namespace, room)
         with making_sense(self.destination.agent.name, "its vDSO"):
             judged = [preflight.kernel_problems(each, inside) for each in previews]
         problems = [problem for found, _ in judged for problem in found]
@@ -234,7 +248,7 @@ class Migration:
             stdio=await self._stdio(previews),
             taken=self._taken,
             droppable=inside.droppable,
-            member=len(previews) > 1 or bool(preview.kin.zombies),
+            member=member,
         )
         members = [
             Replica(self.destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, slot)
@@ -242,6 +256,9 @@ class Migration:
         ]
         replica = Replicas(self.destination, members, tree, as_init)
         await replica.create(inside.maps, inside.overseer)
+        self._following = Following(
+            self.destination, self.display, self.ledger, self.originals, replica, facts, inside, ground, room
+        )
         await faults.reach("created")
         return replica
 
@@ -280,6 +297,8 @@ class Migration:
             if not self.rounds:
                 await self._rehearse(replica)
                 await faults.reach("rehearsed")
+            if replica.first.ground.member:
+                await self.following.follow(look=True)
             pages = await self.originals.look(replica)
             taken = time.monotonic() - begun
             round = Round(sent, self.relay.bytes - before, taken, pages)
@@ -296,7 +315,12 @@ class Migration:
     async def _rehearse(self, replica: Replicas) -> None:
         """The freeze, but for its end: refusals that show only from inside come now, and all paths are warm."""
         self.display.detail("rehearsal")
-        rehearsed, images = await self.originals.rehearse()
+        changed, rehearsed = await self.originals.rehearse()
+        if changed:
+            await self.following.follow(look=False)
+        images = await self.originals.images(rehearsed)
+        for member, image in zip(replica.members, images, strict=True):
+            replica.borrow(member, image.vmas)
         problems, warnings = replica.judge(images)
         if problems:
             raise Refused(problems)
@@ -332,6 +356,7 @@ class Migration:
             self.ledger,
             self.originals,
             replica,
+            self.following,
             self._records,
             self.phases,
         )

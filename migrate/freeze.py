@@ -20,6 +20,7 @@ from migrate.engine.memory.layout import collides
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.errors import Failed
+from migrate.following import Following
 from migrate.ledger import Ledger
 from migrate.options import Options
 from migrate.originals import Originals
@@ -40,6 +41,7 @@ class Freeze:
     ledger: Ledger
     originals: Originals
     replicas: Replicas
+    following: Following
     records: overseer.Records
     phases: dict[str, float] = field(default_factory=dict)
     begun: float = 0.0
@@ -47,13 +49,15 @@ class Freeze:
     async def run(self, still: float) -> Staged:
         """``still``: seconds that they stand still at least. What is to be committed."""
         originals, replicas = self.originals, self.replicas
-        reply, first = await originals.freeze()
+        reply = await originals.freeze()
         self.begun = float(reply["begun"])
         self.phases |= {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
+        if reply["changed_kin"]:
+            await self.following.follow(look=False)
         sending: list[Pending | None] = [None] * len(replicas.members)
         if not reply["changed"]:  # mostly; then the source looks for the last pages while we compile
             sending[0] = await originals.send_last(replicas, 0)
-        images = [first]
+        images = [originals.read(reply.blob)]
         await faults.reach("frozen")
         for position, (image, changed) in enumerate(await originals.others(), 1):
             if not changed:

@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 
 from agents import journal, settling
-from agents.journal import DONE, INTENT, LOCKS, ROLLED_BACK, SOURCE, Directory, Journal, JournalError
+from agents.journal import BEGUN, DONE, INTENT, LOCKS, ROLLED_BACK, SOURCE, Directory, Journal, JournalError
 from migrate import faults
 from migrate.engine import overseer
 from migrate.engine.image.codec import encode
@@ -67,6 +67,10 @@ class Ledger:
         that crashes: that is the end of the process anyway."""
         found = {str(pid): encode(each).hex() for pid, each in held.items()}
         self._append(LOCKS, held=found if len(found) > 1 else next(iter(found.values())))
+
+    def name(self, people: list[list[int]]) -> None:
+        """By now these move."""
+        self._append(INTENT if self._intent else BEGUN, people=people)
 
     async def intend(self, halted: bool, stopped: Collection[int] = ()) -> None:
         """COMMIT may be sent from now on. ``halted``: a SIGSTOP of ours will keep the process from running here, but

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from migrate.engine.image.codec import decode
 from migrate.engine.preview import Preview
 from migrate.engine.process import ProcessImage
+from migrate.engine.roster import Lineup
 from migrate.engine.wire import Reader
 from migrate.options import Options
 from migrate.replicas import Replicas
 from migrate.rescue import Rescue
-from migrate.transport.agent import Agent, Pending
+from migrate.transport.agent import Agent, Pending, Reply
 
 
 class Originals:
-    """The named process and its descendants, by position: parents come first. ``people``: number and time of start of
+    """The named process and its descendants, by position: parents come first. ``ids``: by which the source
+    agent knows them; ``people``: number and time of start of
     each, where there are several; ``halting``: some must be held by a SIGSTOP at the commit, ``stopped``: those that
     need none (of several)."""
 
     def __init__(self, rescue: Rescue, pid: int) -> None:
         self._rescue, self._pid = rescue, pid
-        self.previews: list[Preview] = []
+        self.ids: list[int] = []
+        self._previews: dict[int, Preview] = {}
         self.people: list[list[int]] = []
         self.memory = 0  # bytes that they have, what they share counted once
         self.halting = True
         self.stopped: frozenset[int] = frozenset()
-        self._readers: list[Reader] = []
+        self._readers: dict[int, Reader] = {}
 
     @property
     def source(self) -> Agent:
@@ -40,6 +42,11 @@ class Originals:
         return [pid for pid, _ in self.people] or [self._pid]
 
     @property
+    def previews(self) -> list[Preview]:
+        """What was seen of them when they were met."""
+        return [self._previews[id] for id in self.ids]
+
+    @property
     def resident(self) -> int:
         """Bytes, of all."""
         return sum(each.resident for each in self.previews)
@@ -49,15 +56,29 @@ class Originals:
     async def inspect(self) -> None:
         """Find them, and have ``previews`` of them."""
         inspected = await self.source.request("inspect", pid=self._pid)
-        asked = [await self.source.submit("preview", member=member) for member in range(1, inspected["members"])]
+        self.ids = list(range(inspected["members"]))
         self.memory = int(inspected["memory"])
-        blobs = [inspected.blob, *[(await each.reply()).blob for each in asked]]
-        self.previews = [decode(Preview, blob) for blob in blobs]
-        self._readers = [Reader() for _ in blobs]
+        self._meet(0, inspected.blob)
+        await self.meet(self.ids[1:])
+
+    async def meet(self, ids: Sequence[int]) -> list[Preview]:
+        """What is to be seen of these."""
+        asked = [await self.source.submit("preview", member=id) for id in ids]
+        for id, each in zip(ids, asked, strict=True):
+            self._meet(id, (await each.reply()).blob)
+        return [self._previews[id] for id in ids]
+
+    def _meet(self, id: int, blob: bytes) -> None:
+        self._previews[id], self._readers[id] = decode(Preview, blob), Reader()
+
+    async def lineup(self, follow: bool) -> tuple[Lineup, Reply]:
+        """Who there is, and how that has changed; see `Source.do_lineup`."""
+        reply = await self.source.request("lineup", follow=follow)
+        return decode(Lineup, reply.blob), reply
 
     async def name(self) -> None:
         """From now on whoever looks after what is left of us knows who they are."""
-        if len(self.previews) > 1:
+        if len(self.ids) > 1 or self.people:
             self.people = self._rescue.people = (await self.source.request("people"))["people"]
 
     async def track(self, options: Options) -> tuple[str, Sequence[str]]:
@@ -72,42 +93,49 @@ class Originals:
         return str(reply["tracker"]), reply["rejected"]
 
     async def look(self, replicas: Replicas, members: Sequence[int] | None = None, begotten: bool = False) -> int:
-        """Make the destination's layout theirs; the number of pages to send. ``members``: only these; ``begotten``:
-        they have been, just now."""
-        members = range(len(replicas.members)) if members is None else members
-        looking = {each: await self.source.submit("look", member=each, begotten=begotten) for each in members}
-        replies = {member: await each.reply() for member, each in looking.items()}
-        await replicas.lay_out({member: reply.blob for member, reply in replies.items()})
-        return sum(int(reply["pages"]) for reply in replies.values())
+        """Make the destination's layout theirs; the number of pages to send. ``members``: only those at these
+        positions; ``begotten``: whose restorees have just been."""
+        some = range(len(self.ids)) if members is None else members
+        looking = [await self.source.submit("look", member=self.ids[at], begotten=begotten) for at in some]
+        replies = [await each.reply() for each in looking]
+        await replicas.lay_out({at: reply.blob for at, reply in zip(some, replies, strict=True)})
+        return sum(int(reply["pages"]) for reply in replies)
 
     async def send(self, replicas: Replicas, members: Sequence[int] | None = None) -> int:
-        """The pages that were found; how many."""
-        members = range(len(replicas.members)) if members is None else members
+        """The pages that were found; how many. ``members``: see `look`."""
         sending = []
-        for position in members:
-            remapped = replicas.members[position].take_remade()
-            sending.append(await self.source.submit("send", member=position, remapped=remapped))
+        for at in range(len(self.ids)) if members is None else members:
+            remapped = replicas.members[at].take_remade()
+            sending.append(await self.source.submit("send", member=self.ids[at], remapped=remapped))
         return sum([int((await each.reply())["pages"]) for each in sending])
 
     async def send_first(self, replicas: Replicas, started: Callable[[int], None]) -> int:
-        """Generation by generation; the first has been looked at. ``started``: is told of the pages of the others."""
-        before, *others = replicas.generations
-        sent = await self.send(replicas, before)
-        for generation in others:
-            await replicas.beget(before)
-            await self.look(replicas, generation, begotten=True)
-            started(int((await self.source.request("inherit", members=generation))["pages"]))
-            sent += await self.send(replicas, generation)
-            before = generation
-        await replicas.beget(before)
+        """The first round: generation by generation, of which the first has been looked at. See `kinds.heritage`.
+        ``started``: is told how many pages there are of the next one."""
+        sent = 0
+        for number, members in enumerate(replicas.generations):
+            if number:
+                await self.look(replicas, members, begotten=True)
+                left = await self.source.request("inherit", members=[self.ids[at] for at in members])
+                started(int(left["pages"]))
+            sent += await self.send(replicas, members)
+            await replicas.beget(number)
         return sent
 
-    async def rehearse(self) -> tuple[bytes, list[ProcessImage]]:
-        """Their images as they would be now; the first also as it came."""
-        rehearsed = (await self.source.request("rehearse")).blob
-        images = [self._readers[0].read(rehearsed), *(image for image, _ in await self.others())]
+    async def rehearse(self) -> tuple[bool, bytes]:
+        """Whether it was found that others have come or gone, and the image of the first as it would be now."""
+        reply = await self.source.request("rehearse")
+        return reply["changed_kin"], reply.blob
+
+    async def images(self, first: bytes) -> list[ProcessImage]:
+        """All of the last rehearsal. ``first``: as it came."""
+        images = [self.read(first), *(image for image, _ in await self.others())]
         self.see_stopped(images)
-        return rehearsed, images
+        return images
+
+    def read(self, first: bytes) -> ProcessImage:
+        """The image of the first."""
+        return self._readers[0].read(first)
 
     def see_stopped(self, images: Sequence[ProcessImage]) -> None:
         """Which of them stand still by themselves."""
@@ -117,22 +145,21 @@ class Originals:
 
     # The freeze
 
-    async def freeze(self) -> tuple[Any, ProcessImage]:
-        """Stop them for good; the answer, and the image of the first."""
-        reply = await self.source.request("freeze")
-        return reply, self._readers[0].read(reply.blob)
+    async def freeze(self) -> Reply:
+        """Stop them for good; see `Source.do_freeze`."""
+        return await self.source.request("freeze")
 
     async def others(self) -> list[tuple[ProcessImage, bool]]:
         """The images of all but the first as they were collected last, and whether their layout has changed since the
         last look."""
-        asked = [await self.source.submit("image", member=member) for member in range(1, len(self._readers))]
+        asked = [await self.source.submit("image", member=id) for id in self.ids[1:]]
         replies = [await each.reply() for each in asked]
         return [
-            (reader.read(reply.blob), bool(reply["changed"]))
-            for reader, reply in zip(self._readers[1:], replies, strict=True)
+            (self._readers[id].read(reply.blob), bool(reply["changed"]))
+            for id, reply in zip(self.ids[1:], replies, strict=True)
         ]
 
     async def send_last(self, replicas: Replicas, position: int) -> Pending:
         """The last look at one of them, and its pages."""
         remade = replicas.members[position].take_remade()
-        return await self.source.submit("send_last", member=position, remapped=remade)
+        return await self.source.submit("send_last", member=self.ids[position], remapped=remade)

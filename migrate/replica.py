@@ -4,6 +4,7 @@ released."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 from migrate.destination import Destination, Running
@@ -35,8 +36,8 @@ class Replica:
         self._remade: list[tuple[int, int]] = []
         self._running: list[Running] = []
         self._parked: tuple[vdso.Area, ...] = ()
-        self._maker: Replica | None = None  # until it is laid out
-        self._childless = True
+        self._maker: Replica | None = None  # whose memory it has, until it is laid out
+        self._expecting = False
         self._compiler = restore.Compiler()
         self._vdso = RestoredVDSO((), ground.verdict, ())
         self.pid = pid
@@ -49,32 +50,59 @@ class Replica:
         self._vdso = RestoredVDSO(parked, self.ground.verdict, own, self.ground.droppable)
 
     def expect(self) -> None:
-        """It is to beget others, which find the vDSO where it waits; so it has none itself before `bears`."""
-        self._childless = False
+        """It is to beget others, which find the vDSO where it waits; so it has none itself before it `bears`."""
+        self._expecting = True
 
     async def bears(self, children: Sequence[Replica]) -> None:
-        """They have a copy of its memory, and it has its vDSO."""
+        """They are there, with a copy of its memory; so it can have its vDSO."""
         for child in children:
             child.stand(self._parked)
             child._maker = self
-        self._childless = True
+        self._expecting = False
         program = Program(f"the vDSO of pid {self.pid}")
-        self._vdso.place(program, self._asked)
+        self._place_vdso(program)
         if len(program):
             self._running.append(await self.destination.run(self.slot, program))
+
+    def inherit(self, parent: Replica) -> None:
+        """It has been begotten by one that is laid out: what it has is a copy of that, without the memfds."""
+        self._vmas, self._laid_out = parent._vmas, parent._laid_out
+        self._vdso = copy(parent._vdso)
+
+    async def clear(self, parked: tuple[vdso.Area, ...]) -> None:
+        """Nothing of what it has belongs to it, or does so any longer: as it is after `stand`."""
+        program = Program(f"the address space of pid {self.pid}, which is begun anew")
+        if self._laid_out:
+            self._vdso.withdraw(program)
+            address_space.compile_difference(program, self._vmas, (), self.ground.hole)
+        for number in self.ground.numbers.values():
+            program.syscall("close", number, label="a memfd that was mapped")
+        self.ground = replace(self.ground, numbers={}, lenders={})
+        self._vmas, self._laid_out, self._remade = (), False, []
+        self._filled.clear()
+        self._compiler = restore.Compiler()
+        self.stand(parked)
+        if len(program):
+            self._running.append(await self.destination.run(self.slot, program))
+
+    def relend(self, known: dict[tuple[int, int], tuple[int, int]]) -> None:
+        """Some of what was borrowed has another lender by now."""
+        lenders = {key: known[key] for key in self.ground.lenders if key in known and known[key][0] != self.pid}
+        if lenders != self.ground.lenders:
+            self.ground = replace(self.ground, lenders=lenders)
 
     async def lay_out(self, layout: Layout) -> None:
         """Follow what the source found at a look."""
         if self._maker is not None:
-            await self._inherit(self._maker, layout.inherited)
+            maker, self._maker = self._maker, None
+            await self._keep(maker, layout.inherited)
         await self.follow(layout.vmas, layout.fill)
 
-    async def _inherit(self, maker: Replica, kept: Sequence[tuple[int, int]]) -> None:
-        """Of the copy of its maker's memory these ranges stay, and what was sent for them."""
-        self._maker = None
-        self._vmas = address_space.compile_kept(maker._vmas, kept)
+    async def _keep(self, maker: Replica, ranges: Sequence[tuple[int, int]]) -> None:
+        """Of the copy of its maker's memory these ranges stay, with what was sent for them."""
+        self._vmas = address_space.compile_kept(maker._vmas, ranges)
         program = Program(f"what pid {self.pid} has of its parent's memory")
-        address_space.compile_inherit(program, kept, self._parked, self.ground.hole)
+        address_space.compile_inherit(program, ranges, self._parked, self.ground.hole)
         self._running.append(await self.destination.run(self.slot, program))
 
     async def follow(self, vmas: Sequence[VMA], fill: Sequence[int]) -> None:
@@ -82,20 +110,17 @@ class Replica:
         program = Program(f"the address space of pid {self.pid}")
         self._number(vmas)
         hole, numbers = self.ground.hole, self.ground.numbers
-        self._asked = asked = vmas
-        vmas = self._possible(vmas)
+        self._asked, vmas = vmas, self._possible(vmas)
         if not self._laid_out and not self._vmas:
             address_space.compile_map(program, vmas, hole, numbers, self.ground.lenders)
-            if self._childless:
-                self._vdso.place(program, asked)
+            self._place_vdso(program)
         elif not self._laid_out or vmas != self._vmas:
             self._vdso.withdraw(program)
             made = address_space.compile_difference(
                 program, self._vmas, vmas, hole, numbers, self.ground.lenders
             )
             self._remade += made
-            if self._childless:
-                self._vdso.place(program, asked)
+            self._place_vdso(program)
             self._filled -= {start for start in self._filled if any(low <= start < high for low, high in made)}
         unexpected = set(fill) - self._filled
         address_space.compile_fillable(program, (vma for vma in vmas if vma.start in unexpected))
@@ -103,6 +128,10 @@ class Replica:
         self._vmas, self._laid_out = vmas, True
         if len(program):
             self._running.append(await self.destination.run(self.slot, program))
+
+    def _place_vdso(self, program: Program) -> None:
+        if not self._expecting:
+            self._vdso.place(program, self._asked)
 
     def _possible(self, vmas: Sequence[VMA]) -> Sequence[VMA]:
         """As the destination's kernel can have them."""

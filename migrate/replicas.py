@@ -8,7 +8,7 @@ share, process groups) is made in an earlier step by all that make it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from migrate.destination import OVERSEER, RESTOREE, Destination, Staged
 from migrate.engine import lineage, overseer, restore, vdso
@@ -18,7 +18,7 @@ from migrate.engine.kin import Kin
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
-from migrate.engine.program import Linked
+from migrate.engine.program import Linked, Program
 from migrate.errors import Problem
 from migrate.replica import Replica
 from migrate.transport.agent import making_sense
@@ -31,7 +31,7 @@ class Replicas:
         self, destination: Destination, members: Sequence[Replica], tree: Sequence[Kin], as_init: bool
     ) -> None:
         self.destination, self.members, self.tree, self.as_init = destination, members, tree, as_init
-        self.generations = lineage.generations(tree)
+        self._parked: tuple[vdso.Area, ...] = ()
         self._overseer = 0
         self._made: dict[tuple[int, int], tuple[int, int]] = {}  # memory that is shared, and by whom
         self._release: tuple[tuple[object, ...], Linked, int] | None = None
@@ -43,52 +43,114 @@ class Replicas:
 
     async def create(self, mapped: Sequence[maps.Mapping], overseer: int) -> None:
         """The first, with its number, and nothing in its address space but the restorer. ``overseer``: as the agent
-        sees it."""
-        ground, destination, self._overseer = self.first.ground, self.destination, overseer
+        sees it, with what it has ``mapped``."""
+        ground, destination = self.first.ground, self.destination
         await destination.create(self.first.pid, ground.hole, ground.channels)
-        program, parked = restore.clear_program(vdso.areas(mapped), ground.hole)
+        program, self._parked = restore.clear_program(vdso.areas(mapped), ground.hole)
+        self._overseer = overseer
         await (await destination.run(RESTOREE, program)).done()
-        self.first.stand(parked)
-        for position, member in enumerate(self.members):
-            if lineage.has_children(self.tree, position):
-                member.expect()
-        if self.as_init and len(self.members) == 1:
-            await self._numbered_outside()
+        self.first.stand(self._parked)
+        for each in self.tree[1:]:
+            self.members[each.parent].expect()
+        if self.as_init and not ground.member:
+            await self._number_outside([0])
 
-    async def beget(self, parents: Sequence[int]) -> None:
-        """The children of these, with their numbers. Each has a copy of what its parent has by now, until it is laid
-        out (see `engine.kinds.heritage`); those without children get their sessions."""
-        ground = self.first.ground
-        if not ground.member:
+    @property
+    def generations(self) -> list[list[int]]:
+        """Positions of the first, of its children, of theirs, and so on."""
+        return lineage.generations(self.tree)
+
+    async def beget(self, generation: int) -> None:
+        """The children of this generation, with their numbers, and the sessions that it leads. Each child has a copy of
+        what its parent has by now, until it is laid out."""
+        if not self.first.ground.member:
             return
-        seen = 1 if self.as_init else self._overseer  # by the restorees
-        programs = lineage.creation(self.tree, ground.hole, ground.channels, seen, parents)
-        linked = [(RESTOREE + position, made.link()) for position, made in programs]
-        if linked:
-            await (await self.destination.run_all(linked)).done()
+        generations = self.generations
+        parents, there = generations[generation], [each for some in generations[: generation + 1] for each in some]
+        await self._run(lineage.creation(self.tree, self._nursery(), there, parents=parents))
         for parent in parents:
             born = [member for member, kin in zip(self.members, self.tree, strict=True) if kin.parent == parent]
             if born:
                 await self.members[parent].bears(born)
-        if self.as_init and len(self.members) > 1 and parents is self.generations[-1]:
-            await self._numbered_outside()
+        if self.as_init and generation == len(generations) - 1:
+            await self._number_outside(range(len(self.members)))
 
-    async def _numbered_outside(self) -> None:
-        """The restorees' numbers where the agent is. Children are listed in the order in which they were made."""
+    def _nursery(self) -> lineage.Nursery:
+        ground, seen = self.first.ground, 1 if self.as_init else self._overseer  # by the restorees
+        return lineage.Nursery(ground.hole, ground.channels, seen, [member.slot for member in self.members])
+
+    async def _run(self, programs: Iterable[tuple[int, Program]]) -> None:
+        linked = [(slot, program.link()) for slot, program in programs]
+        if linked:
+            await (await self.destination.run_all(linked)).done()
+
+    async def _number_outside(self, born: Collection[int]) -> None:
+        """The numbers where the agent is of those at these positions. Children are listed in the order in which they
+        were made."""
         order: dict[int, list[Replica]] = {}
         for position in lineage.birth_order(self.tree):
-            order.setdefault(self.tree[position].parent, []).append(self.members[position])
+            if position in born:
+                order.setdefault(self.tree[position].parent, []).append(self.members[position])
+        known = {member.outer_pid for position, member in enumerate(self.members) if position not in born}
         for position in range(-1, len(self.members)):
-            born = order.get(position, [])
-            if born:
+            made = order.get(position, [])
+            if made:
                 pid = self.members[position].outer_pid if position >= 0 else self._overseer
                 reply = await self.destination.agent.request("read", paths=[f"/proc/{pid}/task/{pid}/children"])
                 with making_sense(reply.who, "the number of the new process"):
-                    numbers = [int(word) for word in reply.blob.split()]
-                    if len(numbers) != len(born):
-                        raise ValueError(f"{len(numbers)} children where {len(born)} were made")
-                    for member, number in zip(born, numbers, strict=True):
+                    numbers = [number for number in map(int, reply.blob.split()) if number not in known]
+                    if len(numbers) != len(made):
+                        raise ValueError(f"{len(numbers)} children where {len(made)} were made")
+                    for member, number in zip(made, numbers, strict=True):
                         member.outer_pid = number
+
+    async def adapt(self, members: Sequence[Replica], tree: Sequence[Kin], renewed: Collection[Replica]) -> None:
+        """By now there are these. ``renewed``: those that have executed another program since."""
+        was = self.members
+        for member in was:
+            await member.settle()
+        gone = [member for member in was if member not in members]
+        parents = dict(self._parents())
+        leaders = {member for member, each in zip(was, self.tree, strict=True) if each.session == each.pid}
+        ended = dict(zip(was, self.tree, strict=True))
+        self.members, self.tree = members, tree
+        now = dict(self._parents())
+        adopters = {now[member] for member in was if member in now and now[member] is not parents[member]}
+        programs = [(adopter.slot, lineage.adopts()) for adopter in adopters if adopter is not None]
+        for member in reversed(gone):  # children before their parents
+            parent = parents[member]
+            assert parent is not None
+            programs += lineage.removal(ended[member], parent.slot)
+        await self._run(programs)
+        for member in (*gone, *renewed):
+            self._lend_by_others(member)
+        there = [position for position, member in enumerate(members) if member in was]
+        leading = [position for position, member in enumerate(members) if member in leaders]
+        await self._run(lineage.creation(tree, self._nursery(), there, leading))
+        born = [position for position in range(len(members)) if position not in there]
+        for position in born:
+            members[position].inherit(members[tree[position].parent])
+        for member in (*(members[position] for position in born), *renewed):
+            await member.clear(self._parked)
+        if self.as_init:
+            await self._number_outside(born)
+
+    def _parents(self) -> Iterator[tuple[Replica, Replica | None]]:
+        for member, each in zip(self.members, self.tree, strict=True):
+            yield member, self.members[each.parent] if each.parent >= 0 else None
+
+    def _lend_by_others(self, lender: Replica) -> None:
+        """What one has made that goes, or is begun anew, others have too: or nobody needs it."""
+        for key, (pid, _) in list(self._made.items()):
+            if pid == lender.pid:
+                others = (member for member in self.members if member is not lender and key in member.ground.numbers)
+                heir = next(others, None)
+                if heir is None:
+                    del self._made[key]
+                else:
+                    self._made[key] = heir.pid, heir.ground.numbers[key]
+        for member in self.members:
+            member.relend(self._made)
 
     # While they run
 
@@ -124,9 +186,10 @@ class Replicas:
         found: list[tuple[int, Linked]] = []
         if self.first.ground.member:
             made = lineage.groups([image.kin for image in images], self.first.ground.hole)
-            found += [(RESTOREE + position, program.link()) for position, program in made]
+            found += [(self.members[position].slot, program.link()) for position, program in made]
         for step in zip(*(steps for steps, _ in compiled), strict=True):
-            found += [(RESTOREE + position, program) for position, some in enumerate(step) for program in some]
+            for member, some in zip(self.members, step, strict=True):
+                found += [(member.slot, program) for program in some]
         return [*found, *((OVERSEER, arming) for _, arming in compiled)]
 
     async def stage(self, images: Sequence[ProcessImage], records: overseer.Records) -> Staged:

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PATIENCE = float(os.environ.get("MIGRATE_TEST_PATIENCE", "1"))
@@ -78,6 +79,26 @@ class Task:
         self.signal(signal.SIGKILL)
         self.wait_gone()
 
+    def _hold_descendants(self) -> list[int]:
+        """A pidfd of each that lives; all of them are stopped, so that none has another child meanwhile."""
+        found, queue = [], [self.outer] if self.alive else []
+        while queue:
+            pid = queue.pop()
+            if pid != self.outer:
+                try:
+                    found.append(os.pidfd_open(pid))
+                except ProcessLookupError:
+                    continue  # it has been waited for since
+                try:
+                    signal.pidfd_send_signal(found[-1], signal.SIGSTOP)
+                except ProcessLookupError:
+                    os.close(found.pop())
+                    continue
+            else:
+                self.signal(signal.SIGSTOP)
+            queue += children(pid)
+        return found
+
     def wait_gone(self, seconds: float = 10.0) -> None:
         """Wait for its end, whoever the parent is; TimeoutError when it lives on."""
         if not select.select([self._pidfd], [], [], seconds * PATIENCE)[0]:
@@ -90,8 +111,14 @@ class Task:
         return self.starter.wait(seconds * PATIENCE)
 
     def close(self) -> None:
-        """Kill it if it still runs, reap it, and let go of everything."""
+        """Kill it if it still runs, and what descends from it; reap it, and let go of everything."""
+        descendants = self._hold_descendants()
         self.kill()
+        for pidfd in descendants:
+            with suppress(ProcessLookupError):  # it had ended, and has been waited for
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], 10 * PATIENCE)
+            os.close(pidfd)
         if self.starter is not None:
             # nsenter stops itself when its child is stopped (nsenter.c: continue_as_child), and stays so
             self.starter.send_signal(signal.SIGCONT)

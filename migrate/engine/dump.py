@@ -98,6 +98,11 @@ class Dumper:
         self._others = program.link()
         self._main: _MainProgram | None = None
 
+    def join(self, family: frozenset[int]) -> None:
+        """These move together by now."""
+        self.family = family
+        self.files.join(family)
+
     # While it runs
 
     def look(

@@ -7,21 +7,24 @@ just then, it ends at the end of its control socket.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from migrate.engine import kin, overseer
-from migrate.engine.kernel.prctl import PR_SET_NAME
+from migrate.engine.kernel.prctl import PR_SET_CHILD_SUBREAPER, PR_SET_NAME
 from migrate.engine.kin import SIGCHLD, Kin, Zombie
 from migrate.engine.kinds.children import WALL, WEXITED, WNOWAIT
 from migrate.engine.overseer import Channels, Hole
 from migrate.engine.program import OpKind, Program
+from migrate.errors import KinChanged
 
-_OVERSEER = -1  # in place of a position
+OVERSEER = 0  # slot
 P_PID, CLONE_VM, SIG_SETMASK, RLIMIT_CORE = 1, 0x100, 2, 4
 
 
 def birth_order(tree: Sequence[Kin]) -> list[int]:
-    """Positions, so that the children of each come in the order in which they are begotten."""
+    """Positions, so that the children of each come in the order in which they are begotten when all are begotten at
+    once."""
     found = [0]
     for parent in range(len(tree)):
         early, late = _children(tree, parent)
@@ -36,6 +39,17 @@ def _children(tree: Sequence[Kin], parent: int) -> tuple[list[int], list[int]]:
     return early, [position for position in born if position not in early]
 
 
+@dataclass(frozen=True)
+class Nursery:
+    """Where restorees are made. ``slots``: of each, by position; ``seen``: the overseer's number as the restorees see
+    it."""
+
+    hole: Hole
+    channels: Channels
+    seen: int
+    slots: Sequence[int]
+
+
 def generations(tree: Sequence[Kin]) -> list[list[int]]:
     """Positions: the first, its children, theirs, and so on."""
     found, left = [[0]], set(range(1, len(tree)))
@@ -45,46 +59,71 @@ def generations(tree: Sequence[Kin]) -> list[list[int]]:
     return found
 
 
-def has_children(tree: Sequence[Kin], position: int) -> bool:
-    """Such as live."""
-    return any(each.parent == position for each in tree)
-
-
 def creation(
-    tree: Sequence[Kin], hole: Hole, channels: Channels, seen: int, parents: Iterable[int] | None = None
+    tree: Sequence[Kin],
+    nursery: Nursery,
+    there: Collection[int] = (0,),
+    leaders: Collection[int] = (),
+    parents: Iterable[int] | None = None,
 ) -> Iterator[tuple[int, Program]]:
-    """When these ``parents`` are there (or the first one): (position, program), -1 for the overseer. ``seen``: the
-    overseer's number as the restorees see it."""
+    """When some are there, at first the first one: slots and programs. ``there``: positions of those, and ``leaders``:
+    of those among them that lead their session by now; ``parents``: only the children of these. Raises KinChanged: some
+    could only have been made earlier."""
     for parent in range(len(tree)) if parents is None else parents:
-        each, (early, late) = tree[parent], _children(tree, parent)
-        leads = each.session == each.pid
+        each = tree[parent]
+        early, late = ([child for child in some if child not in there] for some in _children(tree, parent))
+        leads = each.session == each.pid and parent not in leaders
+        if early and parent in leaders:
+            raise KinChanged(f"process {tree[early[0]].pid} is in the session that its parent has left meanwhile")
         if not (early or late or leads):
             continue
         program = Program(f"the children of pid {each.pid}")
         for position in early:
-            _beget(program, tree, position, hole, channels, seen)
+            _beget(program, tree, position, nursery)
         if leads:
             program.syscall("setsid", label="session", expect=each.pid)
         for position in late:
-            _beget(program, tree, position, hole, channels, seen)
-        yield parent, program
+            _beget(program, tree, position, nursery)
+        yield nursery.slots[parent], program
         if early or late:
             adoption = Program(f"the adoption of the children of pid {each.pid}")
             for position in (*early, *late):
                 overseer.adopt(adoption, tree[position].pid)
-            yield _OVERSEER, adoption
+            yield OVERSEER, adoption
             for position in (*early, *late):
-                yield position, Program(f"a word of pid {tree[position].pid}")  # it has its socket when it answers
+                # it has its socket when it answers
+                yield nursery.slots[position], Program(f"a word of pid {tree[position].pid}")
                 socket = Program(f"the socket of pid {tree[position].pid}")
-                overseer.hand_over(socket, position + 1)
-                yield _OVERSEER, socket
+                overseer.hand_over(socket, nursery.slots[position])
+                yield OVERSEER, socket
 
 
-def _beget(
-    program: Program, tree: Sequence[Kin], position: int, hole: Hole, channels: Channels, seen: int
-) -> None:
-    each = tree[position]
-    overseer.beget(program, each.pid, hole, channels, seen, position + 1, each.exit_signal)
+def _beget(program: Program, tree: Sequence[Kin], position: int, nursery: Nursery) -> None:
+    each, slot = tree[position], nursery.slots[position]
+    overseer.beget(program, each.pid, nursery.hole, nursery.channels, nursery.seen, slot, each.exit_signal)
+
+
+def adopts() -> Program:
+    """For one that has taken over the children of another that has ended; its own wish comes at the end."""
+    program = Program("the adoption of orphans")
+    program.syscall("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0, label="child subreaper, for now")
+    return program
+
+
+def removal(each: Kin, parent_slot: int) -> Iterator[tuple[int, Program]]:
+    """Of a restoree whose original has ended: slots and programs. Its tracer is told of its end first, then its parent
+    (exit_notify() in kernel/exit.c)."""
+    who = f"pid {each.pid}, which has ended meanwhile"
+    program = Program(f"the end of {who}")
+    program.syscall("kill", each.pid, overseer.SIGKILL, label=f"kill {who}")
+    program.syscall("wait4", each.pid, 0, overseer.WALL, 0, label=f"wait for {who}", expect=each.pid)
+    yield OVERSEER, program
+    program = Program(f"the child pid {each.pid}, which has ended")
+    program.syscall("wait4", each.pid, 0, overseer.WALL, 0, label=f"wait for {who}", expect=each.pid)
+    if each.exit_signal:
+        nothing = program.data(bytes(32))
+        program.syscall("rt_sigaction", each.exit_signal, nothing, 0, 8, label=f"nothing is told of the end of {who}")
+    yield parent_slot, program
 
 
 def groups(tree: Sequence[Kin], hole: Hole) -> Iterator[tuple[int, Program]]:

@@ -80,6 +80,16 @@ class Member:
         self._rate: float | None = None  # bytes per second that the link took in the last round
         self._killed = False
         self._writer = Writer()
+        self.preview: Preview | None = None  # of one that was met when the others were on their way already
+
+    def join(self, family: frozenset[int]) -> None:
+        """These move together by now."""
+        self._family = family
+        self.dumper.join(family)
+
+    def layout(self) -> Answer:
+        """That of the last look: what is told of one that is no more what it was then."""
+        return {"pages": 0}, encode(Layout(tuple(self._looked), tuple(self._filled)))
 
     # Before
 
@@ -157,21 +167,23 @@ class Member:
         self._looked, self._filled = dumper.vmas, set(self._fill())
         return fields, encode(Layout(tuple(dumper.vmas), tuple(self._filled), tuple(kept)))
 
-    def bequeath(self, children: Sequence[Member]) -> None:
+    def shared_with(self, children: Sequence[Member]) -> list[PageSet]:
         """After the first look at these: what the restoree has of this one's need not be sent to theirs where it is the
         same. See `memory.cow`."""
         assert self._tracker is not None
-        tracker, areas = self._tracker, self._areas
+        tracker, areas, owed = self._tracker, self._areas, self._planner.owed
         heirs = []
         for child in children:
             assert child._tracker is not None
-            planner = child._planner
-            heirs.append(Heir(child.dumper.proc, child._tracker, (planner.held & planner.owed) - self._planner.owed))
-        found = inherited(
+            wanted = (child._planner.held & child._planner.owed) - owed
+            heirs.append(Heir(child.dumper.proc, child._tracker, wanted))
+        return inherited(
             self.dumper.proc, tracker, heirs, lambda: tracker.scan(areas, PageSet(), protect=False).written
         )
-        for child, pages in zip(children, found, strict=True):
-            child._planner.owed = child._planner.owed - pages
+
+    def has_got(self, pages: PageSet) -> None:
+        """The restoree has these from its parent's."""
+        self._planner.owed = self._planner.owed - pages
 
     @property
     def due(self) -> int:

@@ -57,8 +57,10 @@ class Restoree:
         self._run(0, create(self.pid, self.hole, channels))
         self.people = [self.pid, *(unused_pid() for _ in range(children))]
         tree = [Kin(pid, -1 if pid == self.pid else 0) for pid in self.people]
-        for position, program in lineage.creation(tree, self.hole, channels, self._overseer.pid):
-            self._run(1 + position, program)
+        slots = range(1, len(tree) + 1)
+        nursery = lineage.Nursery(self.hole, channels, self._overseer.pid, slots)
+        for slot, program in lineage.creation(tree, nursery):
+            self._run(slot, program)
 
     def run(self, program: Program, position: int = 0) -> Results:
         """Run it in the restoree, or in one of its children; AssertionError with what failed, in words."""

@@ -100,4 +100,3 @@ def test_memory_of_a_process_that_shares_some() -> None:
 def test_generations() -> None:
     tree = [Kin(10 + position, parent) for position, parent in enumerate((-1, 0, 1, 0, 2, 3))]
     assert lineage.generations(tree) == [[0], [1, 3], [2, 5], [4]]
-    assert [lineage.has_children(tree, position) for position in range(6)] == [True, True, True, True, False, False]

@@ -71,6 +71,13 @@ class DescriptorReader:
         self._contents: dict[Key, tuple[os.stat_result, int, Memfd | DeletedFile]] = {}  # and when it was read
         self._owners: dict[tuple[str, Key, int], list[int]] = {}  # which other processes have a file
 
+    def join(self, family: frozenset[int]) -> None:
+        """These move together by now."""
+        family |= {self.proc.pid}
+        if family != self.family:
+            self.family = family
+            self._owners.clear()
+
     def dump(self, options: DumpOptions | None = None) -> tuple[DescriptorTable, list[Problem]]:
         """The table, and every reason why it cannot be moved; the table is whole only without any.
 
