@@ -4,7 +4,7 @@
    look again: nobody sees what another wrote. */
 #include "victim.h"
 
-enum { PAGE = 4096, WORDS = PAGE / 8, MOST = 64, EMPTY = 255, GONE = 254, PART = 64, BLOCKS = 300, TABLE = 24 };
+enum { PAGE = 4096, WORDS = PAGE / 8, MOST = 64, EMPTY = 255, GONE = 254, PART = 16, BLOCKS = 60, TABLE = 24 };
 
 static struct { volatile int looked, written, ended; } *together;
 static uint64_t *memory, *moved;
@@ -129,12 +129,12 @@ static void live(void)
 
 int main(int argc, char **argv)
 {
-	size_t size = (argc > 1 ? atoi(argv[1]) : 16) * (size_t)1048576, touched;
+	size_t size = (argc > 1 ? atoi(argv[1]) : 4) * (size_t)1048576, touched;
 	pid_t children[MOST];
 	int status;
 
 	count = argc > 2 ? atoi(argv[2]) : 7;
-	touched = (argc > 3 ? atoi(argv[3]) : 256) / 4;
+	touched = (argc > 3 ? atoi(argv[3]) : 64) / 4;
 	quiet = argc > 4;
 	everybody = count + 2;
 	pages = size / PAGE;
