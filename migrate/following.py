@@ -47,7 +47,7 @@ class Following:
         if max(lineup.ids) >= self.room:
             raise KinChanged(f"more than {SPARE} processes have come meanwhile")
         new = [*told["born"], *told["renewed"]]
-        made = dict(zip(new, await self._made(new), strict=True))
+        made = dict(zip(new, await self._made(new, look), strict=True))
         known = {member.slot - RESTOREE: member for member in self.replicas.members}
         for id in told["renewed"]:
             known[id].ground = replace(known[id].ground, verdict=made.pop(id).ground.verdict)
@@ -59,10 +59,12 @@ class Following:
         await self.originals.name()
         self.ledger.name(self.originals.people)
 
-    async def _made(self, ids: Sequence[int]) -> list[Replica]:
-        """Refused when the destination cannot take them."""
+    async def _made(self, ids: Sequence[int], passing: bool) -> list[Replica]:
+        """Refused when the destination cannot take them. ``passing``: what is odd about them may be so for a moment
+        only (whose pipe has its other end in one that is not known yet, say); it is found again when they stand
+        still."""
         previews = await self.originals.meet(ids)
-        problems = [problem for each in previews for problem in each.problems]
+        problems = [] if passing else [problem for each in previews for problem in each.problems]
         for each in previews:
             problems += preflight.process_problems(each, self.facts)
         with making_sense(self.destination.agent.name, "its vDSO"):

@@ -132,14 +132,6 @@ def _shared(processes: Sequence[Proc], tree: Sequence[Kin]) -> list[Problem]:
     ]
 
 
-def shares_memory(pid: int) -> bool:
-    """With its parent, as a child of vfork(2) does until it executes a program."""
-    calls = Calls()
-    with Proc(pid) as proc:
-        calls.add_table(1, (NUMBERS["kcmp"], stat(proc.text("stat")).ppid, [pid], _KCMP[0][0]))
-    return calls.make() == [0]
-
-
 def standing(tree: Sequence[Kin]) -> list[Problem]:
     """Sessions and process groups that could not be made again."""
     root, pids, dead = tree[0], {kin.pid for kin in tree}, {each.pid for kin in tree for each in kin.zombies}

@@ -124,8 +124,9 @@ class Member:
 
     # Rounds
 
-    def track(self, tracker: str, compress: str, bandwidth: float | None) -> Answer:
-        """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None."""
+    def track(self, tracker: str, compress: str, bandwidth: float | None, held: bool = False) -> Answer:
+        """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None; ``held``: it stands still,
+        and stays so."""
         self._bandwidth = bandwidth
         dumper = self.dumper
         leftovers.cure(dumper.tracee)  # of an earlier try whose agent and coordinator were killed both
@@ -134,7 +135,8 @@ class Member:
             gently = len(self._family) > 1
             choice = choose(dumper.proc, dumper.tracee.pidfd, self._remote_syscall, tracker, gently)
         finally:
-            dumper.resume()
+            if not held:
+                dumper.resume()
         self._tracker = choice.tracker
         dumper.spaces.tracked = True
         compressor = None if compress == "none" else Compressor(Compress(compress), lambda: self._rate)

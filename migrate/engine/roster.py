@@ -21,9 +21,9 @@ from migrate.engine.kinds.family import Family
 from migrate.engine.member import Member
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.inspection import why_not_traceable
-from migrate.errors import Failed, KinChanged, Refused
+from migrate.errors import KinChanged, Problem, Refused
 
-_LOOKS = 8  # at a tree that changes while it is looked at
+_LOOKS = 3  # at a tree that changes while it is looked at
 
 SendMemberPages = Callable[[int, int, bytes, memoryview], None]  # id of the member, flags, meta, contents
 Mark = tuple[int, ...]
@@ -74,34 +74,50 @@ class Roster:
         self.tracking: Tracking | None = None
         self._marks: dict[int, Mark] = {}
         self._family: Family | None = None
+        self._family_of: list[int] = []
         self._next = 0
         self._fresh: set[int] = set()  # with which nothing has been done yet
         self._related: dict[int, tuple[int, int]] = {}  # parent and session
         try:
             if problems := why_not_traceable(pid):
-                raise Refused(problems)
-            pids = kin.descendants(pid)
-            if problems := [problem for each in pids[1:] for problem in why_not_traceable(each)]:
-                raise Refused(problems)
-            for each in pids:
-                self._add(each, frozenset(pids))
-            self.ids = list(self.members)
-            self._relate()
-            self._related = self._relations()
-            self.several = len(pids) > 1 or bool(self.tree[0].zombies)
-            for member in self.all:
-                member.dumper.follows = self.several
-            self.check()
-            self._look_together()
+                raise Refused(problems)  # also where there is none
+            self._add(pid)
+            self.ids = [0]
+            self.several = len(kin.descendants(pid)) > 1
+            self._find()
         except BaseException:
             self.close()
             raise
         self.change = Change()
 
+    def _find(self) -> None:
+        """All of them for the first time. Of those that come and go all the time no picture can be had but when they
+        stand still for a moment."""
+        for _ in range(_LOOKS):
+            try:
+                self._scan()
+                self.settle()
+                self.several = self.several or bool(self.tree[0].zombies)
+                borrowers = len(kin.descendants(self._pid)) > len(self.ids)
+                if not borrowers and not self._problems():
+                    return
+            except (FileNotFoundError, ProcessLookupError, ProcessEnded):
+                if not _lives(self._pid):
+                    raise
+            self._fresh |= set(self.members)
+        if not self.several:
+            raise Refused(self._problems())
+        self.hold(lambda member: member.dumper.stop())
+        self.let_go()
+
     @property
     def all(self) -> list[Member]:
         """Parents first."""
         return [self.members[id] for id in self.ids]
+
+    def people(self) -> list[list[int]]:
+        """Number and time of start of each."""
+        return [[self.members[id].pid, self._marks[id][0]] for id in self.ids]
 
     def lineup(self) -> Lineup:
         """For whoever makes them again."""
@@ -127,16 +143,19 @@ class Roster:
 
     # Coming and going
 
-    def _add(self, pid: int, family: frozenset[int]) -> int:
-        id, self._next = self._next, self._next + 1
-        self._make(id, pid, family)
-        self.change.born.add(id)
-        return id
+    def _add(self, pid: int) -> None:
+        self._make(self._next, pid)
+        self.change.born.add(self._next)
+        self._next += 1
 
-    def _make(self, id: int, pid: int, family: frozenset[int]) -> None:
+    def _make(self, id: int, pid: int) -> None:
         mark = mark_of(pid)
-        self.members[id] = Member(pid, lambda *frame: self._send_pages(id, *frame), family)
-        self._marks[id] = mark
+        if problems := why_not_traceable(pid):
+            mark_of(pid)  # if it lives
+            raise Refused(problems)
+        member = Member(pid, lambda *frame: self._send_pages(id, *frame), frozenset([pid]))
+        self.members[id], self._marks[id] = member, mark
+        self._fresh.add(id)
 
     def has_changed(self, id: int) -> bool:
         """Whether it has ended, or executed another program."""
@@ -149,79 +168,80 @@ class Roster:
         """The same."""
         return any(self.has_changed(id) for id, each in self.members.items() if each is member)
 
-    def update(self, still: bool) -> bool:
-        """Follow what has changed; whether anything has. ``still``: all that were known stand still, so that nothing
-        that is seen is in passing.
+    def follow(self) -> None:
+        """Who has come or gone, while they run. Where some have, all stand still for a moment. Raises KinChanged and
+        Refused, as of `hold`."""
+        try:
+            if not self._scan():
+                return
+        except (FileNotFoundError, ProcessLookupError, ProcessEnded):
+            if not _lives(self._pid):
+                raise
+        self.hold(lambda member: member.dumper.stop())
+        self.let_go()
 
-        Raises KinChanged where no way leads from what was known to what there is, and Refused where they cannot be
-        moved together any more."""
-        for left in range(_LOOKS, -1, -1):
-            try:
-                return self._update(still)
-            except (FileNotFoundError, ProcessLookupError, ProcessEnded):
-                if not left or not _lives(self._pid):
-                    raise
-        raise AssertionError
-
-    def _update(self, still: bool) -> bool:
+    def _scan(self) -> bool:
+        """Who there is; whether that has changed."""
         pids = [pid for pid in kin.descendants(self._pid) if pid == self._pid or _lives(pid)]
         known = {member.pid: id for id, member in self.members.items()}
         if not self.several and len(pids) > 1:
             raise KinChanged(f"process {pids[1]} has joined process {pids[0]} meanwhile")
         gone = [id for pid, id in known.items() if pid not in pids]
         renewed = [id for pid, id in known.items() if pid in pids and self.has_changed(id)]
-        born = [pid for pid in pids if pid not in known]
-        if not still:
-            # A child that borrows its parent's memory is about to execute a program (vfork(2)), or it is refused later.
-            born = [pid for pid in born if not kin.shares_memory(pid)]
-            pids = [pid for pid in pids if pid in known or pid in born]
-        if 0 in renewed and len(pids) == 1 and not self.several:
+        if 0 in renewed and not self.several:
             raise KinChanged(f"process {self._pid} has executed another program meanwhile")
-        family = frozenset(pids)
         for id in gone:
             self._drop(id)
         for id in renewed:
-            with suppress(ProcessEnded, OSError):
-                self.members[id].close()
-            self._make(id, self.members[id].pid, family)
+            pid = self.members[id].pid
+            self._close(self.members.pop(id))
+            try:
+                self._make(id, pid)
+            except (FileNotFoundError, ProcessLookupError):
+                self.change.note_gone(id)
+                gone.append(id)
+                continue
             if id not in self.change.born:
                 self.change.renewed.add(id)
-        fresh = [*renewed, *[self._add(pid, family) for pid in born]]
-        self._fresh |= set(fresh)
+        for pid in pids:
+            if pid not in known:
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    self._add(pid)
+                    renewed.append(self._next - 1)
         by_pid = {member.pid: id for id, member in self.members.items()}
-        self.ids = [by_pid[pid] for pid in pids]
+        self.ids = [by_pid[pid] for pid in pids if pid in by_pid]
+        return bool(gone or renewed)
+
+    def settle(self, held: bool = False) -> bool:
+        """What has been done with the others already is done with those that are new; whether there were any.
+        ``held``: all of them stand still, and stay so."""
         self._relate()
         now = self._relations()
-        other = any(now[id] != self._related[id] for id in now if id in self._related)
-        self.change.other |= other
+        self.change.other |= any(now[id] != self._related[id] for id in now if id in self._related)
         self._related = now
-        if gone or self._fresh:
-            for member in self.members.values():
-                member.join(family)
+        fresh = [id for id in self.ids if id in self._fresh]
+        if self._family_of != self.ids or fresh:
+            for member in self.all:
+                member.join(frozenset(member.pid for member in self.all))
             self._look_together()
-            for id in sorted(self._fresh & set(self.ids)):
-                self._begin(id)
-            self._fresh.clear()
-        if still and fresh:
-            processes = [member.dumper.proc for member in self.all]
-            if problems := kin.problems(processes, self.tree):
-                raise Refused(problems)
-        return bool(gone or fresh or other)
+        for id in fresh:
+            member = self.members[id]
+            member.preview = member.inspect(self.tree[self.ids.index(id)])
+            if self.tracking is not None:
+                member.track(*self.tracking, held=held)
+        self._fresh.clear()
+        return bool(fresh)
 
     def _drop(self, id: int) -> None:
         member = self.members.pop(id)
         if _lives(member.pid):
             self.change.left.append(member.pid)
         self.change.note_gone(id)
-        with suppress(ProcessEnded, OSError):
-            member.close()
+        self._close(member)
 
-    def _begin(self, id: int) -> None:
-        """What has been done with the others already."""
-        member = self.members[id]
-        member.preview = member.inspect(self.tree[self.ids.index(id)])
-        if self.tracking is not None:
-            member.track(*self.tracking)
+    def _close(self, member: Member) -> None:
+        with suppress(ProcessEnded, OSError):  # it is not there any more
+            member.close()
 
     # Together
 
@@ -237,19 +257,17 @@ class Roster:
             for id, each in zip(self.ids, self.tree, strict=True)
         }
 
+    def _problems(self) -> list[Problem]:
+        return kin.problems([each.dumper.proc for each in self.all], self.tree) if self.several else []
+
     def relate(self) -> None:
         """Who is whose, of those that stand still. Refused where that could not be made again."""
         self._relate()
         if self.several and (problems := kin.standing(self.tree)):
             raise Refused(problems)
 
-    def check(self) -> None:
-        """Refused where they cannot be moved together."""
-        if self.several and (problems := kin.problems([each.dumper.proc for each in self.all], self.tree)):
-            raise Refused(problems)
-
     def _look_together(self) -> None:
-        members = self.all
+        members, self._family_of = self.all, list(self.ids)
         self._family = Family([member.dumper.files for member in members]) if self.several else None
         if self._family is not None:
             for member in members:
@@ -277,29 +295,44 @@ class Roster:
 
     # Standing still
 
-    def stop_all(self, stop: Callable[[Member], object]) -> list[Member]:
-        """All of them, those included that are born meanwhile; in the order in which they were stopped. Whatever fails,
-        those that were stopped are let go."""
-        stopped: list[Member] = []
+    def hold(self, stop: Callable[[Member], object]) -> None:
+        """Stop all of them, those included that are born meanwhile. Whatever fails, they are let go. Raises KinChanged
+        where no way leads from what was known to what there is, and Refused where they cannot be moved together."""
+        stopped: list[Member] = []  # not those of which nothing was known when they were
         try:
             while True:
-                for member in [each for each in self.all if each not in stopped]:
+                for id in list(self.ids):
+                    member = self.members[id]
                     try:
-                        stop(member)
+                        if id in self._fresh:
+                            member.dumper.stop()
+                        elif member not in stopped:
+                            stop(member)
+                            stopped.append(member)
                     except (Refused, ProcessEnded, OSError):
                         if member.pid == self._pid or _lives(member.pid):
                             raise
-                    else:
-                        stopped.append(member)
-                self.update(still=True)
-                stopped = [member for member in stopped if member in self.all]
-                if len(stopped) == len(self.all):
-                    return stopped
+                if self._scan():
+                    continue
+                if self.settle(held=True):
+                    if problems := self._problems():
+                        raise Refused(problems)
+                elif all(member in stopped for member in self.all):
+                    return
         except BaseException:
-            for member in reversed(stopped):
-                with suppress(Failed, OSError):
-                    member.resume()
+            self.let_go()
             raise
+
+    def let_go(self) -> None:
+        """All of them go on."""
+        failure: BaseException | None = None
+        for member in reversed(self.all):
+            try:
+                member.resume()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Leave no trace in any. Whatever fails, all of it is tried."""

@@ -15,7 +15,6 @@ from migrate import faults
 from migrate.engine import aftercare
 from migrate.engine.dump import Stopped
 from migrate.engine.image.codec import decode, encode
-from migrate.engine.kernel.stat import stat
 from migrate.engine.kinds import locks
 from migrate.engine.member import Answer, Member
 from migrate.engine.process import ProcessImage
@@ -59,7 +58,7 @@ class Source:
         freeze."""
         roster = self._tree
         if follow:
-            roster.update(still=False)
+            roster.follow()
         change = roster.tell()
         born, gone, renewed = sorted(change.born), sorted(change.gone), sorted(change.renewed)
         told = {"changed": bool(change), "born": born, "gone": gone, "renewed": renewed, "left": change.left}
@@ -126,12 +125,11 @@ class Source:
         """The image of the processes as it would be now. Finds what shows only from inside, and warms every path. The
         blob is of the first; the others by `do_image`."""
         roster, begun = self._tree, time.monotonic()
-        stopped = roster.stop_all(lambda member: member.dumper.stop_outside())
+        roster.hold(lambda member: member.dumper.stop_outside())
         try:
             images = self._collect(frozen=False)
         finally:
-            for member in reversed(stopped):
-                member.dumper.resume()
+            roster.let_go()
         self._write(images)
         return {"seconds": begun, "changed_kin": bool(roster.change)}, self._images[0]
 
@@ -149,7 +147,7 @@ class Source:
         times: list[Stopped] = []
         roster = self._tree
         try:
-            roster.stop_all(lambda member: times.append(member.freeze()))
+            roster.hold(lambda member: times.append(member.freeze()))
             stopped = time.monotonic()
             faults.hit("source-stopped")
             images = self._collect(frozen=True)
@@ -209,14 +207,8 @@ class Source:
         """Let them go on here as if nothing had happened. Whatever fails, all of it is tried."""
         self._committing = False
         gc.enable()
-        failure: BaseException | None = None
-        for member in reversed(self._roster.all if self._roster else []):
-            try:
-                member.resume()
-            except Exception as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        if self._roster is not None:
+            self._roster.let_go()
         return {}, b""
 
     def do_commit(self) -> Answer:
@@ -253,10 +245,7 @@ class Source:
 
     def do_people(self) -> Answer:
         """Who moves: number and time of start of each (`agents.settling.person`)."""
-        people = []
-        for member in self._tree.all:
-            people.append([member.pid, stat(member.dumper.proc.text("stat")).starttime])
-        return {"people": people}, b""
+        return {"people": self._tree.people()}, b""
 
     def close(self) -> None:
         """Leave no trace. Whatever fails, all of it is tried."""

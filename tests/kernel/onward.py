@@ -131,3 +131,7 @@ def tree(victims: Victims, directory: Path, name: str, *arguments: str) -> Itera
         for pid, _ in people:  # orphans come to the tests
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        for pid in children(os.getpid()):  # and those of whom nobody heard while they lived
+            if status_field(pid, "State")[:1] == ["Z"]:
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)

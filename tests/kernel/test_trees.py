@@ -118,3 +118,10 @@ def test_the_source_agent_is_killed_with_one_of_them_stopped(
         assert states(child) == {"T"} and status_field(child, "TracerPid") == ["0"]
         os.kill(child, signal.SIGCONT)
         family.verdict()
+
+
+def test_processes_come_and_go(victims: Victims, tmp_path: Path) -> None:
+    """They are followed, without starting all over."""
+    with tree(victims, tmp_path / "restless", "restless") as family:
+        family.move()
+        family.verdict()

@@ -11,3 +11,11 @@ from tests.migration.journey import Journeys
 def test_they_notice_nothing(journeys: Journeys, victim: str) -> None:
     # A timer goes off on the way, or not.
     journeys.start(victim).go(ignore=[r"fd \d+ ticks"])
+
+
+def test_processes_come_and_go(journeys: Journeys) -> None:
+    """They fork, execute programs and end all the time; they are followed."""
+    journey = journeys.start("restless")
+    journey.move("--no-converge", "continue", look=False)
+    journey.tell()
+    journey.verdict(60)
