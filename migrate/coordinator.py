@@ -26,7 +26,7 @@ from migrate.engine.memory.layout import choose_hole, ranges
 from migrate.engine.preview import Preview
 from migrate.engine.program.listing import listing
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, KinChanged, MigrateError, NumberTaken, Refused
+from migrate.errors import Failed, InDoubt, KinChanged, MigrateError, NoRoomToFork, NumberTaken, Refused
 from migrate.following import SPARE, Following
 from migrate.freeze import Freeze
 from migrate.ledger import Ledger
@@ -51,10 +51,10 @@ _WARM = 8  # runs after which the Python interpreter has specialised its code (P
 async def move(options: Options, display: Display) -> Report:
     """Moves the process. Raises a MigrateError that says why not; then it runs on here."""
     begun = time.monotonic()
-    own_numbers = False
+    own_numbers, share = False, True
     for left in range(_ATTEMPTS, -1, -1):
         try:
-            report = await _attempt(options, display, own_numbers)
+            report = await _attempt(options, display, own_numbers, share)
             break
         except NumberTaken as error:
             # Between our look and the making of it somebody else was given the number, and next time it may be another.
@@ -62,6 +62,11 @@ async def move(options: Options, display: Display) -> Report:
                 raise
             display.note(f"{error}: once more, in a PID namespace of its own")
             own_numbers = True
+        except NoRoomToFork as error:
+            if not share or not left:
+                raise
+            display.note(f"{error}: once more, with memory of its own for each process")
+            share = False
         except AgentError as error:
             if error.kind != "kin" or not left:
                 raise
@@ -73,7 +78,7 @@ async def move(options: Options, display: Display) -> Report:
     return replace(report, total_s=time.monotonic() - begun)
 
 
-async def _attempt(options: Options, display: Display, own_numbers: bool) -> Report:
+async def _attempt(options: Options, display: Display, own_numbers: bool, share: bool) -> Report:
     id, interrupted = journal.new_id(), trio.Event()
 
     async def notice() -> None:
@@ -90,7 +95,7 @@ async def _attempt(options: Options, display: Display, own_numbers: bool) -> Rep
             with trio.CancelScope() as interruptible:
                 async with connected(options, display, id) as (rescue, destination, relay):
                     migration = Migration(
-                        options, display, rescue, destination, relay, interruptible, id, own_numbers
+                        options, display, rescue, destination, relay, interruptible, id, own_numbers, share
                     )
                     migration.ending.interrupted = interrupted
                     report = await migration.run()
@@ -113,6 +118,7 @@ class Migration:
     interruptible: trio.CancelScope
     id: str
     own_numbers: bool = False  # in a PID namespace of its own, whether its numbers are taken there or not
+    share: bool = True  # there what is shared here by copy on write
     rounds: list[Round] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds
 
@@ -284,11 +290,11 @@ class Migration:
         await faults.reach("tracked")
         limits = Limits(options.max_downtime, options.max_rounds, options.no_converge)
         policy = PrecopyPolicy(limits)
-        pages = await self.originals.look(replica, replica.generations[0])
+        pages = await self.originals.look_first(replica, self.share)
         while True:
             display.round_started(len(self.rounds) + 1, pages)
             begun, before = time.monotonic(), self.relay.bytes
-            if self.rounds:
+            if self.rounds or not self.share:
                 sent = await self.originals.send(replica)
             else:
                 sent = await self.originals.send_first(replica, partial(display.round_started, 1))

@@ -109,6 +109,15 @@ class Originals:
             sending.append(await self.source.submit("send", member=self.ids[at], remapped=remapped))
         return sum([int((await each.reply())["pages"]) for each in sending])
 
+    async def look_first(self, replicas: Replicas, share: bool) -> int:
+        """The first of all: at the first generation; at all of them where memory cannot be ``share``d, so that all
+        restorees are there before there is any."""
+        if share:
+            return await self.look(replicas, replicas.generations[0])
+        for number in range(len(replicas.generations)):
+            await replicas.beget(number)
+        return await self.look(replicas)
+
     async def send_first(self, replicas: Replicas, started: Callable[[int], None]) -> int:
         """The first round: generation by generation, of which the first has been looked at. See `kinds.heritage`.
         ``started``: is told how many pages there are of the next one."""

@@ -31,7 +31,7 @@ class Replica:
         self._pipe_max_size = pipe_max_size
         self._vmas: Sequence[VMA] = ()
         self._asked: Sequence[VMA] = ()  # as the source has them
-        self._laid_out = False
+        self.laid_out = False
         self._filled: set[int] = set()  # starts of VMAs that were made writable against expectation
         self._remade: list[tuple[int, int]] = []
         self._running: list[Running] = []
@@ -60,25 +60,26 @@ class Replica:
             child._maker = self
         self._expecting = False
         program = Program(f"the vDSO of pid {self.pid}")
-        self._place_vdso(program)
+        if self.laid_out:
+            self._place_vdso(program)
         if len(program):
             self._running.append(await self.destination.run(self.slot, program))
 
     def inherit(self, parent: Replica) -> None:
         """It has been begotten by one that is laid out: what it has is a copy of that, without the memfds."""
-        self._vmas, self._laid_out = parent._vmas, parent._laid_out
+        self._vmas, self.laid_out = parent._vmas, parent.laid_out
         self._vdso = copy(parent._vdso)
 
     async def clear(self, parked: tuple[vdso.Area, ...]) -> None:
         """Nothing of what it has belongs to it, or does so any longer: as it is after `stand`."""
         program = Program(f"the address space of pid {self.pid}, which is begun anew")
-        if self._laid_out:
+        if self.laid_out:
             self._vdso.withdraw(program)
             address_space.compile_difference(program, self._vmas, (), self.ground.hole)
         for number in self.ground.numbers.values():
             program.syscall("close", number, label="a memfd that was mapped")
         self.ground = replace(self.ground, numbers={}, lenders={})
-        self._vmas, self._laid_out, self._remade = (), False, []
+        self._vmas, self.laid_out, self._remade = (), False, []
         self._filled.clear()
         self._compiler = restore.Compiler()
         self.stand(parked)
@@ -111,10 +112,10 @@ class Replica:
         self._number(vmas)
         hole, numbers = self.ground.hole, self.ground.numbers
         self._asked, vmas = vmas, self._possible(vmas)
-        if not self._laid_out and not self._vmas:
+        if not self.laid_out and not self._vmas:
             address_space.compile_map(program, vmas, hole, numbers, self.ground.lenders)
             self._place_vdso(program)
-        elif not self._laid_out or vmas != self._vmas:
+        elif not self.laid_out or vmas != self._vmas:
             self._vdso.withdraw(program)
             made = address_space.compile_difference(
                 program, self._vmas, vmas, hole, numbers, self.ground.lenders
@@ -125,7 +126,7 @@ class Replica:
         unexpected = set(fill) - self._filled
         address_space.compile_fillable(program, (vma for vma in vmas if vma.start in unexpected))
         self._filled |= unexpected
-        self._vmas, self._laid_out = vmas, True
+        self._vmas, self.laid_out = vmas, True
         if len(program):
             self._running.append(await self.destination.run(self.slot, program))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+from migrate import faults
 from migrate.destination import OVERSEER, RESTOREE, Destination, Staged
 from migrate.engine import lineage, overseer, restore, vdso
 from migrate.engine.image.codec import decode
@@ -19,7 +20,7 @@ from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Linked, Program
-from migrate.errors import Problem
+from migrate.errors import NoRoomToFork, Problem
 from migrate.replica import Replica
 from migrate.transport.agent import making_sense
 
@@ -66,6 +67,8 @@ class Replicas:
         if not self.first.ground.member:
             return
         generations = self.generations
+        if self.first.laid_out and faults.pretended("fork"):
+            raise NoRoomToFork("pretended: no memory to fork")
         parents, there = generations[generation], [each for some in generations[: generation + 1] for each in some]
         await self._run(lineage.creation(self.tree, self._nursery(), there, parents=parents))
         for parent in parents:

@@ -20,9 +20,19 @@ def test_what_is_shared_is_sent_once_and_stays_shared(journeys: Journeys) -> Non
     """A parent with 64 MiB, and eight children that have each written to one."""
     journey = journeys.start("heirs", "64", "8", "1024", "quiet")
     before = memory(journey.task.outer)
-    outcome = journey.move("--compress", "none")
+    outcome = journey.move("--compress", "none", "--no-converge", "continue")
     after = memory(journey.task.outer)
     assert abs(after - before) < 0.02 * before, f"{before} bytes here, {after} there"
     assert outcome.report["bytes_sent"] < 1.05 * before
+    journey.tell()
+    journey.verdict()
+
+
+def test_without_room_for_a_copy_each_gets_its_own(journeys: Journeys) -> None:
+    """As where vm.overcommit_memory is 2, and a small child has a large parent."""
+    journey = journeys.start("heirs", "4", "3")
+    journey.env = {"MIGRATE_FAULT": "fork:missing"}
+    outcome = journey.move("--no-converge", "continue")
+    assert "no memory to fork: once more" in outcome.err
     journey.tell()
     journey.verdict()
