@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from migrate.engine.kinds.mapping import rules
-from migrate.engine.kinds.vma import FILE, RW, VMA, displaced
+from migrate.engine.kinds.vma import FILE, RW, VMA
 from migrate.engine.memory.layout import Range
 
 _NOT_COPIED = frozenset({"dc", "wf", "dp"})  # VmFlags: MADV_DONTFORK, MADV_WIPEONFORK, MAP_DROPPABLE
@@ -31,12 +31,12 @@ def inherited(parent: Sequence[VMA], filled: Collection[int], child: Sequence[VM
 
     An area coincides with the parent's when that covers it and is mapped by the same rules: either may have unmapped
     some of it since, or the parent have more. Where the child has more (its heap has grown), its part is an area of its
-    own here too: the kernel does not merge what was inherited with what was not (is_mergeable_anon_vma(), mm/vma.c).
+    own here too: the kernel does not merge what was inherited with what was not (is_mergeable_anon_vma(), mm/vma.c), so
+    nothing need be done either to keep the two apart.
 
     :param filled: starts of the parent's areas that were made writable against expectation.
     """
     found: list[Range] = []
-    there_apart, here_apart = displaced(parent), displaced(child)
     above = iter(parent)
     was = next(above, None)
     for vma in child:
@@ -46,11 +46,7 @@ def inherited(parent: Sequence[VMA], filled: Collection[int], child: Sequence[VM
             break
         if not (was.start <= vma.start and vma.end <= was.end) or not (_copied(vma) and _copied(was)):
             continue
-        same = (was.start, was.end) == (vma.start, vma.end)
-        apart = was.start in there_apart or vma.start in here_apart
-        if was.start in filled or (apart and not same) or rules(was) != rules(vma):
-            continue
-        if vma.fill_prot in (was.fill_prot, RW):
+        if was.start not in filled and rules(was) == rules(vma) and vma.fill_prot in (was.fill_prot, RW):
             found.append((vma.start, vma.end))
     return found
 
