@@ -56,8 +56,7 @@ class Originals:
     async def inspect(self) -> None:
         """Find them, and have ``previews`` of them."""
         inspected = await self.source.request("inspect", pid=self._pid)
-        self.ids = list(range(inspected["members"]))
-        self.memory = int(inspected["memory"])
+        self.ids, self.memory = list(inspected["ids"]), int(inspected["memory"])
         self._meet(0, inspected.blob)
         await self.meet(self.ids[1:])
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from migrate import faults
 from migrate.destination import OVERSEER, RESTOREE, Destination, Staged
 from migrate.engine import lineage, overseer, restore, vdso
+from migrate.engine.descent import Descent
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel import maps
 from migrate.engine.kin import Kin
@@ -51,30 +52,30 @@ class Replicas:
         self._overseer = overseer
         await (await destination.run(RESTOREE, program)).done()
         self.first.stand(self._parked)
-        for each in self.tree[1:]:
-            self.members[each.parent].expect()
+        for maker in Descent(self.tree).maker.values():
+            self.members[maker].expect()
         if self.as_init and not ground.member:
             await self._number_outside([0])
 
     @property
     def generations(self) -> list[list[int]]:
-        """Positions of the first, of its children, of theirs, and so on."""
-        return lineage.generations(self.tree)
+        """Positions of the first, of those that it makes, and so on."""
+        return list(Descent(self.tree).generations())
 
     async def beget(self, generation: int) -> None:
-        """The children of this generation, with their numbers, and the sessions that it leads. Each child has a copy of
-        what its parent has by now, until it is laid out."""
+        """What this generation makes: others, with their numbers, and the sessions that it leads. Each has a copy of
+        what its maker has by now, until it is laid out."""
         if not self.first.ground.member:
             return
         generations = self.generations
         if self.first.laid_out and faults.pretended("fork"):
             raise NoRoomToFork("pretended: no memory to fork")
-        parents, there = generations[generation], [each for some in generations[: generation + 1] for each in some]
-        await self._run(lineage.creation(self.tree, self._nursery(), there, parents=parents))
-        for parent in parents:
-            born = [member for member, kin in zip(self.members, self.tree, strict=True) if kin.parent == parent]
-            if born:
-                await self.members[parent].bears(born)
+        makers, there = generations[generation], [each for some in generations[: generation + 1] for each in some]
+        await self._run(lineage.creation(self.tree, self._nursery(), there, makers=makers))
+        descent = Descent(self.tree)
+        for maker in makers:
+            if born := descent.makes(maker):
+                await self.members[maker].bears([self.members[each] for each in born])
         if self.as_init and generation == len(generations) - 1:
             await self._number_outside(range(len(self.members)))
 
@@ -91,7 +92,7 @@ class Replicas:
         """The numbers where the agent is of those at these positions. Children are listed in the order in which they
         were made."""
         order: dict[int, list[Replica]] = {}
-        for position in lineage.birth_order(self.tree):
+        for position in Descent(self.tree).birth_order():
             if position in born:
                 order.setdefault(self.tree[position].parent, []).append(self.members[position])
         known = {member.outer_pid for position, member in enumerate(self.members) if position not in born}

@@ -147,9 +147,9 @@ class Member:
         tracee = self.dumper.tracee
         return tracee.remote_syscall(tracee.tids[0], number, *args)
 
-    def look(self, parent: Member | None = None) -> Answer:
+    def look(self, maker: Member | None = None) -> Answer:
         """Areas and pages, while the process runs. Protects: what is written from now on shows at the next look.
-        ``parent``: at the first look, whose restoree has just begotten this one's."""
+        ``maker``: at the first look, whose restoree has just begotten this one's."""
         dumper = self.dumper
         assert self._tracker is not None
         dumper.follow()
@@ -159,9 +159,9 @@ class Member:
         try:
             if stop:
                 dumper.follow()
-            kept = heritage.inherited(parent._looked, parent._filled, dumper.vmas) if parent is not None else []
-            if parent is not None:
-                self._planner.held = parent._planner.held.clip(kept)
+            kept = heritage.inherited(maker._looked, maker._filled, dumper.vmas) if maker is not None else []
+            if maker is not None:
+                self._planner.held = maker._planner.held.clip(kept)
             fields = self._scan_memory(dumper.vmas, protect=True)
         finally:
             if stop:
@@ -184,7 +184,7 @@ class Member:
         )
 
     def has_got(self, pages: PageSet) -> None:
-        """The restoree has these from its parent's."""
+        """The restoree has these from its maker's."""
         self._planner.owed = self._planner.owed - pages
 
     @property

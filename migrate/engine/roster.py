@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from migrate.engine import kin
+from migrate.engine.descent import Descent
 from migrate.engine.kernel.maps import proportional
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.stat import stat
@@ -128,9 +129,9 @@ class Roster:
         change, self.change = self.change, Change()
         return change
 
-    def parent(self, id: int) -> Member:
-        """Of another than the first."""
-        return self.all[self.tree[self.ids.index(id)].parent]
+    def maker(self, id: int) -> Member:
+        """Whose restoree makes that of this one."""
+        return self.all[Descent(self.tree).maker[self.ids.index(id)]]
 
     def memory(self) -> int:
         """Bytes that all of them have in memory, what several have counted once."""
@@ -258,12 +259,14 @@ class Roster:
         }
 
     def _problems(self) -> list[Problem]:
-        return kin.problems([each.dumper.proc for each in self.all], self.tree) if self.several else []
+        if not self.several:
+            return []
+        return kin.problems([each.dumper.proc for each in self.all], self.tree) + Descent(self.tree).problems()
 
     def relate(self) -> None:
         """Who is whose, of those that stand still. Refused where that could not be made again."""
         self._relate()
-        if self.several and (problems := kin.standing(self.tree)):
+        if self.several and (problems := Descent(self.tree).problems()):
             raise Refused(problems)
 
     def _look_together(self) -> None:

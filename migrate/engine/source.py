@@ -42,10 +42,10 @@ class Source:
     # Before
 
     def do_inspect(self, pid: int) -> Answer:
-        """Everything that can be seen without touching them; the blob is about the first. ``members``: how many there
-        are. Refused when one of them cannot even be looked at."""
+        """Everything that can be seen without touching them; the blob is about the first. ``ids``: of all of them.
+        Refused when one of them cannot even be looked at."""
         self._roster = Roster(pid, self._send_pages)
-        return {"members": len(self._roster.ids), "memory": self._roster.memory()}, self.do_preview(0)[1]
+        return {"ids": self._roster.ids, "memory": self._roster.memory()}, self.do_preview(0)[1]
 
     def do_preview(self, member: int) -> Answer:
         """What `do_inspect` tells about the first."""
@@ -76,20 +76,20 @@ class Source:
 
     def do_look(self, member: int = 0, begotten: bool = False) -> Answer:
         """See `Member.look`. Of one that has ended meanwhile, or is another program by now: what it was. ``begotten``:
-        its restoree has been, just now, by its parent's."""
+        its restoree has been, just now (`Roster.maker`)."""
         if member == 0:
             self._tree.find_common()
         one = self._tree.members[member]
-        parent = self._tree.parent(member) if begotten else None
-        return self._unless_changed(member, lambda: one.look(parent), one.layout)
+        maker = self._tree.maker(member) if begotten else None
+        return self._unless_changed(member, lambda: one.look(maker), one.layout)
 
     def do_inherit(self, members: list[int]) -> Answer:
-        """After the first look at these: what their restorees have from their parents' need not be sent. ``pages``: how
-        many are left."""
+        """After the first look at these: what their restorees have from those that made them need not be sent.
+        ``pages``: how many are left."""
         roster = self._tree
         children: dict[Member, list[Member]] = {}
         for id in members:
-            children.setdefault(roster.parent(id), []).append(roster.members[id])
+            children.setdefault(roster.maker(id), []).append(roster.members[id])
         for parent, born in children.items():
             try:
                 shared = parent.shared_with(born)

@@ -28,7 +28,7 @@ def _tree(directory: Path, size: int) -> Path:
 
 def test_a_pipeline(journeys: Journeys, tmp_path: Path) -> None:
     """tar | xz | sha256sum under one shell: not a byte is lost or there twice."""
-    line = PIPELINE.format(_tree(tmp_path / "data", 24 << 20), 3)
+    line = PIPELINE.format(_tree(tmp_path / "data", 6 << 20), 6)
     expected = subprocess.run(["sh", "-c", line], check=True, capture_output=True, text=True).stdout
     journey = journeys.run("pipeline", ["bash", "-c", f"{line}; exit 3"])
     wait_until("all of it at work", lambda: len(children(journey.task.outer)) == 3)

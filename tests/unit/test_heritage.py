@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from migrate.engine import lineage
+from migrate.engine.descent import Descent
 from migrate.engine.kernel.maps import proportional
 from migrate.engine.kernel.pagemap import same_frames
 from migrate.engine.kernel.procformat import ProcFormatError
@@ -99,4 +99,4 @@ def test_memory_of_a_process_that_shares_some() -> None:
 
 def test_generations() -> None:
     tree = [Kin(10 + position, parent) for position, parent in enumerate((-1, 0, 1, 0, 2, 3))]
-    assert lineage.generations(tree) == [[0], [1, 3], [2, 5], [4]]
+    assert list(Descent(tree).generations()) == [[0], [1, 3], [2, 5], [4]]
