@@ -294,12 +294,14 @@ class Migration:
         pages = await self.originals.look_first(replica, self.share)
         while True:
             display.round_started(len(self.rounds) + 1, pages)
-            begun, before = time.monotonic(), self.relay.bytes
+            begun, before, self.originals.sending = time.monotonic(), self.relay.bytes, 0.0
             if self.rounds or not self.share:
                 sent = await self.originals.send(replica)
             else:
                 sent = await self.originals.send_first(replica, partial(display.round_started, 1))
+            sent_by = time.monotonic()
             await self.destination.agent.request("sync")
+            sending = self.originals.sending + time.monotonic() - sent_by
             await faults.reach("round")
             if not self.rounds:
                 await self._rehearse(replica)
@@ -311,7 +313,7 @@ class Migration:
             round = Round(sent, self.relay.bytes - before, taken, pages)
             self.rounds.append(round)
             display.round_finished(round)
-            verdict = policy.after(round)
+            verdict = policy.after(round, sending)
             display.detail(verdict.reason)
             self._expected = verdict.expected_downtime
             if verdict.decision is Decision.GIVE_UP:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from migrate.engine.image.codec import decode
@@ -27,6 +28,7 @@ class Originals:
         self._previews: dict[int, Preview] = {}
         self.people: list[list[int]] = []
         self.memory = 0  # bytes that they have, what they share counted once
+        self.sending = 0.0  # seconds so far
         self.halting = True
         self.stopped: frozenset[int] = frozenset()
         self._readers: dict[int, Reader] = {}
@@ -102,11 +104,13 @@ class Originals:
 
     async def send(self, replicas: Replicas, members: Sequence[int] | None = None) -> int:
         """The pages that were found; how many. ``members``: see `look`."""
-        sending = []
+        begun, sending = time.monotonic(), []
         for at in range(len(self.ids)) if members is None else members:
             remapped = replicas.members[at].take_remade()
             sending.append(await self.source.submit("send", member=self.ids[at], remapped=remapped))
-        return sum([int((await each.reply())["pages"]) for each in sending])
+        pages = sum([int((await each.reply())["pages"]) for each in sending])
+        self.sending += time.monotonic() - begun
+        return pages
 
     async def look_first(self, replicas: Replicas, share: bool) -> int:
         """The first of all: at the first generation; at all of them where memory cannot be ``share``d, so that all
