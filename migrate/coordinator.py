@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
@@ -26,7 +27,7 @@ from migrate.engine.memory.layout import choose_hole, ranges
 from migrate.engine.preview import Preview
 from migrate.engine.program.listing import listing
 from migrate.engine.wire import Reader
-from migrate.errors import Failed, InDoubt, KinChanged, MigrateError, NumberTaken, Refused
+from migrate.errors import Failed, InDoubt, KinChanged, MigrateError, NoRoomToFork, NumberTaken, Refused
 from migrate.following import SPARE, Following
 from migrate.freeze import Freeze
 from migrate.ledger import Ledger
@@ -51,10 +52,10 @@ _WARM = 8  # runs after which the Python interpreter has specialised its code (P
 async def move(options: Options, display: Display) -> Report:
     """Moves the process. Raises a MigrateError that says why not; then it runs on here."""
     begun = time.monotonic()
-    own_numbers = False
+    own_numbers, share = False, True
     for left in range(_ATTEMPTS, -1, -1):
         try:
-            report = await _attempt(options, display, own_numbers)
+            report = await _attempt(options, display, own_numbers, share)
             break
         except NumberTaken as error:
             # Between our look and the making of it somebody else was given the number, and next time it may be another.
@@ -62,6 +63,11 @@ async def move(options: Options, display: Display) -> Report:
                 raise
             display.note(f"{error}: once more, in a PID namespace of its own")
             own_numbers = True
+        except NoRoomToFork as error:
+            if not share or not left:
+                raise
+            display.note(f"{error}: once more, with memory of its own for each process")
+            share = False
         except AgentError as error:
             if error.kind != "kin" or not left:
                 raise
@@ -73,7 +79,7 @@ async def move(options: Options, display: Display) -> Report:
     return replace(report, total_s=time.monotonic() - begun)
 
 
-async def _attempt(options: Options, display: Display, own_numbers: bool) -> Report:
+async def _attempt(options: Options, display: Display, own_numbers: bool, share: bool) -> Report:
     id, interrupted = journal.new_id(), trio.Event()
 
     async def notice() -> None:
@@ -90,7 +96,7 @@ async def _attempt(options: Options, display: Display, own_numbers: bool) -> Rep
             with trio.CancelScope() as interruptible:
                 async with connected(options, display, id) as (rescue, destination, relay):
                     migration = Migration(
-                        options, display, rescue, destination, relay, interruptible, id, own_numbers
+                        options, display, rescue, destination, relay, interruptible, id, own_numbers, share
                     )
                     migration.ending.interrupted = interrupted
                     report = await migration.run()
@@ -113,6 +119,7 @@ class Migration:
     interruptible: trio.CancelScope
     id: str
     own_numbers: bool = False  # in a PID namespace of its own, whether its numbers are taken there or not
+    share: bool = True  # there what is shared here by copy on write
     rounds: list[Round] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)  # seconds
 
@@ -184,7 +191,7 @@ class Migration:
         preview = previews[0]
         facts = await self.destination.facts()
         problems = [problem for each in previews for problem in each.problems]
-        others = self.originals.resident - preview.resident
+        others = max(0, self.originals.memory - preview.resident)
         problems += preflight.host_problems(preview, facts, self.options.no_clock, others)
         for each in previews:
             problems += preflight.process_problems(each, facts)
@@ -286,36 +293,35 @@ class Migration:
         await faults.reach("tracked")
         limits = Limits(options.max_downtime, options.max_rounds, options.no_converge)
         policy = PrecopyPolicy(limits)
-        pages = await self._look(replica)
+        pages = await self.originals.look_first(replica, self.share)
         while True:
             display.round_started(len(self.rounds) + 1, pages)
-            begun, before = time.monotonic(), self.relay.bytes
-            sent = await self.originals.send([member.take_remade() for member in replica.members])
+            begun, before, self.originals.sending = time.monotonic(), self.relay.bytes, 0.0
+            if self.rounds or not self.share:
+                sent = await self.originals.send(replica)
+            else:
+                sent = await self.originals.send_first(replica, partial(display.round_started, 1))
+            sent_by = time.monotonic()
             await self.destination.agent.request("sync")
+            sending = self.originals.sending + time.monotonic() - sent_by
             await faults.reach("round")
             if not self.rounds:
                 await self._rehearse(replica)
                 await faults.reach("rehearsed")
             if replica.first.ground.member:
                 await self.following.follow(look=True)
-            pages = await self._look(replica)
+            pages = await self.originals.look(replica)
             taken = time.monotonic() - begun
             round = Round(sent, self.relay.bytes - before, taken, pages)
             self.rounds.append(round)
             display.round_finished(round)
-            verdict = policy.after(round)
+            verdict = policy.after(round, sending)
             display.detail(verdict.reason)
             self._expected = verdict.expected_downtime
             if verdict.decision is Decision.GIVE_UP:
                 raise Failed(f"{verdict.reason}; allow more with --max-downtime or --no-converge continue")
             if verdict.decision is Decision.FREEZE:
                 return
-
-    async def _look(self, replica: Replicas) -> int:
-        """Make the destination's layout theirs; the number of pages to send."""
-        layouts, pages = await self.originals.look()
-        await replica.lay_out(layouts)
-        return pages
 
     async def _rehearse(self, replica: Replicas) -> None:
         """The freeze, but for its end: refusals that show only from inside come now, and all paths are warm."""

@@ -19,7 +19,7 @@ from migrate.engine.kernel.timens import Offsets, offsets
 from migrate.engine.kinds import mapping, task, timers
 from migrate.engine.program import MAX_PROGRAM, Linked, OpKind, Program
 from migrate.engine.program.listing import describe_failure
-from migrate.errors import Failed, NotCommitted, NumberTaken, OpFailed
+from migrate.errors import Failed, NoRoomToFork, NotCommitted, NumberTaken, OpFailed
 from migrate.transport.agent import Agent, AgentError, Nonsense, Pending, Reply, making_sense
 
 OVERSEER, RESTOREE = 0, 1  # slots: that of the first restoree, and of its descendants those behind it
@@ -99,7 +99,8 @@ class Running:
             program = self._parts[part][index]
         text = describe_failure(program, failed, result, where=self._where)
         clone = 0 <= failed < len(program.ops) and program.ops[failed].kind is OpKind.CLONE
-        raise (NumberTaken if clone and result == -errno.EEXIST else OpFailed)(text)
+        kinds = {-errno.EEXIST: NumberTaken, -errno.ENOMEM: NoRoomToFork} if clone else {}
+        raise kinds.get(result, OpFailed)(text)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ class NumberTaken(OpFailed):
     """A number of the process or of a thread was given to somebody else on the destination since it was asked for."""
 
 
+class NoRoomToFork(OpFailed):
+    """The destination has not the memory for a second process with the memory of the first, though it may well have it
+    for what becomes of that (vm.overcommit_memory is 2 there, say)."""
+
+
 class ProgramTooLarge(Failed):
     """A program outgrew the restorer's buffer."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from migrate.engine.image.codec import decode
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.roster import Lineup
 from migrate.engine.wire import Reader
+from migrate.replicas import Replicas
 from migrate.rescue import Rescue
 from migrate.transport.agent import Agent, Pending, Reply
 
@@ -26,6 +28,8 @@ class Originals:
         self.ids: list[int] = []
         self._previews: dict[int, Preview] = {}
         self.people: list[list[int]] = []
+        self.memory = 0  # bytes that they have, what they share counted once
+        self.sending = 0.0  # seconds so far
         self.halting = True
         self.stopped: frozenset[int] = frozenset()
         self._readers: dict[int, Reader] = {}
@@ -55,7 +59,7 @@ class Originals:
     async def inspect(self) -> None:
         """Find them, and have ``previews`` of them."""
         inspected = await self.source.request("inspect", pid=self._pid)
-        self.ids = list(inspected["ids"])
+        self.ids, self.memory = list(inspected["ids"]), int(inspected["memory"])
         self._meet(0, inspected.blob)
         await self.meet(self.ids[1:])
 
@@ -85,19 +89,58 @@ class Originals:
         reply = await self.source.request("track", tracker=tracker, compress=compress, bandwidth=bandwidth)
         return str(reply["tracker"]), reply["rejected"]
 
-    async def look(self) -> tuple[list[bytes], int]:
-        """Their layouts, and the number of pages to send."""
-        looking = [await self.source.submit("look", member=id) for id in self.ids]
+    async def layouts(
+        self, members: Sequence[int] | None = None, begotten: bool = False
+    ) -> tuple[dict[int, bytes], int]:
+        """Their layouts, by position, and the number of pages to send. ``members``: only those at these positions;
+        ``begotten``: whose restorees have just been."""
+        some = range(len(self.ids)) if members is None else members
+        looking = [await self.source.submit("look", member=self.ids[at], begotten=begotten) for at in some]
         replies = [await each.reply() for each in looking]
-        return [reply.blob for reply in replies], sum(int(reply["pages"]) for reply in replies)
+        found = {at: reply.blob for at, reply in zip(some, replies, strict=True)}
+        return found, sum(int(reply["pages"]) for reply in replies)
 
-    async def send(self, remade: Sequence[Remade]) -> int:
-        """The pages that were found; how many. ``remade``: of each, what is to be sent once more."""
-        sending = [
-            await self.source.submit("send", member=id, remapped=its)
-            for id, its in zip(self.ids, remade, strict=True)
-        ]
-        return sum([int((await each.reply())["pages"]) for each in sending])
+    async def send_pages(self, remade: Mapping[int, Remade]) -> int:
+        """The pages that were found; how many. ``remade``: of each, by position, what is to be sent once more."""
+        begun, sending = time.monotonic(), []
+        for at, remapped in remade.items():
+            sending.append(await self.source.submit("send", member=self.ids[at], remapped=remapped))
+        pages = sum([int((await each.reply())["pages"]) for each in sending])
+        self.sending += time.monotonic() - begun
+        return pages
+
+    async def look(self, replicas: Replicas, members: Sequence[int] | None = None, begotten: bool = False) -> int:
+        """Make the destination's layout theirs; the number of pages to send. See `layouts`."""
+        blobs, pages = await self.layouts(members, begotten)
+        await replicas.lay_out(blobs)
+        return pages
+
+    async def send(self, replicas: Replicas, members: Sequence[int] | None = None) -> int:
+        """The pages that were found; how many. ``members``: see `layouts`."""
+        some = range(len(self.ids)) if members is None else members
+        return await self.send_pages({at: replicas.members[at].take_remade() for at in some})
+
+    async def look_first(self, replicas: Replicas, share: bool) -> int:
+        """The first of all: at the first generation; at all of them where memory cannot be ``share``d, so that all
+        restorees are there before there is any."""
+        if share:
+            return await self.look(replicas, replicas.generations[0])
+        for number in range(len(replicas.generations)):
+            await replicas.beget(number)
+        return await self.look(replicas)
+
+    async def send_first(self, replicas: Replicas, started: Callable[[int], None]) -> int:
+        """The first round: generation by generation, of which the first has been looked at. See `kinds.heritage`.
+        ``started``: is told how many pages there are of the next one."""
+        sent = 0
+        for number, members in enumerate(replicas.generations):
+            if number:
+                await self.look(replicas, members, begotten=True)
+                left = await self.source.request("inherit", members=[self.ids[at] for at in members])
+                started(int(left["pages"]))
+            sent += await self.send(replicas, members)
+            await replicas.beget(number)
+        return sent
 
     async def rehearse(self) -> tuple[bool, bytes]:
         """Whether it was found that others have come or gone, and the image of the first as it would be now."""

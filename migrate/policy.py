@@ -56,13 +56,16 @@ class PrecopyPolicy:
 
     limits: Limits
     _rounds: list[Round] = field(default_factory=list)
+    _sending: list[float] = field(default_factory=list)  # seconds of each round
     _least: int | None = None  # dirty pages after the best round so far
     _stalled: int = 0  # rounds since then
     _passed_up: bool = False  # the budget was met once, and we went on for a shorter time still
 
-    def after(self, round: Round) -> Verdict:
-        """The verdict after ``round``. Its ``seconds`` are those in which the process could dirty pages."""
+    def after(self, round: Round, sending: float | None = None) -> Verdict:
+        """The verdict after ``round``. Its ``seconds`` are those in which the process could dirty pages; ``sending``:
+        those of them in which pages were sent."""
         self._rounds.append(round)
+        self._sending.append(round.seconds if sending is None else sending)
         self._note_progress(round.dirty_pages_after)
         expected = self.expected_downtime()
         if expected <= self.limits.max_downtime:
@@ -106,14 +109,16 @@ class PrecopyPolicy:
             self._stalled += 1
 
     def _pages_per_second(self) -> float:
-        """Over the latest rounds that together make a fair sample."""
-        pages, time = 0, 0.0
-        for round in reversed(self._rounds):
+        """Over the latest rounds that together make a fair sample. Where there is none, as with many small processes
+        that have most of their memory from one another, all that a round is besides sending would hide the rate."""
+        pages, time, sending = 0, 0.0, 0.0
+        for round, sent in zip(reversed(self._rounds), reversed(self._sending), strict=True):
             pages += round.pages
             time += round.seconds
+            sending += sent
             if pages >= _SAMPLE:
                 break
-        return max(pages, 1) / max(time, 1e-6)
+        return max(pages, 1) / max(time if pages >= _SAMPLE else sending, 1e-6)
 
     def _next_dirty(self, round: Round) -> float:
         """Pages that one more round would leave, if it goes on dirtying them as it did. A promise rather than a

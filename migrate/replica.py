@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from migrate.destination import Destination, Running
 from migrate.engine import restore, vdso
-from migrate.engine.image.codec import decode
 from migrate.engine.kinds import address_space
 from migrate.engine.kinds.mapping import droppable, kept
 from migrate.engine.kinds.own_vdso import RestoredVDSO
@@ -31,10 +30,14 @@ class Replica:
         self.destination, self.ground, self.slot = destination, ground, slot
         self._pipe_max_size = pipe_max_size
         self._vmas: Sequence[VMA] = ()
-        self._laid_out = False
+        self._asked: Sequence[VMA] = ()  # as the source has them
+        self.laid_out = False
         self._filled: set[int] = set()  # starts of VMAs that were made writable against expectation
         self._remade: list[tuple[int, int]] = []
         self._running: list[Running] = []
+        self._parked: tuple[vdso.Area, ...] = ()
+        self._maker: Replica | None = None  # whose memory it has, until it is laid out
+        self._expecting = False
         self._compiler = restore.Compiler()
         self._vdso = RestoredVDSO((), ground.verdict, ())
         self.pid = pid
@@ -43,23 +46,40 @@ class Replica:
     def stand(self, parked: tuple[vdso.Area, ...]) -> None:
         """It is there, and nothing in its address space but the restorer. ``parked``: where the vDSO waits."""
         own = [address_space.restorers(self.ground.hole)]
+        self._parked = parked
         self._vdso = RestoredVDSO(parked, self.ground.verdict, own, self.ground.droppable)
+
+    def expect(self) -> None:
+        """It is to beget others, which find the vDSO where it waits; so it has none itself before it `bears`."""
+        self._expecting = True
+
+    async def bears(self, children: Sequence[Replica]) -> None:
+        """They are there, with a copy of its memory; so it can have its vDSO."""
+        for child in children:
+            child.stand(self._parked)
+            child._maker = self
+        self._expecting = False
+        program = Program(f"the vDSO of pid {self.pid}")
+        if self.laid_out:
+            self._place_vdso(program)
+        if len(program):
+            self._running.append(await self.destination.run(self.slot, program))
 
     def inherit(self, parent: Replica) -> None:
         """It has been begotten by one that is laid out: what it has is a copy of that, without the memfds."""
-        self._vmas, self._laid_out = parent._vmas, parent._laid_out
+        self._vmas, self.laid_out = parent._vmas, parent.laid_out
         self._vdso = copy(parent._vdso)
 
     async def clear(self, parked: tuple[vdso.Area, ...]) -> None:
         """Nothing of what it has belongs to it, or does so any longer: as it is after `stand`."""
         program = Program(f"the address space of pid {self.pid}, which is begun anew")
-        if self._laid_out:
+        if self.laid_out:
             self._vdso.withdraw(program)
             address_space.compile_difference(program, self._vmas, (), self.ground.hole)
         for number in self.ground.numbers.values():
             program.syscall("close", number, label="a memfd that was mapped")
         self.ground = replace(self.ground, numbers={}, lenders={})
-        self._vmas, self._laid_out, self._remade = (), False, []
+        self._vmas, self.laid_out, self._remade = (), False, []
         self._filled.clear()
         self._compiler = restore.Compiler()
         self.stand(parked)
@@ -72,35 +92,47 @@ class Replica:
         if lenders != self.ground.lenders:
             self.ground = replace(self.ground, lenders=lenders)
 
-    async def lay_out(self, blob: bytes) -> None:
-        """Follow the layout that the source found at a look."""
-        layout = decode(Layout, blob)
+    async def lay_out(self, layout: Layout) -> None:
+        """Follow what the source found at a look."""
+        if self._maker is not None:
+            maker, self._maker = self._maker, None
+            await self._keep(maker, layout.inherited)
         await self.follow(layout.vmas, layout.fill)
+
+    async def _keep(self, maker: Replica, ranges: Sequence[tuple[int, int]]) -> None:
+        """Of the copy of its maker's memory these ranges stay, with what was sent for them."""
+        self._vmas = address_space.compile_kept(maker._vmas, ranges)
+        program = Program(f"what pid {self.pid} has of its parent's memory")
+        address_space.compile_inherit(program, ranges, self._parked, self.ground.hole)
+        self._running.append(await self.destination.run(self.slot, program))
 
     async def follow(self, vmas: Sequence[VMA], fill: Sequence[int]) -> None:
         """Map what is new, unmap what is gone; the programs are on their way when this returns."""
         program = Program(f"the address space of pid {self.pid}")
         self._number(vmas)
         hole, numbers = self.ground.hole, self.ground.numbers
-        asked, vmas = vmas, self._possible(vmas)
-        if not self._laid_out:
+        self._asked, vmas = vmas, self._possible(vmas)
+        if not self.laid_out and not self._vmas:
             address_space.compile_map(program, vmas, hole, numbers, self.ground.lenders)
-            self._vdso.place(program, asked)
-            self._laid_out = True
-        elif vmas != self._vmas:
+            self._place_vdso(program)
+        elif not self.laid_out or vmas != self._vmas:
             self._vdso.withdraw(program)
             made = address_space.compile_difference(
                 program, self._vmas, vmas, hole, numbers, self.ground.lenders
             )
             self._remade += made
-            self._vdso.place(program, asked)
+            self._place_vdso(program)
             self._filled -= {start for start in self._filled if any(low <= start < high for low, high in made)}
         unexpected = set(fill) - self._filled
         address_space.compile_fillable(program, (vma for vma in vmas if vma.start in unexpected))
         self._filled |= unexpected
-        self._vmas = vmas
+        self._vmas, self.laid_out = vmas, True
         if len(program):
             self._running.append(await self.destination.run(self.slot, program))
+
+    def _place_vdso(self, program: Program) -> None:
+        if not self._expecting:
+            self._vdso.place(program, self._asked)
 
     def _possible(self, vmas: Sequence[VMA]) -> Sequence[VMA]:
         """As the destination's kernel can have them."""

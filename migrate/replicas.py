@@ -1,19 +1,21 @@
 """All the processes that move together as they take shape on the destination.
 
-The first is made by the overseer, every other one by its parent, in the order of the tree; see `engine.lineage`. From
-then on each is a `Replica` of its own. Their programs run one after the other: what one needs of another (memory and
-open files that they share, process groups) is made in an earlier step by all that make it.
+The first is made by the overseer, every other one by its parent, generation by generation: a copy of a parent that has
+its memory by then, so that what they share here they share there (`engine.kinds.heritage`). From then on each is a
+`Replica` of its own. Their programs run one after the other: what one needs of another (memory and open files that they
+share, process groups) is made in an earlier step by all that make it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+from migrate import faults
 from migrate.destination import OVERSEER, RESTOREE, Destination, Staged
 from migrate.engine import lineage, overseer, restore, vdso
 from migrate.engine.descent import Descent
 from migrate.engine.image.codec import decode
-from migrate.engine.kernel.maps import Mapping
+from migrate.engine.kernel import maps
 from migrate.engine.kin import Kin
 from migrate.engine.kinds.unix import UnixSocket
 from migrate.engine.kinds.unix_names import place
@@ -21,7 +23,7 @@ from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Linked, Program
-from migrate.errors import Problem
+from migrate.errors import NoRoomToFork, Problem
 from migrate.replica import Replica
 from migrate.transport.agent import making_sense
 
@@ -43,19 +45,40 @@ class Replicas:
         """The process that was named."""
         return self.members[0]
 
-    async def create(self, maps: Sequence[Mapping], parent: int) -> None:
-        """All of them with their numbers, and nothing in their address spaces but the restorer. ``parent``: the
-        overseer, as the agent sees it."""
+    async def create(self, mapped: Sequence[maps.Mapping], overseer: int) -> None:
+        """The first, with its number, and nothing in its address space but the restorer. ``overseer``: as the agent
+        sees it, with what it has ``mapped``."""
         ground, destination = self.first.ground, self.destination
         await destination.create(self.first.pid, ground.hole, ground.channels)
-        program, self._parked = restore.clear_program(vdso.areas(maps), ground.hole)
-        self._overseer = parent
+        program, self._parked = restore.clear_program(vdso.areas(mapped), ground.hole)
+        self._overseer = overseer
         await (await destination.run(RESTOREE, program)).done()
-        if ground.member:
-            await self._run(lineage.creation(self.tree, self._nursery()))
-        for member in self.members:
-            member.stand(self._parked)
-        if self.as_init:
+        self.first.stand(self._parked)
+        for maker in Descent(self.tree).maker.values():
+            self.members[maker].expect()
+        if self.as_init and not ground.member:
+            await self._number_outside([0])
+
+    @property
+    def generations(self) -> list[list[int]]:
+        """Positions of the first, of those that it makes, and so on."""
+        return list(Descent(self.tree).generations())
+
+    async def beget(self, generation: int) -> None:
+        """What this generation makes: others, with their numbers, and the sessions that it leads. Each has a copy of
+        what its maker has by now, until it is laid out."""
+        if not self.first.ground.member:
+            return
+        generations = self.generations
+        if self.first.laid_out and faults.pretended("fork"):
+            raise NoRoomToFork("pretended: no memory to fork")
+        makers, there = generations[generation], [each for some in generations[: generation + 1] for each in some]
+        await self._run(lineage.creation(self.tree, self._nursery(), there, makers=makers))
+        descent = Descent(self.tree)
+        for maker in makers:
+            if born := descent.makes(maker):
+                await self.members[maker].bears([self.members[each] for each in born])
+        if self.as_init and generation == len(generations) - 1:
             await self._number_outside(range(len(self.members)))
 
     def _nursery(self) -> lineage.Nursery:
@@ -137,14 +160,14 @@ class Replicas:
 
     # While they run
 
-    async def lay_out(self, blobs: Sequence[bytes]) -> None:
-        """Follow the layouts that the source found at a look."""
-        layouts = [decode(Layout, blob) for blob in blobs]
-        for member, layout in zip(self.members, layouts, strict=True):
+    async def lay_out(self, layouts: Mapping[int, bytes]) -> None:
+        """Follow the layouts that the source found at a look, by position."""
+        for position, blob in layouts.items():
+            member, layout = self.members[position], decode(Layout, blob)
             self.borrow(member, layout.vmas)
-            await member.follow(layout.vmas, layout.fill)
-        for member in self.members:
-            await member.settle()
+            await member.lay_out(layout)
+        for position in layouts:
+            await self.members[position].settle()
 
     def borrow(self, member: Replica, vmas: Sequence[VMA]) -> None:
         """Before a layout is followed."""

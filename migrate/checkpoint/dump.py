@@ -188,8 +188,8 @@ class _Dumping:
         await faults.reach("tracked")
 
     async def _look(self) -> int:
-        blobs, pages = await self.originals.look()
-        layouts = [decode(Layout, blob) for blob in blobs]
+        blobs, pages = await self.originals.layouts()
+        layouts = [decode(Layout, blob) for blob in blobs.values()]
         self._keep([layout.vmas for layout in layouts])
         for id, layout in zip(self.originals.ids, layouts, strict=True):
             self._fill[id] |= set(layout.fill)
@@ -202,7 +202,7 @@ class _Dumping:
 
     async def _send(self) -> int:
         """The pages that were found; they have been written when this returns. How many."""
-        pages = await self.originals.send([()] * len(self._fill))
+        pages = await self.originals.send_pages(dict.fromkeys(range(len(self._fill)), ()))
         self.sink.check()
         return pages
 

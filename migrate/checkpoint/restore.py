@@ -142,7 +142,10 @@ class _Restoring:
             facts, inside, replica = await self._prepare()
             await replica.create(inside.maps, inside.overseer)
             await faults.reach("created")
-            await replica.lay_out([encode(Layout(each.image.vmas, each.fill)) for each in self.checkpoint.processes])
+            for number in range(len(replica.generations)):
+                await replica.beget(number)
+            layouts = [encode(Layout(each.image.vmas, each.fill)) for each in self.checkpoint.processes]
+            await replica.lay_out(dict(enumerate(layouts)))
             self.display.phase("reading", self.path)
             filling = time.monotonic()
             pages, size = await self.pages.fill(self._destination, self.display)

@@ -95,26 +95,35 @@ class Descent:
         own = self.tree[leader].pid
         return [each for each in self.orphans if self._needed[each] == own] if self.leads(leader) else []
 
-    def makers(self, there: Collection[int] = (0,)) -> Iterator[int]:
-        """All that make others, or lead a session, each when it is there itself. ``there``: those that are from the
-        beginning."""
-        made, left = set(there), list(range(len(self.tree)))
-        while left:
-            ready = next((each for each in left if each in made), None)
-            if ready is None:
-                return  # `problems` has told
-            left.remove(ready)
+    def makes(self, maker: int) -> list[int]:
+        """Those that are made by it, with a copy of its memory: its children, and such as are adopted by others."""
+        early, late = self.children(maker)
+        return [*early, *late, *(child for _, some in self.bereft(maker) for child in some), *self.adopted_from(maker)]
+
+    @cached_property
+    def maker(self) -> dict[int, int]:
+        """Of each but the first."""
+        return {made: maker for maker in range(len(self.tree)) for made in self.makes(maker)}
+
+    def generations(self, there: Collection[int] = (0,)) -> Iterator[list[int]]:
+        """First those that are ``there`` from the beginning, then those that they make, and so on."""
+        made, left = set(there), set(range(len(self.tree)))
+        while ready := sorted(made & left):  # whom this does not lead to, `problems` has told of
             yield ready
-            early, late = self.children(ready)
-            made.update(early, late, self.adopted_from(ready), *(some for _, some in self.bereft(ready)))
+            left.difference_update(ready)
+            for maker in ready:
+                made.update(self.makes(maker))
+
+    def makers(self, there: Collection[int] = (0,)) -> Iterator[int]:
+        """All that make others, or lead a session, each when it is there itself."""
+        for generation in self.generations(there):
+            yield from generation
 
     def birth_order(self) -> list[int]:
         """So that the children of each come in the order in which it comes to have them, when all are made at once."""
         found = [0]
         for each in self.makers():
-            early, late = self.children(each)
-            found += [*early, *late, *(child for _, some in self.bereft(each) for child in some)]
-            found += self.adopted_from(each)
+            found += self.makes(each)
         return found
 
     # Groups

@@ -7,7 +7,7 @@ just then, it ends at the end of its control socket.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from migrate.engine import overseer
@@ -36,12 +36,17 @@ class Nursery:
 
 
 def creation(
-    tree: Sequence[Kin], nursery: Nursery, there: Collection[int] = (0,), leaders: Collection[int] = ()
+    tree: Sequence[Kin],
+    nursery: Nursery,
+    there: Collection[int] = (0,),
+    leaders: Collection[int] = (),
+    makers: Iterable[int] | None = None,
 ) -> Iterator[tuple[int, Program]]:
     """When some are there, at first the first one: slots and programs. ``there``: positions of those, and ``leaders``:
-    of those among them that lead their session by now. Raises KinChanged: some could only have been made earlier."""
+    of those among them that lead their session by now; ``makers``: only what these make. Raises KinChanged: some could
+    only have been made earlier."""
     descent = Descent(tree)
-    for parent in descent.makers(there):
+    for parent in descent.makers(there) if makers is None else makers:
         each = tree[parent]
         early, late = ([child for child in some if child not in there] for some in descent.children(parent))
         leads = descent.leads(parent) and parent not in leaders

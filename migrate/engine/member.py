@@ -24,13 +24,14 @@ from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
 from migrate.engine.kernel.timens import task_offsets
 from migrate.engine.kin import Kin
-from migrate.engine.kinds import locks
+from migrate.engine.kinds import heritage, locks
 from migrate.engine.kinds.mm import look_at_exe
 from migrate.engine.kinds.outside import shared_memory
 from migrate.engine.kinds.vma import PROT_READ, PROT_WRITE, SHMEM, VMA
 from migrate.engine.memory.area import Area, Content, of
 from migrate.engine.memory.choice import choose
 from migrate.engine.memory.codec import Compress, Compressor
+from migrate.engine.memory.cow import Heir, inherited
 from migrate.engine.memory.pageset import PAGE, PageSet
 from migrate.engine.memory.planner import RoundPlanner, Run
 from migrate.engine.memory.pump import PagePump
@@ -131,22 +132,24 @@ class Member:
         leftovers.cure(dumper.tracee)  # of an earlier try whose agent and coordinator were killed both
         dumper.stop()
         try:
-            choice = choose(dumper.proc, dumper.tracee.pidfd, self._remote_syscall, tracker)
+            gently = len(self._family) > 1
+            choice = choose(dumper.proc, dumper.tracee.pidfd, self._remote_syscall, tracker, gently)
         finally:
             if not held:
                 dumper.resume()
         self._tracker = choice.tracker
         dumper.spaces.tracked = True
         compressor = None if compress == "none" else Compressor(Compress(compress), lambda: self._rate)
-        self._pump = PagePump(dumper.proc, self._planner, self._tracker, compressor, self._stopped)
+        self._pump = PagePump(dumper.proc, self._planner, self._tracker, compressor, self._stopped, gently)
         return {"tracker": self._tracker.name, "rejected": choice.rejected}, b""
 
     def _remote_syscall(self, number: int, *args: int) -> int:
         tracee = self.dumper.tracee
         return tracee.remote_syscall(tracee.tids[0], number, *args)
 
-    def look(self) -> Answer:
-        """Areas and pages, while the process runs. Protects: what is written from now on shows at the next look."""
+    def look(self, maker: Member | None = None) -> Answer:
+        """Areas and pages, while the process runs. Protects: what is written from now on shows at the next look.
+        ``maker``: at the first look, whose restoree has just begotten this one's."""
         dumper = self.dumper
         assert self._tracker is not None
         dumper.follow()
@@ -156,12 +159,38 @@ class Member:
         try:
             if stop:
                 dumper.follow()
+            kept = heritage.inherited(maker._looked, maker._filled, dumper.vmas) if maker is not None else []
+            if maker is not None:
+                self._planner.held = maker._planner.held.clip(kept)
             fields = self._scan_memory(dumper.vmas, protect=True)
         finally:
             if stop:
                 dumper.resume()
         self._looked, self._filled = dumper.vmas, set(self._fill())
-        return fields, encode(Layout(tuple(dumper.vmas), tuple(self._filled)))
+        return fields, encode(Layout(tuple(dumper.vmas), tuple(self._filled), tuple(kept)))
+
+    def shared_with(self, children: Sequence[Member]) -> list[PageSet]:
+        """After the first look at these: what the restoree has of this one's need not be sent to theirs where it is the
+        same. See `memory.cow`."""
+        assert self._tracker is not None
+        tracker, areas, owed = self._tracker, self._areas, self._planner.owed
+        heirs = []
+        for child in children:
+            assert child._tracker is not None
+            wanted = (child._planner.held & child._planner.owed) - owed
+            heirs.append(Heir(child.dumper.proc, child._tracker, wanted))
+        return inherited(
+            self.dumper.proc, tracker, heirs, lambda: tracker.scan(areas, PageSet(), protect=False).written
+        )
+
+    def has_got(self, pages: PageSet) -> None:
+        """The restoree has these from its maker's."""
+        self._planner.owed = self._planner.owed - pages
+
+    @property
+    def due(self) -> int:
+        """Pages that are to be sent, as far as is known."""
+        return self._planner.plan(Scan(), self._areas).pages
 
     def _scan_memory(self, vmas: Sequence[VMA], protect: bool) -> dict[str, Any]:
         assert self._tracker is not None

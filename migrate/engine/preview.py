@@ -40,7 +40,9 @@ class Preview:
 
 @dataclass(frozen=True)
 class Layout:
-    """The address space at a look. ``fill``: starts of VMAs that were not expected to have contents of their own."""
+    """The address space at a look. ``fill``: starts of VMAs that were not expected to have contents of their own;
+    ``inherited``: at its first look, what the restoree is to keep of its parent's memory (`kinds.heritage`)."""
 
     vmas: tuple[VMA, ...]
     fill: tuple[int, ...]
+    inherited: tuple[tuple[int, int], ...] = ()

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from agents import settling
 from migrate.engine import kin
 from migrate.engine.descent import Descent
+from migrate.engine.kernel.maps import proportional
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.stat import stat
+from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
 from migrate.engine.kinds import children, common
 from migrate.engine.kinds.family import Family
@@ -128,6 +130,19 @@ class Roster:
         change, self.change = self.change, Change()
         return change
 
+    def maker(self, id: int) -> Member:
+        """Whose restoree makes that of this one."""
+        return self.all[Descent(self.tree).maker[self.ids.index(id)]]
+
+    def memory(self) -> int:
+        """Bytes that all of them have in memory, what several have counted once."""
+        largest = shares = 0
+        for proc in (member.dumper.proc for member in self.all):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                largest = max(largest, status(proc.text("status")).vm.get("VmRSS", 0))
+                shares += proportional(proc.text("smaps_rollup")) if len(self.ids) > 1 else 0
+        return max(largest, shares) << 10
+
     # Coming and going
 
     def _add(self, pid: int) -> None:
@@ -150,6 +165,10 @@ class Roster:
             return mark_of(self.members[id].pid) != self._marks[id]
         except (FileNotFoundError, ProcessLookupError):
             return True
+
+    def is_changed(self, member: Member) -> bool:
+        """The same."""
+        return any(self.has_changed(id) for id, each in self.members.items() if each is member)
 
     def follow(self) -> None:
         """Who has come or gone, while they run. Where some have, all stand still for a moment. Raises KinChanged and

@@ -16,7 +16,7 @@ from migrate.engine import aftercare
 from migrate.engine.dump import Stopped
 from migrate.engine.image.codec import decode, encode
 from migrate.engine.kinds import locks
-from migrate.engine.member import Answer
+from migrate.engine.member import Answer, Member
 from migrate.engine.process import ProcessImage
 from migrate.engine.roster import Roster, SendMemberPages
 from migrate.errors import Failed, Refused
@@ -45,7 +45,7 @@ class Source:
         """Everything that can be seen without touching them; the blob is about the first. ``ids``: of all of them.
         Refused when one of them cannot even be looked at."""
         self._roster = Roster(pid, self._send_pages)
-        return {"ids": self._roster.ids}, self.do_preview(0)[1]
+        return {"ids": self._roster.ids, "memory": self._roster.memory()}, self.do_preview(0)[1]
 
     def do_preview(self, member: int) -> Answer:
         """What `do_inspect` tells about the first."""
@@ -74,12 +74,34 @@ class Source:
         rejected = list(dict.fromkeys(reason for answer in answers for reason in answer["rejected"]))
         return {"tracker": answers[0]["tracker"], "rejected": rejected}, b""
 
-    def do_look(self, member: int = 0) -> Answer:
-        """See `Member.look`. Of one that has ended meanwhile, or is another program by now: what it was."""
+    def do_look(self, member: int = 0, begotten: bool = False) -> Answer:
+        """See `Member.look`. Of one that has ended meanwhile, or is another program by now: what it was. ``begotten``:
+        its restoree has been, just now (`Roster.maker`)."""
         if member == 0:
             self._tree.find_common()
         one = self._tree.members[member]
-        return self._unless_changed(member, one.look, one.layout)
+        maker = self._tree.maker(member) if begotten else None
+        return self._unless_changed(member, lambda: one.look(maker), one.layout)
+
+    def do_inherit(self, members: list[int]) -> Answer:
+        """After the first look at these: what their restorees have from those that made them need not be sent.
+        ``pages``: how many are left."""
+        roster = self._tree
+        children: dict[Member, list[Member]] = {}
+        for id in members:
+            children.setdefault(roster.maker(id), []).append(roster.members[id])
+        for parent, born in children.items():
+            try:
+                shared = parent.shared_with(born)
+            except (Failed, OSError):
+                if not any(map(roster.is_changed, (parent, *born))):
+                    raise
+                continue
+            # If it is another program by now, it is not that which was looked at and sent.
+            if not roster.is_changed(parent):
+                for child, pages in zip(born, shared, strict=True):
+                    child.has_got(pages)
+        return {"pages": sum(roster.members[id].due for id in members)}, b""
 
     def do_send(self, remapped: list[list[int]], member: int = 0) -> Answer:
         """See `Member.send`."""

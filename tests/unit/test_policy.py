@@ -139,3 +139,12 @@ def test_rounds_that_take_no_time(seconds: float) -> None:
     policy = PrecopyPolicy(Limits())
     decisions = [policy.after(Round(0, 0, seconds, 0)).decision for _ in range(2)]
     assert decisions == [Decision.CONTINUE, Decision.FREEZE]
+
+
+def test_what_a_round_is_besides_sending_does_not_count_where_there_is_little_to_send() -> None:
+    """Nine processes on a slow machine, with 24 pages that are written to all the time."""
+    policy = PrecopyPolicy(Limits())
+    decisions = [policy.after(Round(pages, pages * PAGE, 2.0, 24), 0.1).decision for pages in (72, 24, 24)]
+    assert decisions[-1] is Decision.FREEZE
+    large = PrecopyPolicy(Limits())
+    assert large.after(Round(8192, 8192 * PAGE, 2.0, 8192), 0.1).expected_downtime > 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from migrate.engine.kernel.procformat import ProcFormatError
+from migrate.engine.kernel.procformat import ProcFormatError, field
 
 PAGE = 4096
 
@@ -117,3 +117,8 @@ def smaps(text: str) -> list[SmapsEntry]:
         found.append(SmapsEntry(_mapping(head), frozenset(text[flags_at + 9 : end].split()), fields))
         position = end + 1
     return found
+
+
+def proportional(rollup: str) -> int:
+    """The proportional set size in kB, by /proc/PID/smaps_rollup: a page that n processes have counts 1/n in each."""
+    return int(field(dict(_FIELD.findall(rollup)), "Pss", "smaps_rollup"))

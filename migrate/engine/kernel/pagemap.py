@@ -20,6 +20,7 @@ ENTRY = 8  # bytes of an entry
 # Bits of the highest byte of an entry, and of the one below (Documentation/admin-guide/mm/pagemap.rst).
 PRESENT, SWAPPED, FILE = 1 << 7, 1 << 6, 1 << 5  # bits 63, 62, 61: file page or shared anonymous
 GUARD, UFFD_WP = 1 << 2, 1 << 1  # bits 58 (since 6.15) and 57 (since 5.14)
+EXCLUSIVE = 1 << 0  # bit 56: no other page table has it
 SOFT_DIRTY = 1 << 7  # bit 55, in the byte below
 
 PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
@@ -50,7 +51,7 @@ class Category(IntFlag):
 class Pagemap:
     """/proc/PID/pagemap held open. Close it after use.
 
-    Physical page numbers in it are zero for those without CAP_SYS_ADMIN; we use none.
+    Physical page numbers in it are zero for those without CAP_SYS_ADMIN (`probes.has_frame_numbers`).
     """
 
     def __init__(self, process: Proc, regions: int = 1 << 16) -> None:
@@ -126,6 +127,11 @@ _OWN = bytes(
     1 if byte & (PRESENT | SWAPPED) and not byte & (GUARD | FILE) else 0 for byte in range(256)
 )
 _GUARDED = _table(GUARD)
+_SHARED = bytes(
+    1 if byte & PRESENT and not byte & (SWAPPED | FILE | GUARD | EXCLUSIVE) else 0 for byte in range(256)
+)
+_NUMBER = bytes(byte & ~SOFT_DIRTY for byte in range(256))  # bits 48 to 54
+_SAME = bytes([1, *[0] * 255])
 
 
 def populated(entries: bytes) -> bytes:
@@ -148,3 +154,19 @@ def guarded(entries: bytes) -> bytes:
 def soft_dirty(entries: bytes) -> bytes:
     """One byte a page, 1: written, or mapped, since /proc/PID/clear_refs was last written to."""
     return entries[6::8].translate(_SOFT_DIRTY)
+
+
+def shared(entries: bytes) -> bytes:
+    """One byte a page, 1: a private page, in memory, that somebody else has as well."""
+    return entries[7::8].translate(_SHARED)
+
+
+def same_frames(one: bytes, other: bytes) -> int:
+    """One byte a page, as a little-endian number: 1 where both are `shared`, and the same frame (bits 0 to 54)."""
+    differences = (int.from_bytes(one, "little") ^ int.from_bytes(other, "little")).to_bytes(len(one), "little")
+    apart = int.from_bytes(differences[6::8].translate(_NUMBER), "little")
+    for byte in range(6):
+        apart |= int.from_bytes(differences[byte::8], "little")
+    same = apart.to_bytes(len(one) // ENTRY, "little").translate(_SAME)
+    found = int.from_bytes(same, "little")
+    return found & int.from_bytes(shared(one), "little") & int.from_bytes(shared(other), "little")

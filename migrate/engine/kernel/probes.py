@@ -94,6 +94,19 @@ def has_soft_dirty() -> bool:
 
 
 @cache
+def has_frame_numbers() -> bool:
+    """/proc/PID/pagemap shows us which frame of physical memory a page is: CAP_SYS_ADMIN (proc_pid_pagemap(5))."""
+    with Proc(os.getpid()) as process, mmap.mmap(-1, 4096) as page:
+        page[0] = 1
+        start = address_of(memoryview(page))
+        pagemap = Pagemap(process, regions=1)
+        try:
+            return any(pagemap.entries(start, start + 4096)[:6])
+        finally:
+            pagemap.close()
+
+
+@cache
 def has_guard_regions() -> bool:
     """madvise(MADV_GUARD_INSTALL) (6.13)."""
     with mmap.mmap(-1, 4096) as page:

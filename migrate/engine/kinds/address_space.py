@@ -44,10 +44,21 @@ def compile_clear(program: Program, areas: tuple[vdso.Area, ...], hole: Hole) ->
     Returns where its parts wait."""
     low, high = park(hole)
     parked = vdso.park_ops(program, areas, low, high)
-    end = parked[-1].end if parked else hole.end
-    program.syscall("munmap", 0, hole.start, label="the overseer's memory below the restorer")
-    program.syscall("munmap", end, TASK_SIZE - end, label="the overseer's memory above the restorer")
+    compile_inherit(program, (), parked, hole)
     return parked
+
+
+def compile_inherit(program: Program, kept: Sequence[Range], parked: tuple[vdso.Area, ...], hole: Hole) -> None:
+    """Unmap what the restoree has from who made it, but for these ranges. ``parked``: where its vDSO waits."""
+    own = hole.start, parked[-1].end if parked else hole.end
+    for start, end in _minus((0, TASK_SIZE), [*kept, own]):
+        program.syscall("munmap", start, end - start, label=f"{start:x}-{end:x}, which is its maker's")
+
+
+def compile_kept(vmas: Sequence[VMA], kept: Sequence[Range]) -> list[VMA]:
+    """What is left of an address space when only these ranges of it, each in one VMA, are kept."""
+    starts = [vma.start for vma in vmas]
+    return [_part(vmas[bisect.bisect_right(starts, start) - 1], start, end) for start, end in kept]
 
 
 def compile_map(

@@ -21,12 +21,14 @@ class Choice:
     rejected: tuple[str, ...]  # why not a better one, in words
 
 
-def choose(process: Proc, pidfd: int, remote_syscall: RemoteSyscall, wanted: str = AUTO) -> Choice:
+def choose(
+    process: Proc, pidfd: int, remote_syscall: RemoteSyscall, wanted: str = AUTO, gently: bool = False
+) -> Choice:
     """PAGEMAP_SCAN, else soft-dirty bits, else page digests; or the one that is ``wanted``, or Failed.
-    ``remote_syscall`` is called at most twice, in the task."""
+    ``remote_syscall`` is called at most twice, in the task. ``gently``: see `remote.ForeignMemory`."""
     rejected: list[str] = []
     if wanted == DIGEST:
-        return Choice(DigestTracker(process), ())
+        return Choice(DigestTracker(process, gently), ())
     if wanted == SOFT_DIRTY:
         rejected.append("another one was asked for")
     elif has_pagemap_scan() and has_wp_async():
@@ -43,4 +45,4 @@ def choose(process: Proc, pidfd: int, remote_syscall: RemoteSyscall, wanted: str
     rejected.append("this kernel has no soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)")
     if wanted == SOFT_DIRTY:
         raise Failed(f"--tracker {wanted}: {rejected[-1]}")
-    return Choice(DigestTracker(process), tuple(rejected))
+    return Choice(DigestTracker(process, gently), tuple(rejected))

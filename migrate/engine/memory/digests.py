@@ -33,10 +33,11 @@ class DigestTracker(Tracker):
     name = "page digests"
     stop_to_scan = False
 
-    def __init__(self, process: Proc) -> None:
+    def __init__(self, process: Proc, gently: bool = False) -> None:
+        """``gently``: see `ForeignMemory`."""
         self._process = process
         self._pagemap = Pagemap(process)
-        self._memory = ForeignMemory(process)
+        self._memory = ForeignMemory(process, gently)
         self._compared: Ranges = []  # what the last scan looked at
         self._digests: dict[int, bytearray] = {}  # address // _SPAN -> _SIZE bytes for each page; all zero: not sent
 
@@ -87,8 +88,12 @@ class DigestTracker(Tracker):
                     elif page not in held or self._differs(page, view[index * PAGE : (index + 1) * PAGE]):
                         found.written.add(page, page + PAGE)
 
+    def was_sent(self, address: int, page: memoryview) -> bool:
+        """Whether these are the contents that went to the destination last. Only for pages that it holds."""
+        return blake2b(page, digest_size=_SIZE).digest() == self._get(address)
+
     def _differs(self, address: int, page: memoryview) -> bool:
-        if blake2b(page, digest_size=_SIZE).digest() == self._get(address):
+        if self.was_sent(address, page):
             return False
         self._set(address, _NONE)
         return True

@@ -63,14 +63,16 @@ class PagePump:
         tracker: Tracker | None = None,
         compressor: Compressor | None = None,
         stopped: Callable[[], AbstractContextManager[object]] = nullcontext,
+        gently: bool = False,
     ) -> None:
         """``tracker``: told what was sent, for those that compare. No ``compressor``: none. ``stopped``: in which
-        memory is read that the task itself cannot read; for kernels that give it to the task's tracer alone."""
+        memory is read that the task itself cannot read; for kernels that give it to the task's tracer alone.
+        ``gently``: see `ForeignMemory`."""
         self._planner = planner
         self._tracker = tracker
         self._compressor = compressor
         self._stopped = stopped
-        self._memory = ForeignMemory(process)
+        self._memory = ForeignMemory(process, gently)
         self._buffer = bytearray(FRAME_PAGES * PAGE)
         self._view = memoryview(self._buffer)
         self.stats = PumpStats()

@@ -26,7 +26,12 @@ _libc: Any = _ffi.dlopen(None)
 class ForeignMemory:
     """process_vm_readv(2), and /proc/PID/mem for what the task itself could not read. Close it after use."""
 
-    def __init__(self, process: Proc) -> None:
+    def __init__(self, process: Proc, gently: bool = False) -> None:
+        """``gently``: it has pages that others have too, by fork(2), and so it shall remain: by /proc/PID/mem alone.
+        process_vm_readv(2) pins what it reads, and gives the task a copy of such a page before ("mm: support
+        GUP-triggered unsharing of anonymous pages", Linux 5.19): what is left is a tree that needs the memory of each
+        of its processes in full. Reading takes a third more time so."""
+        self._gently = gently
         self._process = process
         self._mem = -1
 
@@ -36,8 +41,8 @@ class ForeignMemory:
 
         OSError: ESRCH, the task is gone; EPERM.
         """
-        if not readable:
-            return self._read_unreadable(buffer, runs)
+        if not readable or self._gently:
+            return self._read_by_file(buffer, runs)
         missing: set[int] = set()
         base = address_of(buffer)
         rest = list(runs)
@@ -59,7 +64,7 @@ class ForeignMemory:
             # task has mapped PROT_NONE meanwhile is there all the same.
             rest = _after(rest, pages)
             address, count = rest[0]
-            if self._read_unreadable(buffer[done * PAGE : (done + 1) * PAGE], [(address, 1)]):
+            if self._read_by_file(buffer[done * PAGE : (done + 1) * PAGE], [(address, 1)]):
                 missing.add(done)
             done += 1
             rest[0] = (address + PAGE, count - 1)
@@ -67,7 +72,7 @@ class ForeignMemory:
                 del rest[0]
         return missing
 
-    def _read_unreadable(self, buffer: memoryview, runs: Sequence[tuple[int, int]]) -> set[int]:
+    def _read_by_file(self, buffer: memoryview, runs: Sequence[tuple[int, int]]) -> set[int]:
         """By /proc/PID/mem, which minds no protection (proc_pid_mem(5)) and copies page by page."""
         if self._mem < 0:
             self._mem = self._process.open("mem")
