@@ -14,10 +14,11 @@ VERBS = ("dump", "restore", "show")
 _BEFORE = frozenset({"-v", "-vv", "--verbose", "-q", "--quiet", "--json"})  # may come before the verb
 
 _DUMP = """\
-Write a checkpoint of a running process into a directory: its memory while it
-works, then, while it stands still for a moment, what has changed since and the
-rest of its state. The process ends when the checkpoint is whole on the disk; if
-anything fails before that, it goes on as if nothing had happened.
+Write a checkpoint of a running process and all that descend from it into a
+directory: their memory while they work, then, while they stand still for a
+moment, what has changed since and the rest of their state. They end when the
+checkpoint is whole on the disk; if anything fails before that, they go on as if
+nothing had happened.
 """
 _DUMP_END = """\
 exit codes:
@@ -33,9 +34,9 @@ examples:
   migrate dump --stream 812 | zstd > job.zst
 """
 _RESTORE = """\
-Restore the process of a checkpoint, on this host or on another one that has its
-files. It keeps its number, or gets a PID namespace of its own where that is
-taken. Its number is printed.
+Restore the process of a checkpoint with its descendants, on this host or on
+another one that has their files. They keep their numbers, or get a PID namespace
+of their own where one is taken. The number of the first is printed.
 """
 _RESTORE_END = """\
 exit codes:
@@ -108,7 +109,7 @@ def _dump_parser() -> Parser:
     parser = _parser("dump", "PID DIR", _DUMP, _DUMP_END)
     what = parser.add_argument_group("what and where")
     what.add_argument(
-        "pid", metavar="PID", type=checked(process_number), help="the process; all of its threads are dumped"
+        "pid", metavar="PID", type=checked(process_number), help="the process; with all of its threads and all that descend from it"
     )
     what.add_argument("directory", metavar="DIR", nargs="?", help="a new or empty directory of yours")
     how = parser.add_argument_group("how to dump it")
