@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from migrate.engine import kin
 from migrate.engine.descent import Descent
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kernel.stat import stat
+from migrate.engine.kernel.stat import words
 from migrate.engine.kin import Kin
-from migrate.engine.kinds import children, common
+from migrate.engine.kinds import common
 from migrate.engine.kinds.family import Family
 from migrate.engine.member import Member
 from migrate.engine.tracee.detour import ProcessEnded
@@ -164,7 +164,7 @@ class Roster:
 
     def _scan(self) -> bool:
         """Who there is; whether that has changed."""
-        pids = [pid for pid in kin.descendants(self._pid) if pid == self._pid or _lives(pid)]
+        pids = kin.descendants(self._pid)
         known = {member.pid: id for id, member in self.members.items()}
         if not self.several and len(pids) > 1:
             raise KinChanged(f"process {pids[1]} has joined process {pids[0]} meanwhile")
@@ -244,9 +244,8 @@ class Roster:
             return []
         return kin.problems([each.dumper.proc for each in self.all], self.tree) + Descent(self.tree).problems()
 
-    def relate(self) -> None:
-        """Who is whose, of those that stand still. Refused where that could not be made again."""
-        self._relate()
+    def check(self) -> None:
+        """Refused where what those are to each other that stand still could not be made again."""
         if self.several and (problems := Descent(self.tree).problems()):
             raise Refused(problems)
 
@@ -335,10 +334,10 @@ def mark_of(pid: int) -> Mark:
     """What tells one program of a process from the next: when it was started, and where the kernel put what it was
     started with (the last changes with prctl(PR_SET_MM) too: then it is begun anew for nothing)."""
     with Proc(pid) as proc:
-        its = stat(proc.text("stat"))
-    if its.state in "ZX":
+        its = words(proc.text("stat"))
+    if its[0] in "ZX":
         raise ProcessLookupError(pid)
-    return its.starttime, its.startcode, its.endcode, its.startstack
+    return int(its[19]), int(its[23]), int(its[24]), int(its[25])
 
 
 def _lives(pid: int) -> bool:
@@ -346,4 +345,4 @@ def _lives(pid: int) -> bool:
         mark_of(pid)
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return not children.ended(pid)
+    return True

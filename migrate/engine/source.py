@@ -161,7 +161,7 @@ class Source:
         dumpers = [member.dumper for member in roster.all]
         for dumper in dumpers:
             dumper.see_memory(frozen)
-        roster.relate()
+        roster.check()
         roster.find_common()
         roster.read_files(frozen)
         images, problems = [], []
