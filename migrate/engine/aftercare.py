@@ -59,7 +59,7 @@ def end(pid: int, start: int | None) -> None:
 
 def _check_person(pid: int, start: int | None) -> None:
     """Once there is a pidfd of it, a number stays what it is."""
-    if start is not None and settling.start_time(pid) != start:
+    if start is not None and not settling.started(pid, start):
         raise Failed(f"process {pid} is another one by now")
 
 

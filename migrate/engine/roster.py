@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from agents import settling
 from migrate.engine import kin
 from migrate.engine.descent import Descent
 from migrate.engine.kernel.proc import Proc
@@ -72,6 +73,7 @@ class Roster:
         self.several = False  # processes, if only dead ones
         self.tracking: Tracking | None = None
         self._marks: dict[int, Mark] = {}
+        self._started: dict[int, int] = {}
         self._family: Family | None = None
         self._family_of: list[int] = []
         self._next = 0
@@ -115,8 +117,8 @@ class Roster:
         return [self.members[id] for id in self.ids]
 
     def people(self) -> list[list[int]]:
-        """Number and time of start of each."""
-        return [[self.members[id].pid, self._marks[id][0]] for id in self.ids]
+        """Number and time of start of each (`agents.settling.person`); also of those that have ended since."""
+        return [[self.members[id].pid, self._started[id]] for id in self.ids]
 
     def lineup(self) -> Lineup:
         """For whoever makes them again."""
@@ -135,12 +137,12 @@ class Roster:
         self._next += 1
 
     def _make(self, id: int, pid: int) -> None:
-        mark = mark_of(pid)
+        mark, started = mark_of(pid), settling.start_time(pid)
         if problems := why_not_traceable(pid):
             mark_of(pid)  # if it lives
             raise Refused(problems)
         member = Member(pid, lambda *frame: self._send_pages(id, *frame), frozenset([pid]))
-        self.members[id], self._marks[id] = member, mark
+        self.members[id], self._marks[id], self._started[id] = member, mark, started
         self._fresh.add(id)
 
     def has_changed(self, id: int) -> bool:
