@@ -35,8 +35,8 @@ examples:
 """
 _RESTORE = """\
 Restore the process of a checkpoint with its descendants, on this host or on
-another one that has their files. They keep their numbers, or get a PID namespace
-of their own where one is taken. The number of the first is printed.
+another one that has their files. They keep their numbers, or get a PID
+namespace of their own where one is taken. The number of the first is printed.
 """
 _RESTORE_END = """\
 exit codes:
@@ -108,9 +108,8 @@ def _output(parser: Parser) -> None:
 def _dump_parser() -> Parser:
     parser = _parser("dump", "PID DIR", _DUMP, _DUMP_END)
     what = parser.add_argument_group("what and where")
-    what.add_argument(
-        "pid", metavar="PID", type=checked(process_number), help="the process; with all of its threads and all that descend from it"
-    )
+    help = "the process; with all of its threads, and all that descend from it"
+    what.add_argument("pid", metavar="PID", type=checked(process_number), help=help)
     what.add_argument("directory", metavar="DIR", nargs="?", help="a new or empty directory of yours")
     how = parser.add_argument_group("how to dump it")
     how.add_argument("--leave-running", action="store_true", help="let the process go on afterwards")

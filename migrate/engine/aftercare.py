@@ -11,9 +11,9 @@ from select import select
 
 from agents import settling
 from migrate import pie
-from migrate.engine.dump import hide_stop
 from migrate.engine.kinds import locks
 from migrate.engine.program import Program, Results
+from migrate.engine.standing import hide_stop
 from migrate.engine.tracee import leftovers
 from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.swallow import swallow
