@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import socket
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class Custody:
         self._overseer: Overseer | None = None
         self._commitment: Commitment | None = None
         self._logs: list[str] = []
+        self._rooms: list[str] = []  # directories that the restorees make, and the commit takes away
         self._page_failure: PagesFailed | None = None
         self._called_off: PagesFailed | None = None
 
@@ -142,6 +144,8 @@ class Custody:
                         commitment.end_all()
             finally:
                 self._forget_logs()
+                while self._rooms:
+                    shutil.rmtree(self._rooms.pop(), ignore_errors=True)  # where it was made; it follows no link
 
     def _forget_logs(self) -> None:
         while self._logs:

@@ -299,16 +299,18 @@ class Agent(Custody):
 
     def verb_stage(
         self, blob: bytes, release: int = 0, revocable: int = 0, restoree: int = 0,
-        others: list[int] = [], halted: list[int] = [],  # noqa: B006 - never changed
+        others: list[int] = [], halted: list[int] = [], rooms: list[str] = [],  # noqa: B006 - never changed
     ) -> Reply:
         """Programs for the next ``run`` that brings none: they travel while something else has to be waited for. The
         last ``release`` bytes are the program of the commit, which travels ahead too, so that COMMIT is one small
         message, and one that a new connection can bring. ``restoree``: its number, as we see it; ``others``: those of
-        its descendants that move with it, and ``halted``: which of all these are to be let go as stopped."""
+        its descendants that move with it, and ``halted``: which of all these are to be let go as stopped. ``rooms``:
+        directories that the programs make, to be removed when all is called off."""
         if not 0 <= release <= len(blob):
             raise ValueError(f"{release} of {len(blob)} bytes")
         self._staged = blob[: len(blob) - release]
         self._release = bytes(blob[len(blob) - release :]), revocable
+        self._rooms += [path for path in rooms if path not in self._rooms]
         if self._commitment is not None and self._overseer is not None and release:
             self._commitment.get_ready(self._overseer.pid, restoree, others, halted)
         return {}, b""

@@ -257,14 +257,17 @@ class Destination:
 
     async def stage(
         self, programs: Sequence[tuple[int, Linked]], release: Linked, revocable: int, people: Sequence[int],
-        halted: Sequence[int] = (),
+        halted: Sequence[int] = (), rooms: Sequence[str] = (),
     ) -> Staged:
         """Send programs, to be run at a word, and the one of the commit; when one of its first ``revocable`` ops fails,
         nothing of the process has run. ``people``: the numbers of the process and its descendants as the agent sees
-        them; ``halted``: those among them that are let go as stopped. Of several stagings the last one counts."""
+        them; ``halted``: those among them that are let go as stopped; ``rooms``:
+        directories that the programs make, and that of the commit removes. Of several stagings the last one counts."""
         batch, linked = _Batch.of(programs), faults.spoil(release)
         size = len(linked.image)
         about: dict[str, Any] = {"release": size, "revocable": revocable, "restoree": people[0]}
+        if rooms:
+            about["rooms"] = list(rooms)
         if len(people) > 1:
             about.update(others=list(people[1:]), halted=list(halted))
         pending = await self.agent.submit("stage", batch.blob + linked.image, **about)

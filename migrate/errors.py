@@ -30,6 +30,10 @@ class Problem:
         return f"{self.where}: {self.what}" + (f"; {self.advice}" if self.advice else "")
 
 
+class Passing(Problem):
+    """One that may be gone a moment later: something is on its way between two of those that move."""
+
+
 class Refused(MigrateError):
     """The process cannot be moved, and nothing has been touched. All the reasons at once."""
 

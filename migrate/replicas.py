@@ -18,7 +18,7 @@ from migrate.engine.image.codec import decode
 from migrate.engine.kernel import maps
 from migrate.engine.kin import Kin
 from migrate.engine.kinds.unix import UnixSocket
-from migrate.engine.kinds.unix_names import place
+from migrate.engine.kinds.unix_names import Node, place
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
@@ -204,7 +204,8 @@ class Replicas:
         release, revocable = self.releasing(images, records)
         people = [member.outer_pid for member in self.members]
         halted = [pid for pid, image in zip(people, images, strict=True) if image.process.stopped]
-        return await self.destination.stage(self.compile(images), release, revocable, people, halted)
+        rooms = [node.stage for _, node in _socket_names(images)]
+        return await self.destination.stage(self.compile(images), release, revocable, people, halted, rooms)
 
     def releasing(self, images: Sequence[ProcessImage], records: overseer.Records) -> tuple[Linked, int]:
         """The program of the commit, mostly that of the rehearsal, and how many of its ops can be revoked."""
@@ -219,12 +220,7 @@ class Replicas:
             )
             for image in images
         )
-        names = tuple(
-            (made.name, made.node)
-            for image in images
-            for made in image.descriptors.objects
-            if isinstance(made, UnixSocket) and made.node is not None
-        )
+        names = _socket_names(images)
         inputs = members, stay, records, names
         if self._release is None or self._release[0] != inputs:
             only = members[0]
@@ -246,3 +242,13 @@ class Replicas:
         for member in self.members:
             await member.settle()
         await running.done()
+
+
+def _socket_names(images: Sequence[ProcessImage]) -> tuple[tuple[bytes, Node], ...]:
+    """Those whose files the commit has to put in their places."""
+    return tuple(
+        (made.name, made.node)
+        for image in images
+        for made in image.descriptors.objects
+        if isinstance(made, UnixSocket) and made.node is not None
+    )

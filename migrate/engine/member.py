@@ -45,7 +45,7 @@ from migrate.engine.tracee.claim import Claim
 from migrate.engine.tracee.swallow import swallow
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.wire import Writer
-from migrate.errors import Failed
+from migrate.errors import Failed, Passing
 from migrate.pie import local
 
 Answer = tuple[dict[str, Any], bytes]
@@ -109,7 +109,7 @@ class Member:
             pid=own_pid(raw),
             comm=proc.text("comm").removesuffix("\n"),
             tids=tuple(own_pid(proc.read(f"task/{tid}/status")) for tid in proc.tids()),
-            problems=(*problems, *trouble, *own.problems),
+            problems=(*(each for each in problems if not isinstance(each, Passing)), *trouble, *own.problems),
             vmas=tuple(vmas),
             needs=(*needs, executable),
             streams=table.streams,

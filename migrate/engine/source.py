@@ -20,7 +20,9 @@ from migrate.engine.member import Answer, Member
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.roster import Roster, SendMemberPages
-from migrate.errors import Failed, Refused
+from migrate.errors import Failed, Passing, Refused
+
+_PAUSES = (0.003, 0.01, 0.03, 0.1, 0.3)  # seconds between tries
 
 
 class Source:
@@ -134,6 +136,9 @@ class Source:
     def do_rehearse(self) -> Answer:
         """The image of the processes as it would be now. Finds what shows only from inside, and warms every path. The
         blob is of the first; the others by `do_image`."""
+        return self._patiently(self._rehearse)
+
+    def _rehearse(self) -> Answer:
         roster, begun = self._tree, time.monotonic()
         roster.hold(lambda member: member.dumper.stop_outside())
         try:
@@ -153,6 +158,9 @@ class Source:
         """Stop them for good. ``send_last`` looks for the last time and sends, while the coordinator compiles.
         ``changed``: the layout of the first is not that of the last look. Times in seconds; ``begun`` is of
         CLOCK_MONOTONIC."""
+        return self._patiently(self._freeze)
+
+    def _freeze(self) -> Answer:
         gc.disable()
         times: list[Stopped] = []
         roster = self._tree
@@ -176,6 +184,17 @@ class Source:
             "changed": roster.members[0].changed(),
             "changed_kin": bool(roster.change),
         }, self._images[0]
+
+    def _patiently(self, attempt: Callable[[], Answer]) -> Answer:
+        """What is refused for the moment only is tried again, a few times: they run on in between."""
+        for pause in _PAUSES:
+            try:
+                return attempt()
+            except Refused as refusal:
+                if not all(isinstance(problem, Passing) for problem in refusal.problems):
+                    raise
+            time.sleep(pause)
+        return attempt()
 
     def _collect(self, frozen: bool) -> list[ProcessImage]:
         """The images of all of them, which stand still. Refused with what cannot be moved, of any."""

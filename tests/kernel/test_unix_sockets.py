@@ -41,10 +41,11 @@ def test_they_notice_nothing(victims: Victims, tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize("point", POINTS[1:])
 @pytest.mark.parametrize("name", ["relatives", "listeners"])
 def test_a_move_that_fails_leaves_all_as_it_was(victims: Victims, tmp_path: Path, name: str, point: str) -> None:
-    """What is queued is there, and names lead to the sockets here."""
+    """What is queued is there, names lead to the sockets here, and nothing has been left beside them."""
     with tree(victims, tmp_path / name, name, "not-abstract") as family:
         with pytest.raises(Failed):
             family.move(fault=f"{point}:fail")
+        assert not list(family.directory.glob(".migrate-*"))
         family.verdict()
 
 

@@ -115,7 +115,7 @@ def ask(address, errors):
                 total += number
                 lasting.sendall(b"%d\\n" % number)
                 assert int(answers.readline()) == total, number
-                if os.path.exists(os.environ["VICTIM_GO"]) and number % 10 == 0:
+                if number % 10 == 0:
                     with socket.socket(socket.AF_UNIX) as brief:
                         brief.connect(address)
                         brief.sendall(b"7\\n")

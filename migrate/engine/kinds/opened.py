@@ -15,7 +15,7 @@ from migrate.engine.kernel.fdinfo import FdInfo, fdinfo
 from migrate.engine.kernel.mountinfo import Mount, mountinfo
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.timens import own_offsets, task_offsets
-from migrate.errors import Problem
+from migrate.errors import Passing, Problem
 
 Key = tuple[int, int]  # st_dev, st_ino: which object a description is of
 
@@ -91,8 +91,10 @@ class Dump:
             return False
         return (there.st_dev, there.st_ino) == (found.st_dev, found.st_ino)
 
-    def refuse(self, where: str, what: str, advice: str = "") -> None:
-        self.problems.append(Problem(f"pid {self.pid} {where}", what, advice))
+    def refuse(self, where: str, what: str, advice: str = "", passing: bool = False) -> None:
+        """``passing``: for now (`Passing`)."""
+        kind = Passing if passing else Problem
+        self.problems.append(kind(f"pid {self.pid} {where}", what, advice))
 
 
 class OpenFile:
@@ -151,5 +153,5 @@ class OpenFile:
             s.st_mtime_ns, s.st_ctime_ns,
         )  # fmt: skip
 
-    def refuse(self, what: str, advice: str = "") -> None:
-        self.dump.refuse(self.where, what, advice)
+    def refuse(self, what: str, advice: str = "", passing: bool = False) -> None:
+        self.dump.refuse(self.where, what, advice, passing)

@@ -56,6 +56,7 @@ _MESSAGE = 8 << 20  # bytes of one message
 _CONTROL = 4096  # bytes of what comes with one; 253 descriptors are the most
 _GROUPS = 65536  # NGROUPS_MAX
 _READ_IT, _CLOSE_IT = "let it be read first", "close it, or stop what uses it"
+_ACCEPT_IT = "let it be accepted first"
 
 
 class Unmovable(Exception):
@@ -64,6 +65,9 @@ class Unmovable(Exception):
     def __init__(self, what: str, advice: str) -> None:
         super().__init__(what, advice)
         self.what, self.advice = what, advice
+
+    def tell(self, file: OpenFile) -> None:
+        file.refuse(self.what, self.advice, passing=self.advice in (_READ_IT, _ACCEPT_IT))
 
 
 class UnixReader:
@@ -83,7 +87,8 @@ class UnixReader:
                 if frozen or not went_away(error):
                     raise
         self._shown: dict[int, UnixShown] = {}
-        self._pending: set[int] = set()  # who waits to be accepted
+        self._pending: set[int] = set()  # who waits to be accepted by one of ours
+        self._waiting_outside: set[int] = set()
         self._trouble = ""
         if self._files:
             try:
@@ -98,7 +103,8 @@ class UnixReader:
             found = [shown for ino in self._files if (shown := diag.ask(ino)) is not None]
             self._shown = {shown.ino: shown for shown in found}
             if any(shown.peer == 0 and shown.kind != DGRAM for shown in found):
-                self._pending = {ino for shown in diag.all() for ino in shown.pending}
+                self._pending = {ino for shown in found for ino in shown.pending}
+                self._waiting_outside = {ino for shown in diag.all() for ino in shown.pending} - self._pending
         finally:
             diag.close()
 
@@ -115,7 +121,8 @@ class UnixReader:
         if shown.peer is None:
             return None
         if not shown.peer:
-            return "unix socket whose connection has not been accepted yet" if self._waits(shown) else None
+            outside = self._waits(shown) and ino not in self._pending
+            return "unix socket that another process has not accepted yet" if outside else None
         if shown.peer in self._shown:
             mutual = self._shown[shown.peer].peer == ino
             return None if mutual else "unix socket connected to one that is not connected to it"
@@ -126,7 +133,8 @@ class UnixReader:
     def _waits(self, shown: UnixShown) -> bool:
         """Whether it waits to be accepted: who has lost its peer is shut down by that (unix_release_sock(),
         net/unix/af_unix.c), and so may be who waits."""
-        return shown.kind != DGRAM and (shown.shutdown != 3 or shown.ino in self._pending)
+        waiting = shown.ino in self._pending or shown.ino in self._waiting_outside
+        return shown.kind != DGRAM and (shown.shutdown != 3 or waiting)
 
     def dump(self, file: OpenFile) -> UnixPair | UnixSocket | None:
         """The socket, with its peer; None when there was something about one of them that is refused."""
@@ -137,7 +145,7 @@ class UnixReader:
             try:
                 return self._single(file, self._shown[ino])
             except Unmovable as reason:
-                file.refuse(reason.what, reason.advice)
+                reason.tell(file)
                 return None
         inos = sorted({ino, self._shown[ino].peer or ino})
         ends = []
@@ -145,7 +153,7 @@ class UnixReader:
             try:
                 ends.append(self._end(self._files[each], self._shown[each]))
             except Unmovable as reason:
-                self._files[each].refuse(reason.what, reason.advice)
+                reason.tell(self._files[each])
         if len(ends) < len(inos):
             self._refused.update(inos)
             return None
@@ -159,7 +167,7 @@ class UnixReader:
             self._check(file, shown, found)
             listens = shown.state == LISTENING
             if listens and shown.queued:
-                raise Unmovable("unix socket with connections that have not been accepted", "let it accept them")
+                raise Unmovable("unix socket with connections that have not been accepted", _ACCEPT_IT)
             if not listens and shown.kind == DGRAM and _polls(found) & select.POLLIN and not shown.shutdown & 1:
                 raise Unmovable("unix socket that is not connected, with datagrams in it", _READ_IT)
             peer, groups = self._peer(found) if listens else (NOBODY, ())
@@ -198,6 +206,8 @@ class UnixReader:
             return UnixEnd(file.key, True, name, peer, groups, shown.shutdown, reset, _options(found), waiting)
 
     def _check(self, file: OpenFile, shown: UnixShown, found: socket.socket) -> None:
+        if shown.ino in self._pending:
+            raise Unmovable("unix socket whose connection has not been accepted yet", _ACCEPT_IT)
         if file.info.lines.get("scm_fds", ["0"]) != ["0"]:
             raise Unmovable("unix socket with descriptors in it that have not been received (SCM_RIGHTS)", _READ_IT)
         events = _polls(found)
