@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from migrate import faults
 from migrate.engine import aftercare
@@ -70,7 +71,10 @@ class Source:
         """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None."""
         roster = self._tree
         roster.tracking = tracker, compress, bandwidth
-        answers = [member.track(*roster.tracking)[0] for member in roster.all]
+        answers = []
+        for id in roster.ids:
+            track = partial(roster.members[id].track, *roster.tracking)
+            answers.append(self._unless_changed(id, track, lambda: ({"rejected": ()}, b""))[0])
         rejected = list(dict.fromkeys(reason for answer in answers for reason in answer["rejected"]))
         return {"tracker": answers[0]["tracker"], "rejected": rejected}, b""
 
@@ -89,8 +93,11 @@ class Source:
         roster = self._tree
         children: dict[Member, list[Member]] = {}
         for id in members:
-            children.setdefault(roster.maker(id), []).append(roster.members[id])
+            if not roster.has_changed(id):
+                children.setdefault(roster.maker(id), []).append(roster.members[id])
         for parent, born in children.items():
+            if roster.is_changed(parent):
+                continue
             try:
                 shared = parent.shared_with(born)
             except (Failed, OSError):
