@@ -99,8 +99,11 @@ class Source:
         roster = self._tree
         children: dict[Member, list[Member]] = {}
         for id in members:
-            children.setdefault(roster.maker(id), []).append(roster.members[id])
+            if not roster.has_changed(id):
+                children.setdefault(roster.maker(id), []).append(roster.members[id])
         for parent, born in children.items():
+            if roster.is_changed(parent):
+                continue
             try:
                 shared = parent.shared_with(born)
             except (Failed, OSError):
