@@ -47,16 +47,6 @@ def _heed_all_signals() -> None:
         ctypes.CDLL(None).syscall(NUMBERS["rt_sigaction"], number, default, None, 8)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests one worker of pytest-xdist takes at a time, as `make test` has two of them: those of a file, which
-    share what they have started, and all across kernels, which share the guests."""
-    for item in items:
-        directory = item.path.parent.name
-        group = directory if directory == "crosskernel" else f"{directory}/{item.path.stem}"
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What was moved between kernels, what was decided, and how long it took: nothing of that is a test on machines
     like these. It comes with the reports of tests, which may have been another process's."""
