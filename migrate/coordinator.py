@@ -290,6 +290,8 @@ class Migration:
         )
         for reason in rejected:
             display.note(f"dirty pages by {self._tracker}: {reason}")
+        if replica.first.ground.member:
+            await self.following.follow(look=False)
         await faults.reach("tracked")
         limits = Limits(options.max_downtime, options.max_rounds, options.no_converge)
         policy = PrecopyPolicy(limits)
