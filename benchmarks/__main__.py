@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import disk as checkpoints
+from benchmarks import trees as families
 from benchmarks import vdso
 from benchmarks.measure import Load, Move, apart, copying, move, stream, victim
 from tests.hosts import Pair, two_hosts
@@ -116,9 +117,14 @@ def disk(pair: Pair) -> None:
     console.print(checkpoints.tables())
 
 
+def trees(pair: Pair) -> None:
+    """Several processes that move together."""
+    console.print(families.table(pair))
+
+
 TABLES = {
-    "downtime": downtime, "throughput": throughput, "slowdown": slowdown, "growth": growth, "vdso": proxies,
-    "disk": disk,
+    "downtime": downtime, "throughput": throughput, "slowdown": slowdown, "growth": growth, "trees": trees,
+    "vdso": proxies, "disk": disk,
 }  # fmt: skip
 
 

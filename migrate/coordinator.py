@@ -20,7 +20,8 @@ from agents import journal
 from migrate import faults, preflight
 from migrate.destination import RESTOREE, Destination, Facts
 from migrate.ending import LEASE, Ending
-from migrate.engine import kin, overseer, restore
+from migrate.engine import overseer, restore
+from migrate.engine.descent import Descent
 from migrate.engine.memory.layout import choose_hole, ranges
 from migrate.engine.preview import Preview
 from migrate.engine.program.listing import listing
@@ -212,7 +213,7 @@ class Migration:
         """Overseer and restoree, empty; the last things that could be refused."""
         previews = self.originals.previews
         tree = [each.kin for each in previews]
-        wanted = {tid for each in previews for tid in each.tids} | kin.numbers(tree)
+        wanted = {tid for each in previews for tid in each.tids} | Descent(tree).numbers
         used = sorted(facts.tids & wanted)
         if used:
             name = self.destination.name
@@ -220,7 +221,7 @@ class Migration:
         as_init = bool(used) or self.own_numbers
         self._clocks = clocks = Timekeeping(preview, facts)
         member = len(previews) > 1 or bool(preview.kin.zombies)
-        room = len(previews) + (SPARE if member else 0)
+        room = max(self.originals.ids) + 1 + (SPARE if member else 0)
         inside = await self.destination.start_overseer(as_init, clocks.namespace, room)
         with making_sense(self.destination.agent.name, "its vDSO"):
             judged = [preflight.kernel_problems(each, inside) for each in previews]
@@ -250,8 +251,8 @@ class Migration:
             member=member,
         )
         members = [
-            Replica(self.destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, slot)
-            for slot, (each, (_, verdict)) in enumerate(zip(previews, judged, strict=True), RESTOREE)
+            Replica(self.destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, RESTOREE + id)
+            for id, each, (_, verdict) in zip(self.originals.ids, previews, judged, strict=True)
         ]
         replica = Replicas(self.destination, members, tree, as_init)
         await replica.create(inside.maps, inside.overseer)

@@ -55,7 +55,7 @@ class Originals:
     async def inspect(self) -> None:
         """Find them, and have ``previews`` of them."""
         inspected = await self.source.request("inspect", pid=self._pid)
-        self.ids = list(range(inspected["members"]))
+        self.ids = list(inspected["ids"])
         self._meet(0, inspected.blob)
         await self.meet(self.ids[1:])
 

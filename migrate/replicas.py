@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from migrate.destination import OVERSEER, RESTOREE, Destination, Staged
 from migrate.engine import lineage, overseer, restore, vdso
+from migrate.engine.descent import Descent
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel.maps import Mapping
 from migrate.engine.kin import Kin
@@ -70,7 +71,7 @@ class Replicas:
         """The numbers where the agent is of those at these positions. Children are listed in the order in which they
         were made."""
         order: dict[int, list[Replica]] = {}
-        for position in lineage.birth_order(self.tree):
+        for position in Descent(self.tree).birth_order():
             if position in born:
                 order.setdefault(self.tree[position].parent, []).append(self.members[position])
         known = {member.outer_pid for position, member in enumerate(self.members) if position not in born}

@@ -205,7 +205,7 @@ class _Dumping:
         self.display.phase("preflight")
         inspected = await self.source.request("inspect", pid=self.job.pid)
         preview = decode(Preview, inspected.blob)
-        problems = [*preview.problems, *_descendants(preview, inspected["members"])]
+        problems = [*preview.problems, *_descendants(preview, len(inspected["ids"]))]
         if problems:
             raise Refused(problems)
         digests = await self._digests(sorted({need.path for need in preview.needs if need.content}))

@@ -1,7 +1,7 @@
 """How the restorees of a tree come into the world: programs for the parents among them and for the overseer.
 
-Each is begotten by its parent, when that is in the session which the child is to inherit; see `migrate.engine.kin`. At
-once the overseer becomes its tracer too, so that it ends with the overseer; between the two, and if the overseer dies
+Each is begotten by its parent, when that is in the session which the child is to inherit; see `engine.descent`. At once
+the overseer becomes its tracer too, so that it ends with the overseer; between the two, and if the overseer dies
 just then, it ends at the end of its control socket.
 """
 
@@ -10,33 +10,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from migrate.engine import kin, overseer
+from migrate.engine import overseer
+from migrate.engine.descent import Descent
 from migrate.engine.kernel.prctl import PR_SET_CHILD_SUBREAPER, PR_SET_NAME
 from migrate.engine.kin import SIGCHLD, Kin, Zombie
 from migrate.engine.kinds.children import WALL, WEXITED, WNOWAIT
 from migrate.engine.overseer import Channels, Hole
 from migrate.engine.program import OpKind, Program
 from migrate.errors import KinChanged
+from migrate.pie import ENTER
 
 OVERSEER = 0  # slot
 P_PID, CLONE_VM, SIG_SETMASK, RLIMIT_CORE = 1, 0x100, 2, 4
-
-
-def birth_order(tree: Sequence[Kin]) -> list[int]:
-    """Positions, so that the children of each come in the order in which they are begotten when all are begotten at
-    once."""
-    found = [0]
-    for parent in range(len(tree)):
-        early, late = _children(tree, parent)
-        found += [*early, *late]
-    return found
-
-
-def _children(tree: Sequence[Kin], parent: int) -> tuple[list[int], list[int]]:
-    """Before and after the parent leads its session."""
-    born = [position for position, each in enumerate(tree) if each.parent == parent]
-    early = [position for position in born if kin.before_setsid(tree, position)]
-    return early, [position for position in born if position not in early]
 
 
 @dataclass(frozen=True)
@@ -55,13 +40,22 @@ def creation(
 ) -> Iterator[tuple[int, Program]]:
     """When some are there, at first the first one: slots and programs. ``there``: positions of those, and ``leaders``:
     of those among them that lead their session by now. Raises KinChanged: some could only have been made earlier."""
-    for parent, each in enumerate(tree):
-        early, late = ([child for child in some if child not in there] for some in _children(tree, parent))
-        leads = each.session == each.pid and parent not in leaders
+    descent = Descent(tree)
+    for parent in descent.makers(there):
+        each = tree[parent]
+        early, late = ([child for child in some if child not in there] for some in descent.children(parent))
+        leads = descent.leads(parent) and parent not in leaders
         if early and parent in leaders:
             raise KinChanged(f"process {tree[early[0]].pid} is in the session that its parent has left meanwhile")
-        if not (early or late or leads):
+        bereft = [(number, some) for number, some in descent.bereft(parent) if not set(some) <= set(there)]
+        if any(set(some) & set(there) for _, some in bereft):
+            raise KinChanged(f"process {each.pid} has adopted another one out of a session without a leader")
+        orphans = [child for child in descent.adopted_from(parent) if child not in there]
+        if not (early or late or leads or bereft or orphans):
             continue
+        adopters = sorted({tree[child].parent for child in orphans})
+        for adopter in adopters:
+            yield nursery.slots[adopter], adopts()
         program = Program(f"the children of pid {each.pid}")
         for position in early:
             _beget(program, tree, position, nursery)
@@ -69,13 +63,22 @@ def creation(
             program.syscall("setsid", label="session", expect=each.pid)
         for position in late:
             _beget(program, tree, position, nursery)
+        for number, some in bereft:
+            program.syscall("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0, label="child subreaper, for now")
+            _stand_in(program, tree, some, nursery, number)
+            program.syscall("prctl", PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0, label="no child subreaper")
+        for child in orphans:
+            _stand_in(program, tree, [child], nursery, 0)
         yield nursery.slots[parent], program
-        if early or late:
+        for adopter in adopters:
+            yield nursery.slots[adopter], adopts(False)
+        born = [*early, *late, *(child for _, some in bereft for child in some), *orphans]
+        if born:
             adoption = Program(f"the adoption of the children of pid {each.pid}")
-            for position in (*early, *late):
+            for position in born:
                 overseer.adopt(adoption, tree[position].pid)
             yield OVERSEER, adoption
-            for position in (*early, *late):
+            for position in born:
                 # it has its socket when it answers
                 yield nursery.slots[position], Program(f"a word of pid {tree[position].pid}")
                 socket = Program(f"the socket of pid {tree[position].pid}")
@@ -83,15 +86,35 @@ def creation(
                 yield OVERSEER, socket
 
 
+def _stand_in(program: Program, tree: Sequence[Kin], orphans: Sequence[int], nursery: Nursery, session: int) -> None:
+    """A child for a moment, which begets these and ends: then they are those of the nearest subreaper above it.
+    ``session``: that it is to lead, and its number; 0: none, and any."""
+    who = f"a leader for session {session}" if session else "a parent for a moment"
+    with program.branch() as child:
+        if session:
+            program.syscall("setsid", label=f"session {session}", expect=session)
+        for position in orphans:
+            _beget(program, tree, position, nursery)
+        program.syscall("exit_group", 0, label=f"the end of {who}")
+    stack = nursery.hole.stack_top - overseer.STACK_ROOM
+    args = overseer.clone_args(program, 0, stack, overseer.STACK_ROOM, session, SIGCHLD)
+    made = program.clone(args, child, label=f"{who} (clone3)", code=nursery.hole.start + ENTER)
+    status = program.space(8)
+    program.syscall("wait4", made, status, overseer.WALL, 0, label=f"wait for {who}")
+    program.op(OpKind.CHECK, status, 0xFFFFFFFF, 0, label=f"how {who} has ended")
+    nothing = program.data(bytes(32))
+    program.syscall("rt_sigaction", SIGCHLD, nothing, 0, 8, label=f"nothing is told of the end of {who}")
+
+
 def _beget(program: Program, tree: Sequence[Kin], position: int, nursery: Nursery) -> None:
     each, slot = tree[position], nursery.slots[position]
     overseer.beget(program, each.pid, nursery.hole, nursery.channels, nursery.seen, slot, each.exit_signal)
 
 
-def adopts() -> Program:
-    """For one that has taken over the children of another that has ended; its own wish comes at the end."""
+def adopts(does: bool = True) -> Program:
+    """For one that takes over the children of another that has ended; its own wish comes at the end."""
     program = Program("the adoption of orphans")
-    program.syscall("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0, label="child subreaper, for now")
+    program.syscall("prctl", PR_SET_CHILD_SUBREAPER, int(does), 0, 0, 0, label="child subreaper, for now")
     return program
 
 
@@ -114,10 +137,11 @@ def removal(each: Kin, parent_slot: int) -> Iterator[tuple[int, Program]]:
 def groups(tree: Sequence[Kin], hole: Hole) -> Iterator[tuple[int, Program]]:
     """Process groups, and those who have ended, as they are now: first those that lead a group, dead or alive, then
     the others join. A group whose leader is gone for good gets one for a moment."""
-    found = kin.groups(tree)
+    descent = Descent(tree)
+    found = descent.groups
     leaders = [position for position, group in enumerate(found) if group == tree[position].pid]
     others = [position for position, group in enumerate(found) if group and position not in leaders]
-    ghosts = kin.ghosts(tree)
+    ghosts = descent.ghosts
     yield from (_joins(tree, position, found[position]) for position in leaders)
     for position, number in ghosts:
         program = Program(f"a leader for process group {number}")
@@ -128,7 +152,7 @@ def groups(tree: Sequence[Kin], hole: Hole) -> Iterator[tuple[int, Program]]:
         for position, each in dead:
             if (each.pgrp == each.pid) == leads:
                 program = Program(f"pid {each.pid}, which has ended")
-                _end(program, each, kin.group(tree, each.pgrp), hole)
+                _end(program, each, descent.group(each.pgrp), hole)
                 yield position, program
     yield from (_joins(tree, position, found[position]) for position in others)
     for position, number in ghosts:

@@ -87,9 +87,11 @@ def hole_size(threads: int) -> int:
 
 
 def clone_args(program: Program, flags: int, stack: int, stack_size: int, tid: int, exit_signal: int = 0) -> Buffer:
-    """struct clone_args (clone3(2)) that asks for the TID ``tid``."""
+    """struct clone_args (clone3(2)) that asks for the TID ``tid``; 0: any."""
     tids = program.data(struct.pack("<q", tid))
-    fields = (flags, 0, 0, 0, exit_signal, stack, stack_size, 0, 0, 1, 0)
+    fields = (flags, 0, 0, 0, exit_signal, stack, stack_size, 0, 0, int(tid > 0), 0)
+    if not tid:
+        return program.data(struct.pack("<11Q", *fields))
     return program.data(struct.pack("<11Q", *fields), pointers={64: tids})
 
 

@@ -17,6 +17,7 @@ from migrate.engine.dump import Stopped
 from migrate.engine.image.codec import decode, encode
 from migrate.engine.kinds import locks
 from migrate.engine.member import Answer
+from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.roster import Roster, SendMemberPages
 from migrate.errors import Failed, Passing, Refused
@@ -44,10 +45,10 @@ class Source:
     # Before
 
     def do_inspect(self, pid: int) -> Answer:
-        """Everything that can be seen without touching them; the blob is about the first. ``members``: how many there
-        are. Refused when one of them cannot even be looked at."""
+        """Everything that can be seen without touching them; the blob is about the first. ``ids``: of all of them.
+        Refused when one of them cannot even be looked at."""
         self._roster = Roster(pid, self._send_pages)
-        return {"members": len(self._roster.ids)}, self.do_preview(0)[1]
+        return {"ids": self._roster.ids}, self.do_preview(0)[1]
 
     def do_preview(self, member: int) -> Answer:
         """What `do_inspect` tells about the first."""
@@ -70,21 +71,30 @@ class Source:
 
     def do_track(self, tracker: str, compress: str, bandwidth: float | None) -> Answer:
         """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None."""
-        roster = self._tree
-        roster.tracking = tracker, compress, bandwidth
-        answers = [member.track(*roster.tracking)[0] for member in roster.all]
+        roster, how = self._tree, (tracker, compress, bandwidth)
+        roster.hold(lambda member: member.dumper.stop())
+        try:
+            answers = [member.track(*how, held=True)[0] for member in roster.all]
+            roster.tracking = how
+        finally:
+            roster.let_go()
         rejected = list(dict.fromkeys(reason for answer in answers for reason in answer["rejected"]))
         return {"tracker": answers[0]["tracker"], "rejected": rejected}, b""
 
     def do_look(self, member: int = 0) -> Answer:
         """See `Member.look`. Of one that has ended meanwhile, or is another program by now: what it was."""
+        roster = self._tree
+        if member not in roster.members:
+            return {"pages": 0}, encode(Layout((), ()))
         if member == 0:
-            self._tree.find_common()
-        one = self._tree.members[member]
+            roster.find_common()
+        one = roster.members[member]
         return self._unless_changed(member, one.look, one.layout)
 
     def do_send(self, remapped: list[list[int]], member: int = 0) -> Answer:
         """See `Member.send`."""
+        if member not in self._tree.members:
+            return {"pages": 0}, b""
         one = self._tree.members[member]
         return self._unless_changed(member, lambda: one.send(remapped), lambda: ({"pages": 0}, b""))
 
@@ -170,7 +180,7 @@ class Source:
         dumpers = [member.dumper for member in roster.all]
         for dumper in dumpers:
             dumper.see_memory(frozen)
-        roster.relate()
+        roster.check()
         roster.find_common()
         roster.read_files(frozen)
         images, problems = [], []

@@ -30,7 +30,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
-@pytest.mark.parametrize("name", ["family", "shares", "kinfolk"])
+@pytest.mark.parametrize("name", ["family", "shares", "kinfolk", "adopted"])
 def test_they_notice_nothing(victims: Victims, tmp_path: Path, name: str) -> None:
     with tree(victims, tmp_path / name, name) as family:
         before = len(family.everybody)

@@ -7,7 +7,7 @@ import pytest
 from tests.migration.journey import Journeys
 
 
-@pytest.mark.parametrize("victim", ["family", "shares", "kinfolk"])
+@pytest.mark.parametrize("victim", ["family", "shares", "kinfolk", "adopted"])
 def test_they_notice_nothing(journeys: Journeys, victim: str) -> None:
     # A timer goes off on the way, or not.
     journeys.start(victim).go(ignore=[r"fd \d+ ticks"])

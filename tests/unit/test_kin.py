@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from migrate.engine import kin, lineage
+from migrate.engine.descent import Descent
 from migrate.engine.kin import Kin, Zombie
 
 OUTSIDE = 900000
@@ -20,29 +20,42 @@ def made(*rows: tuple[int, int, int, int]) -> list[Kin]:
     [
         (made((10, -1, OUTSIDE, OUTSIDE), (11, 0, OUTSIDE, OUTSIDE)), ""),
         (made((10, -1, 10, 10), (11, 0, 11, 11), (12, 1, 11, 11), (13, 1, 10, 10)), ""),
-        (made((10, -1, 10, 10), (11, 0, 10, OUTSIDE)), "the leader of its session 900000 is not among them"),
-        (made((10, -1, 10, 10), (11, 0, 11, 11), (12, 0, 11, 11)), "it is in session 11, and its parent never was"),
+        (made((10, -1, 10, 10), (11, 0, 10, OUTSIDE)), ""),
+        (made((10, -1, 10, 10), (11, 0, 10, 1)), "the leader of its session 1 is not among them"),
+        (made((10, -1, 10, 10), (11, 0, 11, 11), (12, 0, 11, 11)), ""),
+        (made((10, -1, 10, 10), (11, 0, 11, 11), (12, 0, 10, 10), (13, 2, 11, 11)),
+         "it is in session 11, and its parent never was"),
+        (made((10, -1, 10, 10), (11, 0, 10, 10), (12, 0, 12, 900001), (13, 1, 13, 900001)),
+         "its session 900001 has no leader, and was left by others to another parent"),
         (made((10, -1, 10, 10), (11, 0, 1, 10)), "the leader of its process group 1 is not among them"),
     ],
 )
 def test_what_can_be_made_again(tree: list[Kin], words: str) -> None:
-    assert "".join(problem.what for problem in kin.standing(tree)) == words
+    assert {problem.what for problem in Descent(tree).problems()} == ({words} if words else set())
 
 
 def test_a_child_that_stays_in_the_session_which_its_parent_leaves_is_made_first() -> None:
     tree = made((10, -1, 10, 10), (11, 0, 11, 11), (12, 1, 11, 11), (13, 1, 10, 10))
-    assert [kin.before_setsid(tree, position) for position in (2, 3)] == [False, True]
-    assert lineage.birth_order(tree) == [0, 1, 3, 2]
+    assert Descent(tree).children(1) == ([3], [2])
+    assert Descent(tree).birth_order() == [0, 1, 3, 2]
+
+
+def test_who_was_adopted_is_made_by_a_stand_in() -> None:
+    tree = made((10, -1, 10, 10), (11, 0, OUTSIDE, OUTSIDE), (12, 0, 14, 14), (13, 12 - 10, 14, 14), (14, 0, 14, 14))
+    descent = Descent(tree)
+    assert descent.sessions == {OUTSIDE: [1]} and descent.bereft(0) == [(OUTSIDE, [1])]
+    assert descent.adopted_from(4) == [2] and descent.children(2) == ([], [3])
+    assert descent.birth_order() == [0, 4, 1, 2, 3] and descent.numbers == {OUTSIDE}
 
 
 def test_a_group_that_stays_behind_becomes_that_of_the_first() -> None:
     tree = made((10, -1, OUTSIDE, OUTSIDE), (11, 0, OUTSIDE, OUTSIDE), (12, 0, 12, OUTSIDE), (13, 0, 12, OUTSIDE))
-    assert kin.groups(tree) == [10, 10, 12, 12] and not kin.ghosts(tree)
+    assert Descent(tree).groups == [10, 10, 12, 12] and not Descent(tree).ghosts
 
 
 def test_a_group_whose_leader_is_gone_gets_one_for_a_moment() -> None:
     tree = made((10, -1, 10, 10), (11, 0, OUTSIDE, 10), (12, 0, OUTSIDE, 10))
-    assert kin.ghosts(tree) == [(1, OUTSIDE)] and kin.numbers(tree) == {OUTSIDE}
+    assert Descent(tree).ghosts == [(1, OUTSIDE)] and Descent(tree).numbers == {OUTSIDE}
 
 
 @pytest.mark.parametrize(
@@ -56,5 +69,5 @@ def test_a_group_whose_leader_is_gone_gets_one_for_a_moment() -> None:
 )
 def test_zombies(zombie: Zombie, words: str) -> None:
     tree = [Kin(10, -1, 17, 10, 10, (zombie,))]
-    said = "".join(problem.what for problem in kin.standing(tree))
+    said = "".join(problem.what for problem in Descent(tree).problems())
     assert words in said and bool(said) == bool(words)
