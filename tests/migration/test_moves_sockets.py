@@ -151,6 +151,12 @@ def test_they_notice_nothing(journeys: Journeys, victim: str) -> None:
     journeys.start(victim).go("--max-downtime", "10s")
 
 
+def test_of_an_ordinary_user(journeys: Journeys) -> None:
+    """They see the same user and group in each other as before."""
+    user = ("setpriv", "--reuid=4201", "--regid=4201", "--clear-groups")
+    journeys.start("relatives", wrap=user).go("--max-downtime", "10s")
+
+
 def test_asyncio(journeys: Journeys) -> None:
     journey = journeys.run("asyncio", [sys.executable, "-c", ASYNCIO])
     wait_until("asyncio ready", lambda: "ready" in journey.out or not journey.task.alive)

@@ -53,12 +53,21 @@ static void named(int fd, int kind, int (*ask)(int, struct sockaddr *, socklen_t
 		check(size == sizes[kind] && !memcmp(found.sun_path, names[kind].sun_path, size - 2), "%s", found.sun_path);
 }
 
-static void seen(int fd, gid_t gid)
+static void seen(int fd, uid_t uid, gid_t gid)
 {
 	struct ucred who;
 	socklen_t size = sizeof(who);
 
-	check(!getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) && who.uid == getuid() && who.gid == gid, "%d", who.gid);
+	check(!getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) && who.uid == uid && who.gid == gid, "%d %d", who.uid, who.gid);
+}
+
+static void named_by_kernel(int pair[2], struct sockaddr_un *name)
+{
+	struct sockaddr_un other;
+	socklen_t size = sizeof(*name), same = sizeof(other);
+
+	check(!getsockname(pair[0], (struct sockaddr *)name, &size) && size == 8 && !name->sun_path[0], "%d", size);
+	check(!getpeername(pair[1], (struct sockaddr *)&other, &same) && same == 8 && !memcmp(name, &other, 8));
 }
 
 static int connects(int kind)
@@ -81,7 +90,7 @@ __attribute__((noreturn)) static void client_lives(void)
 		takes(client[i], "answer");
 		named(client[i], -1, getsockname);
 		named(client[i], i, getpeername);
-		seen(client[i], 0);
+		seen(client[i], 0, 0);
 		gives(client[i], "thanks");
 	}
 	for (int i = 0; i < GONE; i++) {
@@ -95,7 +104,8 @@ __attribute__((noreturn)) static void client_lives(void)
 
 int main(int argc, char **argv)
 {
-	int status, one = 1;
+	int status, pair[2], one = 1;
+	struct sockaddr_un before, after;
 	pid_t child;
 	struct stat found;
 	const char *directory = getenv("VICTIM_DIR");
@@ -112,9 +122,12 @@ int main(int argc, char **argv)
 	for (int i = 0; i < KINDS; i++) {
 		check((listening[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) >= 0);
 		check(!bind(listening[i], (struct sockaddr *)&names[i], sizes[i]) && !listen(listening[i], 5 + i));
-		check(!setegid(i == PATH ? 1000 : 0)); /* which the server is told */
+		/* which the server is told */
+		if (i == RELATIVE)
+			check(!chmod(directory, 0755) && !chmod(names[i].sun_path, 0777) && !seteuid(1000));
+		check(i != PATH || !setegid(1000));
 		client[i] = connects(i);
-		check(!setegid(0));
+		check(!seteuid(0) && !setegid(0));
 		check((server[i] = accept(listening[i], NULL, NULL)) >= 0);
 		gives(server[i], "answer");
 	}
@@ -125,6 +138,12 @@ int main(int argc, char **argv)
 	check((datagrams = socket(AF_UNIX, SOCK_DGRAM, 0)) >= 0);
 	check(!bind(datagrams, (struct sockaddr *)&names[KINDS], sizes[KINDS]));
 	check(!setsockopt(datagrams, SOL_SOCKET, SO_PASSCRED, &one, sizeof(one)));
+	if (argc == 1) { /* named by the kernel, as everybody who asks for senders is */
+		check(!socketpair(AF_UNIX, SOCK_DGRAM, 0, pair));
+		check(!setsockopt(pair[0], SOL_SOCKET, SO_PASSCRED, &one, sizeof(one)));
+		gives(pair[0], "from a name");
+		named_by_kernel(pair, &before);
+	}
 	child = fork();
 	check(child >= 0);
 	if (!child)
@@ -141,7 +160,7 @@ int main(int argc, char **argv)
 		takes(server[i], "question");
 		named(server[i], i, getsockname);
 		named(server[i], -1, getpeername);
-		seen(server[i], i == PATH ? 1000 : 0);
+		seen(server[i], i == RELATIVE ? 1000 : 0, i == PATH ? 1000 : 0);
 	}
 	for (int i = 0; i < GONE; i++) {
 		int fd, value;
@@ -158,6 +177,11 @@ int main(int argc, char **argv)
 		takes(server[i], "thanks");
 	check(!stat(names[PATH].sun_path, &found) && S_ISSOCK(found.st_mode));
 	check((found.st_mode & 0777) == 0640 && found.st_uid == 1000 && found.st_gid == 1001, "%o", found.st_mode);
+	if (argc == 1) {
+		named_by_kernel(pair, &after);
+		check(!memcmp(before.sun_path, after.sun_path, 6));
+		takes(pair[1], "from a name");
+	}
 	named(datagrams, KINDS, getsockname);
 	check(send(plain, "x", 1, MSG_NOSIGNAL) == -1 && (errno == ENOTCONN || errno == EINVAL));
 	check(sendto(datagrams, "to myself", 9, 0, (struct sockaddr *)&names[KINDS], sizes[KINDS]) == 9);

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
+from migrate.engine.kernel.prctl import PR_SET_SECUREBITS
+from migrate.engine.kinds.credentials import SECBIT_NO_SETUID_FIXUP
 from migrate.engine.kinds.needs import DIRECTORY, FileNeed
 from migrate.engine.kinds.opened import Key
 from migrate.engine.kinds.placing import Placing
@@ -100,12 +102,17 @@ class UnixPair:
 
     def make(self, placing: Placing) -> tuple[int, int]:
         """The ends, held; none of them blocks."""
-        if self.name:
+        if self.name and self.kind != DGRAM:
             return self._connect(placing)
         seen = next(end for end in self.ends if end.open)
         with _acting_as(placing, seen):
             first, second = placing.sockets(AF_UNIX, self.kind)
-        return placing.hold(first), placing.hold(second)
+        held = placing.hold(first), placing.hold(second)
+        for end, number in zip(self.ends, held, strict=True):
+            if end.name:
+                with bound(placing, number, end.name):
+                    pass
+        return held
 
     def _connect(self, placing: Placing) -> tuple[int, int]:
         """By a listening socket of that name, which is there for a moment. Each end sees whom the other call was made
@@ -192,8 +199,8 @@ def _set(placing: Placing, number: int, option: int, value: bytes, ignore: bool 
 
 @contextmanager
 def _acting_as(placing: Placing, end: UnixEnd | UnixSocket) -> Iterator[None]:
-    """As the user that is seen, as far as a socket takes note of him; root again afterwards. (Credentials are restored
-    later, all of them.)"""
+    """As the user that is seen, as far as a socket takes note of him, but with root's capabilities; root again
+    afterwards. (Credentials are restored later, all of them.)"""
     program: Program = placing.program
     who, groups = end.peer, end.groups
     if not who.uid and not who.gid and not groups:
@@ -201,6 +208,7 @@ def _acting_as(placing: Placing, end: UnixEnd | UnixSocket) -> Iterator[None]:
         return
     label = f"{placing.label}: its user"
     listed = program.data(struct.pack(f"<{len(groups)}I", *groups)) if groups else 0
+    program.syscall("prctl", PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0, label=label)
     program.syscall("setgroups", len(groups), listed, label=label)
     program.syscall("setresgid", _SAME, who.gid, _SAME, label=label)
     program.syscall("setresuid", _SAME, who.uid, _SAME, label=label)
