@@ -42,7 +42,7 @@ class Commitment:
         """Its journal is made, and a log if there is to be one. OSError, JournalError: it cannot be."""
         directory = Directory.opened()
         try:
-            record = directory.create(id, DESTINATION, **about)
+            record = directory.create(id, DESTINATION, host=os.uname().nodename, **about)
             try:
                 kept = directory.log(id, about.get("pid")) if log else None
                 door = settling.listen(directory, id)

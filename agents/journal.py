@@ -147,6 +147,8 @@ class Directory:
             return Journal(fd, id, role, path)
         except BaseException:
             os.close(fd)
+            if how & os.O_CREAT:
+                _unlink(name, self.fd)
             raise
 
     def remove(self, id: str, role: str) -> None:

@@ -43,6 +43,7 @@ _NAP = 0.01
 _WAKING = 0.3  # seconds that those get to stand still which were let go by an overseer that died
 _LONGEST = 4096  # bytes of a question or an answer on the socket
 _ANSWER = 20.0  # seconds for the agent that holds it to answer
+_TICK = 10**9 // os.sysconf("SC_CLK_TCK")  # ns
 _PF_EXITING = 0x4  # include/linux/sched.h
 _SIGKILL = 1 << 8  # in a mask of signals
 _UCRED = struct.Struct("3i")  # pid, uid, gid; unix(7)
@@ -58,14 +59,34 @@ def stat_fields(path: str) -> list[str]:
 
 
 def start_time(pid: int) -> int:
-    """When a process was started, in ticks since boot: with its number and the boot_id it is unmistakable."""
-    return int(stat_fields(f"/proc/{pid}/stat")[19])
+    """When a process was started, in ticks since boot: with its number and the boot_id it is unmistakable. To compare
+    with `started`."""
+    # /proc shows it by the clock of who reads (fs/proc/array.c, timens_add_boottime_ns()), and who asks for a migration
+    # later may be in another time namespace: a shell that has been migrated itself is.
+    return int(stat_fields(f"/proc/{pid}/stat")[19]) - _boottime_offset() // _TICK
+
+
+def started(pid: int, start: int) -> bool:
+    """Whether this process is the one that was started then. FileNotFoundError, ProcessLookupError: there is none. Both
+    the time and the offset that is taken from it were rounded down to a tick."""
+    return abs(start_time(pid) - start) <= 1
+
+
+def _boottime_offset() -> int:
+    """ns that our time namespace adds to the time since boot (time_namespaces(7))."""
+    try:
+        with open("/proc/self/timens_offsets") as file:
+            lines = [line.split() for line in file]
+    except FileNotFoundError:  # a kernel without them
+        return 0
+    # "7" is what a namespace made before Linux 5.12 calls it
+    return next((int(s) * 10**9 + int(ns) for name, s, ns in lines if name in ("boottime", "7")), 0)
 
 
 def fate(pid: int, start: int) -> str:
     """Whether a process lives, or has been killed and is not gone yet. A zombie is gone."""
     try:
-        if start_time(pid) != start:
+        if not started(pid, start):
             return GONE
         threads = [_thread_fate(f"/proc/{pid}/task/{tid}") for tid in os.listdir(f"/proc/{pid}/task")]
     except (FileNotFoundError, ProcessLookupError):
@@ -123,7 +144,7 @@ def _send(pid: int, start: int, number: int) -> None:
     try:
         pidfd = os.pidfd_open(pid)
         try:
-            if start_time(pid) == start:  # once there is a pidfd of it, a number stays what it is
+            if started(pid, start):  # once there is a pidfd of it, a number stays what it is
                 signal.pidfd_send_signal(pidfd, number)
         finally:
             os.close(pidfd)
@@ -229,6 +250,10 @@ def judge(records: list[Record]) -> tuple[str, str]:
     if state == ABORTED:
         return ROLLED_BACK, str(records[-1].fields.get("why", ""))
     if records and records[-1].boot != journal.boot_id():
+        here = os.uname().nodename
+        host = records[0].fields.get("host", here)
+        if host != here:
+            return IN_DOUBT, f"it is of {host}, which shares this directory: ask there"
         if state in (COMMITTED, RELEASING):
             return MOVED, "that host was started anew since: the process has ended with it"
         return ROLLED_BACK, "that host was started anew before it was committed"

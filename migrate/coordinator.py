@@ -288,6 +288,8 @@ class Migration:
         self._tracker, rejected = await self.originals.track(options)
         for reason in rejected:
             display.note(f"dirty pages by {self._tracker}: {reason}")
+        if replica.first.ground.member:
+            await self.following.follow(look=False)
         await faults.reach("tracked")
         limits = Limits(options.max_downtime, options.max_rounds, options.no_converge)
         policy = PrecopyPolicy(limits)

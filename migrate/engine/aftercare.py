@@ -11,9 +11,9 @@ from select import select
 
 from agents import settling
 from migrate import pie
-from migrate.engine.dump import hide_stop
 from migrate.engine.kinds import locks
 from migrate.engine.program import Program, Results
+from migrate.engine.standing import hide_stop
 from migrate.engine.tracee import leftovers
 from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.swallow import swallow
@@ -59,7 +59,7 @@ def end(pid: int, start: int | None) -> None:
 
 def _check_person(pid: int, start: int | None) -> None:
     """Once there is a pidfd of it, a number stays what it is."""
-    if start is not None and settling.start_time(pid) != start:
+    if start is not None and not settling.started(pid, start):
         raise Failed(f"process {pid} is another one by now")
 
 

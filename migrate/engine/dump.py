@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from migrate.engine import vdso
@@ -30,14 +29,14 @@ from migrate.engine.kinds.fs import FsState
 from migrate.engine.kinds.identity import Rseq
 from migrate.engine.kinds.mm import MM
 from migrate.engine.kinds.opened import DumpOptions
-from migrate.engine.kinds.restart import Wait, restart, uninterrupted
-from migrate.engine.kinds.scheduling import cpu_mask, default_slice
+from migrate.engine.kinds.restart import Wait, restart
 from migrate.engine.kinds.vma import PROT_EXEC, VMA
 from migrate.engine.kinds.vma_read import AddressSpaceReader, mapped_objects
 from migrate.engine.memory.guards import guard_pages
 from migrate.engine.outside import code_of, native_vdso
 from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.program import Linked, Program, Results
+from migrate.engine.standing import hide_stop, host, own_pid
 from migrate.engine.texts import Texts
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
@@ -49,7 +48,7 @@ from migrate.engine.tracee.sigframe import Mappings
 from migrate.engine.tracee.together import Seen
 from migrate.engine.tracee.tree import ThreadState, Tracee
 from migrate.errors import OpFailed, Problem, Refused
-from migrate.pie import blob, local
+from migrate.pie import blob
 
 _QUICK = 0.03  # seconds
 _LEAVING = 0.03  # seconds that all threads together get to come out of the vDSO
@@ -92,7 +91,7 @@ class Dumper:
         self._parasite: Parasite | None = None
         self._room = _ROOM  # each area more is a system call more in the task, while it stands still
         self._inside = ExitStack()  # undoes the injection
-        self._host = _host()
+        self._host = host()
         program = Program("what a thread knows of itself")
         self._decode_thread = task.collect_thread(program, self._host)
         self._others = program.link()
@@ -409,28 +408,7 @@ class _MainProgram:
     keys: bool
 
 
-def hide_stop(tracee: Tracee, seen: Sequence[Seen]) -> None:
-    """No sign in a system call that its thread was stopped. ``seen``: all threads; what is changed is noted there."""
-    for each in seen:
-        unseen = uninterrupted(each.registers)
-        if unseen is not each.registers:
-            tracee.set_registers(each.tid, unseen)
-            each.registers = unseen
-
-
-def own_pid(raw: bytes) -> int:
-    """Of a process or thread: the number in the innermost PID namespace, from status."""
-    line = raw[raw.index(b"\nNSpid:") + 7 :]
-    return int(line[: line.index(b"\n")].split()[-1])
-
-
 def _rseq(state: ThreadState) -> Rseq | None:
     if state.rseq is None:
         return None
     return Rseq(state.rseq.address, state.rseq.size, state.rseq.signature)
-
-
-def _host() -> task.Host:
-    program = Program("the host")
-    decode = default_slice(program)
-    return task.Host(cpu_mask(Path("/sys/devices/system/cpu/online").read_text()), decode(local.run(program.link())))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kernel.stat import stat
+from migrate.engine.kernel.stat import stat, words
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.kinds import children
 from migrate.errors import Problem
@@ -67,8 +67,9 @@ def _zombies(proc: Proc) -> Iterator[Zombie]:
     for pid in children.seen(proc):
         try:
             with Proc(pid) as ended:
-                its = stat(ended.text("stat"))
-                if its.state == "Z":
+                text = ended.text("stat")
+                if words(text)[0] == "Z":
+                    its = stat(text)
                     own = _own(ended.text("status"))
                     numbers = own("NSpid"), its.exit_code, own("NSpgid"), own("NSsid")
                     yield Zombie(*numbers, its.exit_signal, its.comm)
@@ -78,10 +79,11 @@ def _zombies(proc: Proc) -> Iterator[Zombie]:
 
 def kin_of(proc: Proc, members: Sequence[int]) -> Kin:
     """``members``: of the tree, as we number them."""
-    numbers, own = stat(proc.text("stat")), _own(proc.text("status"))
-    parent = members.index(numbers.ppid) if proc.pid != members[0] and numbers.ppid in members else -1
+    numbers, own = words(proc.text("stat")), _own(proc.text("status"))
+    above, exit_signal = int(numbers[1]), int(numbers[35])
+    parent = members.index(above) if proc.pid != members[0] and above in members else -1
     zombies = tuple(_zombies(proc))
-    return Kin(own("NSpid"), parent, numbers.exit_signal, own("NSpgid"), own("NSsid"), zombies)
+    return Kin(own("NSpid"), parent, exit_signal, own("NSpgid"), own("NSsid"), zombies)
 
 
 def _own(status: str) -> Callable[[str], int]:

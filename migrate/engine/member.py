@@ -17,7 +17,7 @@ from typing import Any
 
 from migrate.engine.aftercare import KILL_PATIENCE, check, take_back
 from migrate.engine.cpu import Cpu
-from migrate.engine.dump import Dumper, Stopped, own_pid
+from migrate.engine.dump import Dumper, Stopped
 from migrate.engine.image.codec import encode
 from migrate.engine.kernel.probes import has_forced_reads
 from migrate.engine.kernel.proc import Proc
@@ -39,6 +39,7 @@ from migrate.engine.memory.tracker import Scan, Tracker
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Program
+from migrate.engine.standing import own_pid
 from migrate.engine.tracee import leftovers
 from migrate.engine.tracee.claim import Claim
 from migrate.engine.tracee.swallow import swallow

@@ -10,14 +10,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from agents import settling
 from migrate.engine import kin
 from migrate.engine.descent import Descent
 from migrate.engine.kernel.maps import proportional
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kernel.stat import stat
+from migrate.engine.kernel.stat import words
 from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
-from migrate.engine.kinds import children, common
+from migrate.engine.kinds import common
 from migrate.engine.kinds.family import Family
 from migrate.engine.member import Member
 from migrate.engine.tracee.detour import ProcessEnded
@@ -74,6 +75,7 @@ class Roster:
         self.several = False  # processes, if only dead ones
         self.tracking: Tracking | None = None
         self._marks: dict[int, Mark] = {}
+        self._started: dict[int, int] = {}
         self._family: Family | None = None
         self._family_of: list[int] = []
         self._next = 0
@@ -117,8 +119,8 @@ class Roster:
         return [self.members[id] for id in self.ids]
 
     def people(self) -> list[list[int]]:
-        """Number and time of start of each."""
-        return [[self.members[id].pid, self._marks[id][0]] for id in self.ids]
+        """Number and time of start of each (`agents.settling.person`); also of those that have ended since."""
+        return [[self.members[id].pid, self._started[id]] for id in self.ids]
 
     def lineup(self) -> Lineup:
         """For whoever makes them again."""
@@ -150,12 +152,12 @@ class Roster:
         self._next += 1
 
     def _make(self, id: int, pid: int) -> None:
-        mark = mark_of(pid)
+        mark, started = mark_of(pid), settling.start_time(pid)
         if problems := why_not_traceable(pid):
             mark_of(pid)  # if it lives
             raise Refused(problems)
         member = Member(pid, lambda *frame: self._send_pages(id, *frame), frozenset([pid]))
-        self.members[id], self._marks[id] = member, mark
+        self.members[id], self._marks[id], self._started[id] = member, mark, started
         self._fresh.add(id)
 
     def has_changed(self, id: int) -> bool:
@@ -183,7 +185,7 @@ class Roster:
 
     def _scan(self) -> bool:
         """Who there is; whether that has changed."""
-        pids = [pid for pid in kin.descendants(self._pid) if pid == self._pid or _lives(pid)]
+        pids = kin.descendants(self._pid)
         known = {member.pid: id for id, member in self.members.items()}
         if not self.several and len(pids) > 1:
             raise KinChanged(f"process {pids[1]} has joined process {pids[0]} meanwhile")
@@ -263,9 +265,8 @@ class Roster:
             return []
         return kin.problems([each.dumper.proc for each in self.all], self.tree) + Descent(self.tree).problems()
 
-    def relate(self) -> None:
-        """Who is whose, of those that stand still. Refused where that could not be made again."""
-        self._relate()
+    def check(self) -> None:
+        """Refused where what those are to each other that stand still could not be made again."""
         if self.several and (problems := Descent(self.tree).problems()):
             raise Refused(problems)
 
@@ -354,10 +355,10 @@ def mark_of(pid: int) -> Mark:
     """What tells one program of a process from the next: when it was started, and where the kernel put what it was
     started with (the last changes with prctl(PR_SET_MM) too: then it is begun anew for nothing)."""
     with Proc(pid) as proc:
-        its = stat(proc.text("stat"))
-    if its.state in "ZX":
+        its = words(proc.text("stat"))
+    if its[0] in "ZX":
         raise ProcessLookupError(pid)
-    return its.starttime, its.startcode, its.endcode, its.startstack
+    return int(its[19]), int(its[23]), int(its[24]), int(its[25])
 
 
 def _lives(pid: int) -> bool:
@@ -365,4 +366,4 @@ def _lives(pid: int) -> bool:
         mark_of(pid)
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return not children.ended(pid)
+    return True

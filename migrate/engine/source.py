@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from migrate import faults
 from migrate.engine import aftercare
@@ -18,6 +17,7 @@ from migrate.engine.dump import Stopped
 from migrate.engine.image.codec import decode, encode
 from migrate.engine.kinds import locks
 from migrate.engine.member import Answer, Member
+from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.roster import Roster, SendMemberPages
 from migrate.errors import Failed, Refused
@@ -69,22 +69,26 @@ class Source:
 
     def do_track(self, tracker: str, compress: str, bandwidth: float | None) -> Answer:
         """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None."""
-        roster = self._tree
-        roster.tracking = tracker, compress, bandwidth
-        answers = []
-        for id in roster.ids:
-            track = partial(roster.members[id].track, *roster.tracking)
-            answers.append(self._unless_changed(id, track, lambda: ({"rejected": ()}, b""))[0])
+        roster, how = self._tree, (tracker, compress, bandwidth)
+        roster.hold(lambda member: member.dumper.stop())
+        try:
+            answers = [member.track(*how, held=True)[0] for member in roster.all]
+            roster.tracking = how
+        finally:
+            roster.let_go()
         rejected = list(dict.fromkeys(reason for answer in answers for reason in answer["rejected"]))
         return {"tracker": answers[0]["tracker"], "rejected": rejected}, b""
 
     def do_look(self, member: int = 0, begotten: bool = False) -> Answer:
         """See `Member.look`. Of one that has ended meanwhile, or is another program by now: what it was. ``begotten``:
         its restoree has been, just now (`Roster.maker`)."""
+        roster = self._tree
+        if member not in roster.members:
+            return {"pages": 0}, encode(Layout((), ()))
         if member == 0:
-            self._tree.find_common()
-        one = self._tree.members[member]
-        maker = self._tree.maker(member) if begotten else None
+            roster.find_common()
+        one = roster.members[member]
+        maker = roster.maker(member) if begotten else None
         return self._unless_changed(member, lambda: one.look(maker), one.layout)
 
     def do_inherit(self, members: list[int]) -> Answer:
@@ -112,6 +116,8 @@ class Source:
 
     def do_send(self, remapped: list[list[int]], member: int = 0) -> Answer:
         """See `Member.send`."""
+        if member not in self._tree.members:
+            return {"pages": 0}, b""
         one = self._tree.members[member]
         return self._unless_changed(member, lambda: one.send(remapped), lambda: ({"pages": 0}, b""))
 
@@ -180,7 +186,7 @@ class Source:
         dumpers = [member.dumper for member in roster.all]
         for dumper in dumpers:
             dumper.see_memory(frozen)
-        roster.relate()
+        roster.check()
         roster.find_common()
         roster.read_files(frozen)
         images, problems = [], []

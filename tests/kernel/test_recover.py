@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,10 +165,10 @@ def test_broken_off(process: Process) -> None:
 
 
 def test_another_process_has_its_number(process: Process) -> None:
-    id = noted(process, INTENT, start=-1)
+    id = noted(process, INTENT, start=-100)
     migrate("recover", id, "--commit")
     assert last(id) == DONE and runs(process)
-    id = noted(process, start=-1)
+    id = noted(process, start=-100)
     assert "had ended here" in migrate("recover", id) and runs(process)
 
 
@@ -183,3 +184,14 @@ def test_its_command_lives(process: Process) -> None:
         assert record.lock()
         assert "is under way: its command still runs" in migrate("recover", id, code=5)
         assert "under way" in migrate("status")
+
+
+def test_from_another_time_namespace(process: Process) -> None:
+    """Who asks may have been migrated meanwhile, and sees by another clock when a process was started."""
+    asked = "import sys; from agents import settling; print(settling.fate(int(sys.argv[1]), int(sys.argv[2])))"
+    for offset in (100_000, -100):
+        inside = ["unshare", "--time", f"--boottime={offset}", "--fork", "--", sys.executable, "-c", asked]
+        start = settling.start_time(process.pid)
+        for seen, fate in ((start, settling.LIVES), (start + 100, settling.GONE)):
+            done = subprocess.run([*inside, str(process.pid), str(seen)], capture_output=True, text=True, check=True)
+            assert done.stdout.strip() == fate

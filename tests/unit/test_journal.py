@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -118,6 +119,30 @@ def test_nothing_is_left_of_a_journal_that_cannot_be_made(home: Path) -> None:
         with full(10), pytest.raises(OSError):
             directory.create(ID, SOURCE)
         assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize("free", range(3))
+def test_nothing_is_left_where_descriptors_run_out(home: Path, free: int) -> None:
+    """Whichever of those that it takes to make one is the first that is not to be had."""
+    with Directory.opened() as directory:
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        held = [os.dup(0) for _ in range(highest)]
+        for fd in held[len(held) - free :]:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, before[1]))
+        try:
+            directory.create(ID, DESTINATION).close()
+        except OSError as error:
+            assert error.errno == errno.EMFILE
+            assert free < 2
+        else:
+            assert free == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            for fd in held[: len(held) - free]:
+                os.close(fd)
+        assert bool(os.listdir(home)) == (free == 2)
 
 
 def test_what_was_left_before_it_had_its_name(home: Path) -> None:

@@ -284,7 +284,7 @@ def test_fates() -> None:
     with subprocess.Popen(["sleep", "1000"]) as process:
         person = settling.person(process.pid)
         assert settling.fate(*person) == settling.LIVES
-        assert settling.fate(process.pid, person[1] + 1) == settling.GONE, "another one with its number"
+        assert settling.fate(process.pid, person[1] + 100) == settling.GONE, "another one with its number"
         process.send_signal(signal.SIGSTOP)
         wait_until("stopped", lambda: settling.stat_fields(f"/proc/{process.pid}/stat")[0] == "T")
         assert settling.fate(*person) == settling.LIVES
@@ -305,3 +305,16 @@ def test_old_journals_are_removed_but_not_one_in_doubt(monkeypatch: pytest.Monke
         monkeypatch.setattr(settling, "KEPT", -1.0)
         assert [(each["id"], each["outcome"]) for each in settling.survey(directory)] == [(other, settling.IN_DOUBT)]
         assert directory.names() == [(other, journal.SOURCE)]
+
+
+def test_another_host_shares_the_directory() -> None:
+    """Whether that one was started anew cannot be told from here."""
+    with Directory.opened() as directory:
+        directory.create(ID, DESTINATION).close()
+        path = Path(directory.path, f"{ID}.destination")
+    about = {BEGUN: {"host": "elsewhere"}}
+    lines = (journal.line(state, "another boot", **about.get(state, {})) for state in (BEGUN, PREPARED))
+    path.write_bytes(b"".join(lines))
+    with Directory.opened() as directory:
+        told = settling.settle(directory, ID, settling.ABORT)
+    assert told["outcome"] == settling.IN_DOUBT and "elsewhere" in told["why"]

@@ -79,3 +79,9 @@ def stat(text: str) -> Stat:
         raise ProcFormatError("stat", f"{len(rest) + 2} fields, not {len(names)}")
     values = [number(word, 10, name, "stat") for word, name in zip(rest[1:], names[3:], strict=False)]
     return Stat(number(text[:opening].strip(), 10, "pid", "stat"), text[opening + 1 : closing], rest[0], *values)
+
+
+def words(text: str) -> list[str]:
+    """From the state on, as they stand there: the third field of the manual page is the first here. For who needs a
+    few of them, of many processes."""
+    return text[text.rfind(")") + 1 :].split()

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kernel.stat import stat
+from migrate.engine.kernel.stat import words
 from migrate.engine.program import Program, Results
 from migrate.errors import Problem
 
@@ -32,7 +32,7 @@ def ended(pid: int) -> bool:
     """Whether it is a zombie: nothing is left of it but what its parent may look at."""
     try:
         with Proc(pid) as proc:
-            return stat(proc.text("stat")).state in "ZX"
+            return words(proc.text("stat"))[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
 

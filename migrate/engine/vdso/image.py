@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
@@ -128,6 +129,7 @@ def _file_size(content: bytes) -> int:
     return size
 
 
+@lru_cache(maxsize=4)  # many processes have the same
 def _functions(image: bytes) -> tuple[Function, ...]:
     found = set()
     with ELFFile(io.BytesIO(image)) as elf:
