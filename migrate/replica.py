@@ -37,7 +37,7 @@ class Replica:
         self._running: list[Running] = []
         self._parked: tuple[vdso.Area, ...] = ()
         self._maker: Replica | None = None  # whose memory it has, until it is laid out
-        self._expecting = False
+        self.expecting = False  # others, which find the vDSO where it waits; so it has none itself before it `bears`
         self._compiler = restore.Compiler()
         self._vdso = RestoredVDSO((), ground.verdict, ())
         self.pid = pid
@@ -49,16 +49,12 @@ class Replica:
         self._parked = parked
         self._vdso = RestoredVDSO(parked, self.ground.verdict, own, self.ground.droppable)
 
-    def expect(self) -> None:
-        """It is to beget others, which find the vDSO where it waits; so it has none itself before it `bears`."""
-        self._expecting = True
-
     async def bears(self, children: Sequence[Replica]) -> None:
         """They are there, with a copy of its memory; so it can have its vDSO."""
         for child in children:
             child.stand(self._parked)
             child._maker = self
-        self._expecting = False
+        self.expecting = False
         program = Program(f"the vDSO of pid {self.pid}")
         if self.laid_out:
             self._place_vdso(program)
@@ -131,7 +127,7 @@ class Replica:
             self._running.append(await self.destination.run(self.slot, program))
 
     def _place_vdso(self, program: Program) -> None:
-        if not self._expecting:
+        if not self.expecting:
             self._vdso.place(program, self._asked)
 
     def _possible(self, vmas: Sequence[VMA]) -> Sequence[VMA]:

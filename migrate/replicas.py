@@ -37,6 +37,7 @@ class Replicas:
         self.destination, self.members, self.tree, self.as_init = destination, members, tree, as_init
         self._parked: tuple[vdso.Area, ...] = ()
         self._overseer = 0
+        self._begun = False  # others have been begotten
         self._made: dict[tuple[int, int], tuple[int, int]] = {}  # memory that is shared, and by whom
         self._release: tuple[tuple[object, ...], Linked, int] | None = None
 
@@ -54,10 +55,14 @@ class Replicas:
         self._overseer = overseer
         await (await destination.run(RESTOREE, program)).done()
         self.first.stand(self._parked)
-        for maker in Descent(self.tree).maker.values():
-            self.members[maker].expect()
+        self._expect()
         if self.as_init and not ground.member:
             await self._number_outside([0])
+
+    def _expect(self) -> None:
+        makers = set(Descent(self.tree).maker.values())
+        for position, member in enumerate(self.members):
+            member.expecting = position in makers
 
     @property
     def generations(self) -> list[list[int]]:
@@ -69,7 +74,7 @@ class Replicas:
         what its maker has by now, until it is laid out."""
         if not self.first.ground.member:
             return
-        generations = self.generations
+        self._begun, generations = True, self.generations
         if self.first.laid_out and faults.pretended("fork"):
             raise NoRoomToFork("pretended: no memory to fork")
         makers, there = generations[generation], [each for some in generations[: generation + 1] for each in some]
@@ -112,6 +117,10 @@ class Replicas:
 
     async def adapt(self, members: Sequence[Replica], tree: Sequence[Kin], renewed: Collection[Replica]) -> None:
         """By now there are these. ``renewed``: those that have executed another program since."""
+        if not self._begun:
+            self.members, self.tree = members, tree
+            self._expect()
+            return
         was = self.members
         for member in was:
             await member.settle()
