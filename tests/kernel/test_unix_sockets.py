@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,34 @@ from tests.kernel.onward import tree
 from tests.migration.scene import POINTS
 from tests.tasks import wait_until
 from tests.victims import Victims
+
+# Listens under a path and under an abstract name, has a connection of each, and in the end makes more.
+LISTENS = """
+import os, socket, sys, time
+names = [sys.argv[1], "\\0" + sys.argv[1]]
+listening, clients, servers = [], [], []
+for name in names:
+    listening.append(socket.socket(socket.AF_UNIX))
+    listening[-1].bind(name)
+    listening[-1].listen()
+    clients.append(socket.socket(socket.AF_UNIX))
+    clients[-1].connect(name)
+    servers.append(listening[-1].accept()[0])
+    clients[-1].sendall(b"early")
+os.chmod(names[0], 0o600)
+print("ready", flush=True)
+while not os.path.exists(os.environ["VICTIM_GO"]):
+    time.sleep(0.01)
+for name, one, client, server in zip(names, listening, clients, servers):
+    assert server.recv(10) == b"early" and os.fsencode(client.getpeername()) == name.encode()
+    again = socket.socket(socket.AF_UNIX)
+    again.connect(name)
+    accepted, _ = one.accept()
+    again.sendall(b"late")
+    assert accepted.recv(10) == b"late"
+assert os.stat(names[0]).st_mode & 0o777 == 0o600
+print("pass", flush=True)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -60,5 +89,27 @@ def test_to_disk_and_back(victims: Victims, tmp_path: Path, keep: Keep, name: st
     again, _ = restore(tmp_path / "checkpoint")
     keep(again)
     go.touch()
+    again.wait_gone()
+    assert out.read_text() == "ready\npass\n"
+
+
+def test_names_are_there_again(tmp_path: Path, keep: Keep) -> None:
+    """After a process has been dumped: in place of the file that it has left, or of none; twice from one checkpoint."""
+    out, go, name = tmp_path / "out", tmp_path / "go", tmp_path / "socket"
+    with out.open("wb") as file:
+        environment = {**os.environ, "VICTIM_GO": str(go)}
+        command = [sys.executable, "-c", LISTENS, str(name)]
+        job = keep(Job.start(*command, stdout=file, stderr=file, env=environment))
+    wait_until("ready", lambda: out.read_text() == "ready\n" or not job.alive, 20)
+    dump(job, tmp_path / "checkpoint")
+    for _ in range(2):
+        again, _ = restore(tmp_path / "checkpoint")
+        keep(again)
+        assert name.is_socket() and not list(tmp_path.glob(".migrate-*"))
+        if not go.exists():
+            assert again.alive
+            again.close()
+            name.unlink()
+            go.touch()
     again.wait_gone()
     assert out.read_text() == "ready\npass\n"
