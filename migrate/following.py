@@ -4,14 +4,14 @@ been done with the others already is done with these, and nothing is begun anew.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from migrate import preflight
 from migrate.destination import RESTOREE, Destination, Facts, Inside
 from migrate.engine import restore
 from migrate.engine.memory.layout import collides
 from migrate.engine.preview import Preview
-from migrate.errors import KinChanged, Refused
+from migrate.errors import KinChanged, Problem, Refused
 from migrate.ledger import Ledger
 from migrate.originals import Originals
 from migrate.progress import Display
@@ -35,6 +35,7 @@ class Following:
     inside: Inside
     ground: restore.Ground
     room: int
+    _lacking: dict[int, list[Problem]] = field(default_factory=dict)  # of those that were met while they ran
 
     async def follow(self, look: bool) -> None:
         """``look``: for those that have come or gone by now; else it is about what the source has found already.
@@ -47,6 +48,8 @@ class Following:
         if max(lineup.ids) >= self.room:
             raise KinChanged(f"more than {SPARE} processes have come meanwhile")
         new = [*told["born"], *told["renewed"]]
+        for id in told["renewed"]:
+            self._lacking.pop(id, None)
         made = dict(zip(new, await self._made(new, look), strict=True))
         known = {member.slot - RESTOREE: member for member in self.replicas.members}
         for id in told["renewed"]:
@@ -58,6 +61,11 @@ class Following:
         self.originals.ids = list(lineup.ids)
         await self.originals.name()
         self.ledger.name(self.originals.people)
+
+    def check(self) -> None:
+        """Refused when one that is to be moved after all needs files that are not there, or are others there."""
+        if files := [problem for id in self.originals.ids for problem in self._lacking.get(id, [])]:
+            raise Refused(files)
 
     async def _made(self, ids: Sequence[int], passing: bool) -> list[Replica]:
         """Refused when the destination cannot take them. ``passing``: what is odd about them may be so for a moment
@@ -72,6 +80,12 @@ class Following:
         problems += [problem for found, _ in judged for problem in found]
         needed = tuple(need for each in previews for need in each.needs)
         files, taken = await preflight.file_problems(needed, self.originals.source, self.destination)
+        if files and passing:
+            for id, each in zip(ids, previews, strict=True):
+                self._lacking[id], _ = await preflight.file_problems(
+                    each.needs, self.originals.source, self.destination
+                )
+            files = []
         if problems or files:
             raise Refused([*problems, *files])
         for each in previews:

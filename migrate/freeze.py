@@ -54,6 +54,7 @@ class Freeze:
         self.phases |= {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
         if reply["changed_kin"]:
             await self.following.follow(look=False)
+        self.following.check()
         sending: list[Pending | None] = [None] * len(replicas.members)
         if not reply["changed"]:  # mostly; then the source looks for the last pages while we compile
             sending[0] = await originals.send_last(replicas, 0)
