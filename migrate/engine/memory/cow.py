@@ -14,7 +14,8 @@ Frame numbers take CAP_SYS_ADMIN (proc_pid_pagemap(5)). Without it contents are 
 and such as are alike by accident. A tracker that compares digests cannot tell whether a page was written to and
 written back, so there the child's pages are compared with the digests of what was sent for the parent.
 
-Measured on 1 GiB: frame numbers are read in 30 ms a process (the kernel looks at each struct page), and compared in 5.
+Measured, CPU time for 1 GiB: frame numbers are read in 42 ms a process (the kernel looks at each struct page), and
+compared in 17 ms.
 """
 
 from __future__ import annotations
