@@ -185,6 +185,7 @@ class _Dumping:
         tracker, rejected = await self.originals.track(self.job.tracker, "none", None)
         for reason in rejected:
             self.display.detail(f"dirty pages by {tracker}: {reason}")
+        await self._follow(look=False)
         await faults.reach("tracked")
 
     async def _look(self) -> int:
