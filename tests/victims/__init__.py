@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -33,12 +34,14 @@ class Victims:
         binary = self.cache / f"{name}-{key}"
         if not binary.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
-            # compiled aside and renamed: two test runs at once must not meet half a file
+            # compiled aside: two test runs at once must not meet half a file, nor replace one that runs already
             descriptor, scratch = tempfile.mkstemp(dir=self.cache)
             os.close(descriptor)
             subprocess.run([self.compiler, *FLAGS, "-o", scratch, str(source), *flags], check=True)
             os.chmod(scratch, 0o755)
-            os.rename(scratch, binary)
+            with suppress(FileExistsError):
+                os.link(scratch, binary)
+            os.unlink(scratch)
         return str(binary)
 
 
