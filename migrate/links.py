@@ -122,8 +122,10 @@ async def connected(
 
 @asynccontextmanager
 async def watching(source: Agent, destination: Agent) -> AsyncIterator[None]:
-    """Ends the block as soon as an agent is lost, whatever is being waited for, with the reason."""
+    """Ends the block as soon as an agent is lost, whatever is being waited for, with the reason. What is lost when the
+    block has come to its end does not matter any more."""
     lost: list[Exception] = []
+    ended = False
 
     async def watch(agent: Agent, scope: trio.CancelScope) -> None:
         lost.append(await agent.wait_lost())
@@ -143,9 +145,9 @@ async def watching(source: Agent, destination: Agent) -> AsyncIterator[None]:
                 nursery.start_soon(watch, agent, nursery.cancel_scope)
             nursery.start_soon(ping)
             yield
+            ended = True  # `watch` may have been told by now, and not have run yet
             nursery.cancel_scope.cancel()
-            lost.clear()
     except BaseExceptionGroup as group:
         raise sole(group) from None
-    if lost:
+    if lost and not ended:
         raise lost[0]
