@@ -115,6 +115,7 @@ def test_python(journeys: Journeys) -> None:
 
 SQLITE = """
 PRAGMA cache_size = 100;
+PRAGMA temp_store = MEMORY;  -- or the index is sorted in a deleted file, which may come to be too large to be moved
 CREATE TABLE numbers (n INTEGER PRIMARY KEY, square INTEGER, words TEXT);
 BEGIN;
 INSERT INTO numbers WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 100000)
