@@ -11,7 +11,7 @@ from typing import Any
 from agents import settling
 from agents.hostfacts import VERSION
 from migrate import faults
-from migrate.engine import overseer, vdso
+from migrate.engine import births, overseer, vdso
 from migrate.engine.clocks import Clocks, enter_time_namespace
 from migrate.engine.cpu import Cpu
 from migrate.engine.kernel.maps import Mapping, maps
@@ -310,7 +310,7 @@ class Destination:
 
     async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels) -> None:
         """The restoree, empty."""
-        await (await self.run(OVERSEER, overseer.create(pid, hole, channels))).done()
+        await (await self.run(OVERSEER, births.create(pid, hole, channels))).done()
 
 
 def _stat(answer: dict[str, Any]) -> dict[str, int]:

@@ -37,11 +37,36 @@ class Replica:
         self._running: list[Running] = []
         self._parked: tuple[vdso.Area, ...] = ()
         self._maker: Replica | None = None  # whose memory it has, until it is laid out
+        self.neighbours: Sequence[Replica] = ()  # others that share its descriptor table, in the order of the tree
+        self._owner: Replica = self  # the first of all who share it
         self.expecting = False  # others, which find the vDSO where it waits; so it has none itself before it `bears`
         self._compiler = restore.Compiler()
         self._vdso = RestoredVDSO((), ground.verdict, ())
         self.pid = pid
         self.outer_pid = pid  # by which the destination knows the process: another one in a PID namespace of its own
+
+    def move_in(self, table: Sequence[Replica]) -> None:
+        """These share its descriptor table, it is one of them."""
+        self.neighbours, self._owner = [each for each in table if each is not self], table[0]
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """Which numbers its neighbours have taken by now."""
+        if not self.neighbours and not self.ground.others:
+            return
+        grounds = [each.ground for each in self.neighbours]
+        taken = frozenset(number for each in grounds for number in (each.channels.control, *each.numbers.values()))
+        made = self._owner._objects()
+        if self._owner is not self:
+            made = {key: number for key, number in made.items() if number != self.ground.numbers.get(key)}
+        self.ground = replace(self.ground, others=taken, spare=made)
+
+    def _objects(self) -> dict[tuple[int, int], int]:
+        """What all who share its table have made, at the numbers at which the first of them uses it."""
+        objects: dict[tuple[int, int], int] = {}
+        for each in (self, *self.neighbours):
+            objects = {**each.ground.numbers, **objects}
+        return objects
 
     def stand(self, parked: tuple[vdso.Area, ...]) -> None:
         """It is there, and nothing in its address space but the restorer. ``parked``: where the vDSO waits."""
@@ -150,6 +175,7 @@ class Replica:
 
     def _number(self, vmas: Sequence[VMA]) -> None:
         """A descriptor number for each memfd that is mapped, below those of the restorer."""
+        self._look_around()
         numbers = dict(self.ground.numbers)
         for backing in memfds(vmas):
             numbers.setdefault(backing.key, self.ground.scratch)
@@ -185,4 +211,5 @@ class Replica:
         """The programs that are left, in steps (see `restore.Compiler.steps`), and what the overseer runs then."""
         if len(image.threads) - 1 > self.ground.hole.threads:
             raise Failed(f"the process has started more than {self.ground.hole.threads} threads meanwhile; try again")
+        self._look_around()
         return self._compiler.steps(image, self.ground, self._filled), self._compiler.arming(image, self.ground)

@@ -9,10 +9,11 @@ share, process groups) is made in an earlier step by all that make it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from migrate import faults
 from migrate.destination import OVERSEER, RESTOREE, Destination, Staged
-from migrate.engine import lineage, overseer, restore, vdso
+from migrate.engine import births, lineage, overseer, restore, vdso
 from migrate.engine.descent import Descent
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel import maps
@@ -23,7 +24,9 @@ from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Linked, Program
-from migrate.errors import NoRoomToFork, Problem
+from migrate.engine.shares import FILES, KINDS, Kind
+from migrate.engine.sharing import Sharing
+from migrate.errors import KinChanged, NoRoomToFork, Problem
 from migrate.replica import Replica
 from migrate.transport.agent import making_sense
 
@@ -63,6 +66,22 @@ class Replicas:
         makers = set(Descent(self.tree).maker.values())
         for position, member in enumerate(self.members):
             member.expecting = position in makers
+        self._house(self.members[1:])
+
+    def _house(self, new: Sequence[Replica]) -> None:
+        """Who shares a descriptor table with others, if only until it has made these, has its socket at a number of its
+        own. ``new``: those that have none yet."""
+        sharing = Sharing(self.tree)
+        if sharing.groups(FILES):
+            grounds = [member.ground for member in self.members]
+            taken = {number for each in grounds for number in (*each.channels.all, *each.numbers.values())}
+            free = min(taken) - 1
+            for member in new:
+                channels = member.ground.channels
+                member.ground = replace(member.ground, channels=replace(channels, control=free))
+                free -= 1
+        for position, member in enumerate(self.members):
+            member.move_in([self.members[each] for each in sharing.group(position, FILES)])
 
     @property
     def generations(self) -> list[list[int]]:
@@ -88,7 +107,14 @@ class Replicas:
 
     def _nursery(self) -> lineage.Nursery:
         ground, seen = self.first.ground, 1 if self.as_init else self._overseer  # by the restorees
-        return lineage.Nursery(ground.hole, ground.channels, seen, [member.slot for member in self.members])
+        grounds = [member.ground for member in self.members]
+        return lineage.Nursery(
+            ground.hole,
+            [each.channels for each in grounds],
+            seen,
+            [member.slot for member in self.members],
+            [frozenset(each.numbers.values()) for each in grounds],
+        )
 
     async def _run(self, programs: Iterable[tuple[int, Program]]) -> None:
         linked = [(slot, program.link()) for slot, program in programs]
@@ -99,9 +125,8 @@ class Replicas:
         """The numbers where the agent is of those at these positions. Children are listed in the order in which they
         were made."""
         order: dict[int, list[Replica]] = {}
-        for position in Descent(self.tree).birth_order():
-            if position in born:
-                order.setdefault(self.tree[position].parent, []).append(self.members[position])
+        for position in Sharing(self.tree).birth_order(born):
+            order.setdefault(self.tree[position].parent, []).append(self.members[position])
         known = {member.outer_pid for position, member in enumerate(self.members) if position not in born}
         for position in range(-1, len(self.members)):
             made = order.get(position, [])
@@ -125,6 +150,8 @@ class Replicas:
         for member in was:
             await member.settle()
         gone = [member for member in was if member not in members]
+        shared = Sharing(self.tree)
+        before = {kind: dict(zip(was, shared.owners(kind), strict=True)) for kind in KINDS}
         parents = dict(self._parents())
         leaders = {member for member, each in zip(was, self.tree, strict=True) if each.session == each.pid}
         ended = dict(zip(was, self.tree, strict=True))
@@ -136,12 +163,15 @@ class Replicas:
             parent = parents[member]
             assert parent is not None
             programs += lineage.removal(ended[member], parent.slot)
+        programs += self._leave(before)
         await self._run(programs)
         for member in (*gone, *renewed):
             self._lend_by_others(member)
+        self._house([member for member in members if member not in was])
         there = [position for position, member in enumerate(members) if member in was]
         leading = [position for position, member in enumerate(members) if member in leaders]
-        await self._run(lineage.creation(tree, self._nursery(), there, leading))
+        self._check_late(there)
+        await self._run(lineage.creation(tree, self._nursery(), there, leading, settled=there))
         born = [position for position in range(len(members)) if position not in there]
         for position in born:
             members[position].inherit(members[tree[position].parent])
@@ -149,6 +179,56 @@ class Replicas:
             await member.clear(self._parked)
         if self.as_init:
             await self._number_outside(born)
+
+    def _leave(self, before: Mapping[Kind, Mapping[Replica, int]]) -> Iterator[tuple[int, Program]]:
+        """Programs for those that share less with each other than they did. ``before``: by whom they were, what was
+        the same for two of them that shared it. Raises KinChanged."""
+        sharing = Sharing(self.tree)
+        flags: dict[int, int] = {}
+        for kind in KINDS:
+            parts: dict[int, dict[int, list[int]]] = {}
+            for position, (member, label) in enumerate(zip(self.members, sharing.owners(kind), strict=True)):
+                if member in before[kind]:
+                    parts.setdefault(before[kind][member], {}).setdefault(label, []).append(position)
+            for some in parts.values():
+                for each in sorted(some.values(), key=len)[:-1]:
+                    if len(each) > 1 or not kind.leaves:
+                        who = f"process {self.tree[each[0]].pid}"
+                        raise KinChanged(f"{who} has ceased to share its {kind.words} with others meanwhile")
+                    flags[each[0]] = flags.get(each[0], 0) | kind.flag
+        for position, leaves in flags.items():
+            member, who = self.members[position], f"pid {self.tree[position].pid}"
+            program = Program(f"what {who} has for itself by now")
+            lineage.leave(program, leaves, member.ground.channels, member.ground.numbers.values(), who)
+            yield member.slot, program
+        for label in {*before[FILES].values()}:
+            table = [member for member in self.members if before[FILES].get(member) == label]
+            yield from self._clear_tables(table, len(table) < sum(each == label for each in before[FILES].values()))
+
+    def _clear_tables(self, some: Sequence[Replica], fewer: bool) -> Iterator[tuple[int, Program]]:
+        """Of those that had one descriptor table: what was of such as have not got that any more. ``fewer``: some of
+        them have ended."""
+        sharing = Sharing(self.tree)
+        owners = sharing.owners(FILES)
+        tables = {owners[self.members.index(member)] for member in some}
+        for position in tables if fewer or len(tables) > 1 else ():
+            grounds = [self.members[each].ground for each in sharing.group(position, FILES)]
+            keep = {number for each in grounds for number in (*each.channels.all, *each.numbers.values())}
+            program = Program(f"what others have left to pid {self.tree[position].pid}")
+            births.close_others(program, keep, "descriptors of others")
+            yield self.members[position].slot, program
+
+    def _check_late(self, there: Collection[int]) -> None:
+        """Raises KinChanged where those that are new share something that they could only have got when others were
+        made."""
+        sharing, maker = Sharing(self.tree), Descent(self.tree).maker
+        for kind in KINDS:
+            for child, label in sharing.passing[kind].items():
+                known = any(each in there for each in sharing.groups(kind)[label])
+                wrong = not known if child in there else known and sharing.label(maker[child], kind) != label
+                if wrong and (child in there or maker[child] in there):
+                    who = f"process {self.tree[child].pid}"
+                    raise KinChanged(f"{who} shares its {kind.words} with another one since it has been made here")
 
     def _parents(self) -> Iterator[tuple[Replica, Replica | None]]:
         for member, each in zip(self.members, self.tree, strict=True):

@@ -119,13 +119,6 @@ class Descent:
         for generation in self.generations(there):
             yield from generation
 
-    def birth_order(self) -> list[int]:
-        """So that the children of each come in the order in which it comes to have them, when all are made at once."""
-        found = [0]
-        for each in self.makers():
-            found += self.makes(each)
-        return found
-
     # Groups
 
     @cached_property

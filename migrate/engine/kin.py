@@ -7,18 +7,16 @@ that matters. Numbers are the processes' own, of their PID namespace (NSpid and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.stat import stat, words
-from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.kinds import children
+from migrate.engine.shares import ACTIONS, ALONE, FILES, FS, MEMORY, Kind, Shares, compare
 from migrate.errors import Problem
-from migrate.pie.calls import Calls
 
 SIGCHLD = 17
-_KCMP = ((1, "memory (CLONE_VM)"), (2, "descriptor table (CLONE_FILES)"), (3, "current directory (CLONE_FS)"),
-         (4, "signal actions (CLONE_SIGHAND)"))  # fmt: skip
 _NAMESPACES = ("pid", "user", "time", "mnt", "net", "ipc", "uts", "cgroup")
 _MOST = 1024  # processes in a tree
 
@@ -38,7 +36,7 @@ class Zombie:
 @dataclass(frozen=True)
 class Kin:
     """``parent``: its position in the tree, -1 for the first. ``exit_signal``: what the parent gets when it ends.
-    ``zombies``: children of its that have ended."""
+    ``zombies``: children of its that have ended. ``shares``: what it shares with others of the tree."""
 
     pid: int
     parent: int = -1
@@ -46,6 +44,11 @@ class Kin:
     pgrp: int = 0
     session: int = 0
     zombies: tuple[Zombie, ...] = ()
+    shares: Shares = ALONE
+
+    def owns(self, kind: Kind) -> bool:
+        """Whether it is the first of those that share it, or the only one that has it."""
+        return self.shares.of(kind) in (0, self.pid)
 
 
 def descendants(pid: int) -> list[int]:
@@ -78,7 +81,7 @@ def _zombies(proc: Proc) -> Iterator[Zombie]:
 
 
 def kin_of(proc: Proc, members: Sequence[int]) -> Kin:
-    """``members``: of the tree, as we number them."""
+    """``members``: of the tree, as we number them. Without `Kin.shares`."""
     numbers, own = words(proc.text("stat")), _own(proc.text("status"))
     above, exit_signal = int(numbers[1]), int(numbers[35])
     parent = members.index(above) if proc.pid != members[0] and above in members else -1
@@ -103,7 +106,7 @@ def problems(processes: Sequence[Proc], tree: Sequence[Kin]) -> list[Problem]:
         for name in _NAMESPACES if position else ():
             if _link(proc, f"ns/{name}") != _link(processes[0], f"ns/{name}"):
                 found.append(Problem(where, f"it is in another {name} namespace than process {tree[0].pid}"))
-    return found + _shared(processes, tree)
+    return found + _shared_outside(processes[0], tree[0])
 
 
 def _link(proc: Proc, name: str) -> str:
@@ -113,16 +116,11 @@ def _link(proc: Proc, name: str) -> str:
         return ""  # a kernel without such namespaces
 
 
-def _shared(processes: Sequence[Proc], tree: Sequence[Kin]) -> list[Problem]:
-    """What clone(2) may leave shared between two processes. kcmp(2)."""
-    calls, asked = Calls(), []
-    for index, one in enumerate(processes):
-        for at in range(index):
-            calls.add_table(1, *((NUMBERS["kcmp"], processes[at].pid, [one.pid], kind) for kind, _ in _KCMP))
-            asked += [(tree[index].pid, tree[at].pid, what) for _, what in _KCMP]
-    results = calls.make() if asked else []
-    return [
-        Problem(f"pid {pid}", f"it shares its {what} with process {other}")
-        for (pid, other, what), result in zip(asked, results, strict=True)
-        if result == 0
-    ]
+def _shared_outside(first: Proc, kin: Kin) -> list[Problem]:
+    """What the first of them shares with its parent, which stays behind."""
+    above, found = int(words(first.text("stat"))[1]), []
+    for kind in (MEMORY, ACTIONS, FILES, FS):
+        with suppress(OSError):  # whom we may not look at has not made this one what it is
+            if above and compare(first.pid, above, kind) == 0:
+                found.append(Problem(f"pid {kin.pid}", f"it shares its {kind.words} with process {above}"))
+    return found

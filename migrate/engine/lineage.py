@@ -2,7 +2,8 @@
 
 Each is begotten by its parent, when that is in the session which the child is to inherit; see `engine.descent`. At once
 the overseer becomes its tracer too, so that it ends with the overseer; between the two, and if the overseer dies
-just then, it ends at the end of its control socket.
+just then, it ends at the end of its control socket. What it is to share with others it has from its parent; see
+`engine.sharing`.
 """
 
 from __future__ import annotations
@@ -10,29 +11,33 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from migrate.engine import overseer
+from migrate.engine import births, overseer
 from migrate.engine.descent import Descent
 from migrate.engine.kernel.prctl import PR_SET_CHILD_SUBREAPER, PR_SET_NAME
 from migrate.engine.kin import SIGCHLD, Kin, Zombie
 from migrate.engine.kinds.children import WALL, WEXITED, WNOWAIT
 from migrate.engine.overseer import Channels, Hole
 from migrate.engine.program import OpKind, Program
+from migrate.engine.shares import CLONE_FILES, CLONE_IO
+from migrate.engine.sharing import Birth, Leave, Sharing, Step
 from migrate.errors import KinChanged
 from migrate.pie import ENTER
 
 OVERSEER = 0  # slot
 P_PID, CLONE_VM, SIG_SETMASK, RLIMIT_CORE = 1, 0x100, 2, 4
+IOPRIO_WHO_PROCESS, _SOME_PRIORITY = 1, 2 << 13 | 4  # ioprio_set(2): best effort, until its own is restored
 
 
 @dataclass(frozen=True)
 class Nursery:
-    """Where restorees are made. ``slots``: of each, by position; ``seen``: the overseer's number as the restorees see
-    it."""
+    """Where restorees are made. ``channels``, ``slots``, ``keeps``: of each, by position, the last one being what else
+    than its channels it has open; ``seen``: the overseer's number as the restorees see it."""
 
     hole: Hole
-    channels: Channels
+    channels: Sequence[Channels]
     seen: int
     slots: Sequence[int]
+    keeps: Sequence[Collection[int]]
 
 
 def creation(
@@ -41,11 +46,13 @@ def creation(
     there: Collection[int] = (0,),
     leaders: Collection[int] = (),
     makers: Iterable[int] | None = None,
+    settled: Collection[int] = (),
 ) -> Iterator[tuple[int, Program]]:
     """When some are there, at first the first one: slots and programs. ``there``: positions of those, and ``leaders``:
-    of those among them that lead their session by now; ``makers``: only what these make. Raises KinChanged: some could
-    only have been made earlier."""
+    of those among them that lead their session by now; ``makers``: only what these make; ``settled``: who has made
+    others by now, or has had the time to. Raises KinChanged: some could only have been made earlier."""
     descent = Descent(tree)
+    sharing = Sharing(tree, descent)
     for parent in descent.makers(there) if makers is None else makers:
         each = tree[parent]
         early, late = ([child for child in some if child not in there] for some in descent.children(parent))
@@ -62,12 +69,15 @@ def creation(
         for adopter in adopters:
             yield nursery.slots[adopter], adopts()
         program = Program(f"the children of pid {each.pid}")
-        for position in early:
-            _beget(program, tree, position, nursery)
+        order = sharing.order(parent, early, late, parent in settled)
+        if order is None:
+            raise KinChanged(f"process {each.pid} has passed on what it shares in an order that is too late now")
+        before, after = order
+        _make(program, tree, parent, before, nursery)
         if leads:
             program.syscall("setsid", label="session", expect=each.pid)
-        for position in late:
-            _beget(program, tree, position, nursery)
+        _make(program, tree, parent, after, nursery)
+        early, late = ([step.child for step in steps if isinstance(step, Birth)] for steps in order)
         for number, some in bereft:
             program.syscall("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0, label="child subreaper, for now")
             _stand_in(program, tree, some, nursery, number)
@@ -81,13 +91,13 @@ def creation(
         if born:
             adoption = Program(f"the adoption of the children of pid {each.pid}")
             for position in born:
-                overseer.adopt(adoption, tree[position].pid)
+                births.adopt(adoption, tree[position].pid)
             yield OVERSEER, adoption
             for position in born:
                 # it has its socket when it answers
                 yield nursery.slots[position], Program(f"a word of pid {tree[position].pid}")
                 socket = Program(f"the socket of pid {tree[position].pid}")
-                overseer.hand_over(socket, nursery.slots[position])
+                births.hand_over(socket, nursery.slots[position])
                 yield OVERSEER, socket
 
 
@@ -111,9 +121,27 @@ def _stand_in(program: Program, tree: Sequence[Kin], orphans: Sequence[int], nur
     program.syscall("rt_sigaction", SIGCHLD, nothing, 0, 8, label=f"nothing is told of the end of {who}")
 
 
-def _beget(program: Program, tree: Sequence[Kin], position: int, nursery: Nursery) -> None:
-    each, slot = tree[position], nursery.slots[position]
-    overseer.beget(program, each.pid, nursery.hole, nursery.channels, nursery.seen, slot, each.exit_signal)
+def _make(program: Program, tree: Sequence[Kin], parent: int, steps: Sequence[Step], nursery: Nursery) -> None:
+    who = f"pid {tree[parent].pid}"
+    for step in steps:
+        if isinstance(step, Leave):
+            leave(program, step.flags, nursery.channels[parent], nursery.keeps[parent], who)
+            continue
+        if step.flags & CLONE_IO:  # where there is none to share, none is shared (copy_io() in block/blk-ioc.c)
+            program.syscall("ioprio_set", IOPRIO_WHO_PROCESS, 0, _SOME_PRIORITY, label=f"I/O context of {who}")
+        _beget(program, tree, step.child, nursery, step.flags)
+
+
+def leave(program: Program, flags: int, channels: Channels, keeps: Collection[int], who: str) -> None:
+    """In a restoree: have for itself what others share with it. ``keeps``: its descriptors besides ``channels``."""
+    program.syscall("unshare", flags, label=f"what {who} shares no more (unshare)")
+    if flags & CLONE_FILES:
+        births.close_others(program, channels.all | frozenset(keeps), f"descriptors of others in {who}")
+
+
+def _beget(program: Program, tree: Sequence[Kin], position: int, nursery: Nursery, flags: int = 0) -> None:
+    each, slot, channels = tree[position], nursery.slots[position], nursery.channels[position]
+    births.beget(program, each.pid, nursery.hole, channels, nursery.seen, slot, each.exit_signal, flags)
 
 
 def adopts(does: bool = True) -> Program:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.program import Buffer, Linked, OpKind, Program
-from migrate.pie import BARE_SYSCALL, ENTER, blob
+from migrate.pie import BARE_SYSCALL
 
 # ptrace(2), sys/ptrace.h
 PTRACE_CONT, PTRACE_DETACH, PTRACE_SYSCALL, PTRACE_SETOPTIONS = 7, 17, 24, 0x4200
@@ -27,7 +27,7 @@ PTRACE_GETREGSET, PTRACE_SETREGSET, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SETSI
     0x4207,
     0x420B,
 )
-_OPTIONS = 0x100001  # PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD
+OPTIONS = 0x100001  # PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD
 _FREE = 0x1  # without PTRACE_O_EXITKILL
 NT_PRSTATUS, NT_X86_XSTATE = 1, 0x202
 _REGISTERS = 27 * 8  # bytes of user_regs_struct
@@ -111,81 +111,6 @@ class Channels:
         return frozenset((self.control, self.data, *self.streams))
 
 
-def create(pid: int, hole: Hole, channels: Channels, slot: int = 1) -> Program:
-    """The restoree, with the PID it had, in a copy of the restorer that lives in ``hole`` and waits for programs."""
-    program = Program(f"the creation of pid {pid}")
-    who = f"pid {pid}"
-    code = blob()
-    program.syscall(
-        "mmap",
-        hole.start,
-        hole.size,
-        PROT_RWX,
-        MAP_HOLE,
-        -1,
-        0,
-        label=f"room for the restorer of {who}",
-        expect=hole.start,
-    )
-    program.op(OpKind.COPY, hole.start, program.data(code), len(code), label="the restorer's code")
-    stack = hole.stack_top - STACK_ROOM
-    with program.branch() as child:
-        control = JOURNAL + slot
-        program.syscall("rt_sigprocmask", 0, program.data(b"\xff" * 8), 0, 8, label="block all signals")
-        program.syscall("dup3", control, channels.control, 0, label="control socket", expect=channels.control)
-        program.syscall("dup3", DATA_FD, channels.data, 0, label="data descriptor", expect=channels.data)
-        for index, number in enumerate(channels.streams):
-            program.syscall("dup3", channels.given + index, number, 0, label="standard stream", expect=number)
-        _serve(program, hole, channels, who)
-    args = clone_args(program, 0, stack, STACK_ROOM, pid, SIGCHLD)
-    program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
-    program.syscall("ptrace", PTRACE_SEIZE, pid, 0, _OPTIONS, label=f"seize {who}")
-    program.syscall("munmap", hole.start, hole.size, label="the overseer's own copy of the hole")
-    program.syscall("close", JOURNAL + slot, label="the restoree's end of its socket")
-    for index in range(len(channels.streams)):
-        program.syscall("close", channels.given + index, label="a standard stream of the restoree")
-    return program
-
-
-def _serve(program: Program, hole: Hole, channels: Channels, who: str) -> None:
-    first = 0
-    for number in (*sorted(channels.all), 1 << 32):
-        if first < number:
-            program.syscall("close_range", first, number - 1, 0, label="descriptors of its maker")
-        first = number + 1
-    program.op(OpKind.SERVE, channels.control, channels.data, hole.buffer, BUFFER_ROOM, label=f"restorer of {who}")
-
-
-def beget(
-    program: Program, pid: int, hole: Hole, channels: Channels, overseer: int, slot: int, exit_signal: int
-) -> None:
-    """In a restoree: a child of it with the PID it had, in a copy of its memory, where the restorer waits for programs
-    of its own. ``overseer``: its number as the restoree sees it.
-
-    Of all control sockets only the overseer has the ends for restorees that are not there yet, so that nobody else
-    keeps one from ending; the child takes its own from there (pidfd_getfd(2), Linux 5.6). It lives on the same stack as
-    its parent does, at its other end of time: each in a copy of its own."""
-    who = f"pid {pid}"
-    with program.branch() as child:
-        there = program.syscall("pidfd_open", overseer, 0, label="the overseer")
-        control = program.syscall("pidfd_getfd", there, JOURNAL + slot, 0, label="control socket")
-        program.syscall("dup3", control, channels.control, 0, label="control socket", expect=channels.control)
-        _serve(program, hole, channels, who)
-    args = clone_args(program, 0, hole.stack_top - STACK_ROOM, STACK_ROOM, pid, exit_signal)
-    program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
-
-
-def adopt(program: Program, pid: int) -> None:
-    """In the overseer: from now on the life of a restoree that another one has begotten hangs on it. Until then it
-    ends at the end of its control socket."""
-    program.syscall("ptrace", PTRACE_SEIZE, pid, 0, _OPTIONS, label=f"seize pid {pid}")
-
-
-def hand_over(program: Program, slot: int) -> None:
-    """In the overseer, when the restoree has taken its socket."""
-    program.syscall("close", JOURNAL + slot, label="the restoree's end of its socket")
-
-
 @dataclass(frozen=True)
 class Dress:
     """What a thread must be in when it is let go: user_regs_struct (216 bytes), XSAVE image, signal mask."""
@@ -210,7 +135,7 @@ class Arming:
 
         for tid in tids:
             if tid != main:
-                program.syscall("ptrace", PTRACE_SEIZE, tid, 0, _OPTIONS, label=f"seize thread {tid}")
+                program.syscall("ptrace", PTRACE_SEIZE, tid, 0, OPTIONS, label=f"seize thread {tid}")
             program.syscall("ptrace", PTRACE_INTERRUPT, tid, 0, 0, label=f"stop thread {tid}")
         for tid in tids:
             wait(tid, STOP_EVENT, f"stop of thread {tid}")

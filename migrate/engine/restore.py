@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from migrate.engine import overseer, vdso
+from migrate.engine import births, overseer, vdso
 from migrate.engine.cpu import XTILEDATA, Carrier
 from migrate.engine.kinds import address_space, locks, task
 from migrate.engine.kinds.placing import Context
@@ -23,6 +23,7 @@ from migrate.engine.kinds.signals import SignalActions
 from migrate.engine.overseer import Arming, Channels, Dress, Hole
 from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.program import Linked, OpKind, Program
+from migrate.engine.shares import FILES, FS
 
 # clone3(2): what pthread_create asks for, but for TLS and the child's TID, which its registers and `identity` set
 THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM, FS, FILES, SIGHAND, THREAD, SYSVSEM
@@ -36,7 +37,8 @@ class Ground:
     ``numbers``: a descriptor for each memfd that is mapped; ``carrier``: of XSAVE images;
     ``stdio``: the file that takes the output of streams that led outside, or None; ``taken``: see `Context`;
     ``verdict``: what becomes of the vDSO; ``droppable``: the destination has MAP_DROPPABLE; ``lenders``: which memfds
-    are another restoree's; ``member``: it is one of several that move together.
+    are another restoree's; ``member``: it is one of several that move together; ``others``: descriptors of restorers
+    that share its table, and ``spare``: objects that these have made, by their numbers, as in ``numbers``.
     """
 
     hole: Hole
@@ -50,19 +52,19 @@ class Ground:
     droppable: bool = True
     lenders: address_space.Lenders = field(default_factory=dict)
     member: bool = False
+    others: frozenset[int] = frozenset()
+    spare: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def scratch(self) -> int:
         """A descriptor number that nothing uses before the descriptors are restored."""
-        return min((*self.channels.all, *self.numbers.values())) - 1
+        return min((*self.channels.all, *self.numbers.values(), *self.others)) - 1
 
     @property
     def context(self) -> Context:
         """For the descriptors."""
-        reserved = self.channels.all
-        return Context(
-            reserved, min(reserved) // 2, self.stdio, self.numbers, self.taken, self.channels.streams
-        )
+        reserved, objects = self.channels.all | self.others, {**self.spare, **self.numbers}
+        return Context(reserved, min(reserved) // 2, self.stdio, objects, self.taken, self.channels.streams)
 
 
 def clear_program(areas: tuple[vdso.Area, ...], hole: Hole) -> tuple[Program, tuple[vdso.Area, ...]]:
@@ -96,7 +98,8 @@ class Compiler:
         space = (vmas, image.guards, image.mm, frozenset(filled))
         early = (process.session, process.limits, process.controls, process.actions)
         # What is written into objects that the address space uses comes before it, and all else after it.
-        files = self._part("descriptors", (image.descriptors, image.fs, ground), _files, image, ground)
+        known = image.descriptors, image.fs, image.kin.shares, ground
+        files = self._part("descriptors", known, _files, image, ground)
         *contents, descriptors = files[:-2] if ground.member else files
         taken, left = ([files[-2]], [files[-1]]) if ground.member else ([], [])
         first = [
@@ -130,6 +133,9 @@ class Compiler:
 
 
 def _files(image: ProcessImage, ground: Ground) -> Iterator[Program]:
+    if not image.kin.owns(FILES):
+        yield from _files_of_another(image, ground)
+        return
     plan = image.descriptors.plan(ground.context)
     yield from plan.early()
     program = Program(f"descriptors of pid {image.process.pid}")
@@ -142,13 +148,32 @@ def _files(image: ProcessImage, ground: Ground) -> Iterator[Program]:
         yield program
         program = Program(f"descriptors of pid {image.process.pid} that were for others")
         plan.leave(program)
+        if ground.others:  # who has passed the table on may have left some
+            own = frozenset(descriptor.number for descriptor in image.descriptors.descriptors)
+            keep = own | ground.channels.all | ground.others
+            births.close_others(program, keep, "descriptors of others")
     else:
         plan.write(program)
-    image.fs.restore(program)
+    if image.kin.owns(FS):
+        image.fs.restore(program)
     locks.restore(program, image.descriptors.locks)
     program.syscall("close", ground.channels.data, label="the restorer's own descriptor of page contents")
     for number in ground.channels.streams:
         program.syscall("close", number, label="the restorer's own descriptor of a standard stream")
+    yield program
+
+
+def _files_of_another(image: ProcessImage, ground: Ground) -> Iterator[Program]:
+    """Where another one makes the table that both have: it needs what is in it until all have taken from each other."""
+    pid = image.process.pid
+    for what in ("", " that others have made"):
+        yield Program(f"no descriptors of pid {pid}{what}")
+    program = Program(f"descriptors of the restorer of pid {pid}")
+    for key, number in ground.numbers.items():
+        if key in ground.spare:
+            program.syscall("close", number, label="a memfd that was mapped")
+    if image.kin.owns(FS):
+        image.fs.restore(program)
     yield program
 
 

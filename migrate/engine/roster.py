@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agents import settling
 from migrate.engine import kin
@@ -21,6 +21,8 @@ from migrate.engine.kin import Kin
 from migrate.engine.kinds import common
 from migrate.engine.kinds.family import Family
 from migrate.engine.member import Member
+from migrate.engine.shares import FILES, MEMORY, Sharers, Shares
+from migrate.engine.sharing import Sharing
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.inspection import why_not_traceable
 from migrate.errors import KinChanged, Problem, Refused
@@ -80,7 +82,8 @@ class Roster:
         self._family_of: list[int] = []
         self._next = 0
         self._fresh: set[int] = set()  # with which nothing has been done yet
-        self._related: dict[int, tuple[int, int]] = {}  # parent and session
+        self._related: dict[int, tuple[int, int, Shares]] = {}  # parent and session
+        self._sharers = Sharers()
         try:
             if problems := why_not_traceable(pid):
                 raise Refused(problems)  # also where there is none
@@ -250,24 +253,37 @@ class Roster:
 
     def _relate(self) -> None:
         pids = [member.pid for member in self.all]
-        self.tree = [kin.kin_of(member.dumper.proc, pids) for member in self.all]
+        tree = [kin.kin_of(member.dumper.proc, pids) for member in self.all]
+        fresh = [self.members[id].pid for id in self._fresh if id in self.members]
+        shares = self._sharers.find(pids, [each.pid for each in tree], fresh)
+        self.tree = [replace(each, shares=its) for each, its in zip(tree, shares, strict=True)]
         for member in self.all:
             member.dumper.follows = self.several
 
-    def _relations(self) -> dict[int, tuple[int, int]]:
+    def _relations(self) -> dict[int, tuple[int, int, Shares]]:
         return {
-            id: (self.ids[each.parent] if each.parent >= 0 else -1, each.session)
+            id: (self.ids[each.parent] if each.parent >= 0 else -1, each.session, each.shares)
             for id, each in zip(self.ids, self.tree, strict=True)
         }
 
     def _problems(self) -> list[Problem]:
         if not self.several:
             return []
-        return kin.problems([each.dumper.proc for each in self.all], self.tree) + Descent(self.tree).problems()
+        return kin.problems([each.dumper.proc for each in self.all], self.tree) + self._unmakable()
+
+    def _unmakable(self) -> list[Problem]:
+        descent = Descent(self.tree)
+        sharing = Sharing(self.tree, descent)
+        together = [
+            Problem(f"pid {self.tree[other].pid}", f"it shares its {MEMORY.words} with process {self.tree[first].pid}")
+            for first, *others in sharing.groups(MEMORY).values()
+            for other in others
+        ]
+        return together or descent.problems() or sharing.problems()
 
     def check(self) -> None:
         """Refused where what those are to each other that stand still could not be made again."""
-        if self.several and (problems := Descent(self.tree).problems()):
+        if self.several and (problems := self._unmakable()):
             raise Refused(problems)
 
     def _look_together(self) -> None:
@@ -293,7 +309,8 @@ class Roster:
     def read_files(self, frozen: bool) -> None:
         """The descriptors of all of them at once, for they share some."""
         if self._family is not None:
-            tables = self._family.dump(frozen, [member.dumper.spaces.vmas for member in self.all])
+            owners = Sharing(self.tree).owners(FILES)
+            tables = self._family.dump(frozen, [member.dumper.spaces.vmas for member in self.all], owners)
             for member, table in zip(self.all, tables, strict=True):
                 member.dumper.table = table
 

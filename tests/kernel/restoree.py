@@ -14,10 +14,11 @@ from typing import Self
 from agents.elf import elf
 from agents.overseer import Overseer, RestorerDied
 from migrate.engine import lineage, vdso
+from migrate.engine.births import create
 from migrate.engine.kernel.maps import maps
 from migrate.engine.kin import Kin
 from migrate.engine.memory.layout import PAGE, choose_hole, park, ranges
-from migrate.engine.overseer import Channels, Hole, create, hole_size
+from migrate.engine.overseer import Channels, Hole, hole_size
 from migrate.engine.program import Program, Results
 from migrate.engine.program.listing import describe_failure
 from migrate.pie import blob
@@ -58,7 +59,7 @@ class Restoree:
         self.people = [self.pid, *(unused_pid() for _ in range(children))]
         tree = [Kin(pid, -1 if pid == self.pid else 0) for pid in self.people]
         slots = range(1, len(tree) + 1)
-        nursery = lineage.Nursery(self.hole, channels, self._overseer.pid, slots)
+        nursery = lineage.Nursery(self.hole, [channels] * len(tree), self._overseer.pid, slots, [()] * len(tree))
         for slot, program in lineage.creation(tree, nursery):
             self._run(slot, program)
 

@@ -6,6 +6,7 @@ import pytest
 
 from migrate.engine.descent import Descent
 from migrate.engine.kin import Kin, Zombie
+from migrate.engine.sharing import Sharing
 
 OUTSIDE = 900000
 
@@ -37,7 +38,7 @@ def test_what_can_be_made_again(tree: list[Kin], words: str) -> None:
 def test_a_child_that_stays_in_the_session_which_its_parent_leaves_is_made_first() -> None:
     tree = made((10, -1, 10, 10), (11, 0, 11, 11), (12, 1, 11, 11), (13, 1, 10, 10))
     assert Descent(tree).children(1) == ([3], [2])
-    assert Descent(tree).birth_order() == [0, 1, 3, 2]
+    assert Sharing(tree).birth_order(range(4)) == [0, 1, 3, 2]
 
 
 def test_who_was_adopted_is_made_by_a_stand_in() -> None:
@@ -45,7 +46,7 @@ def test_who_was_adopted_is_made_by_a_stand_in() -> None:
     descent = Descent(tree)
     assert descent.sessions == {OUTSIDE: [1]} and descent.bereft(0) == [(OUTSIDE, [1])]
     assert descent.adopted_from(4) == [2] and descent.children(2) == ([], [3])
-    assert descent.birth_order() == [0, 4, 1, 2, 3] and descent.numbers == {OUTSIDE}
+    assert Sharing(tree).birth_order(range(5)) == [0, 4, 1, 2, 3] and descent.numbers == {OUTSIDE}
 
 
 def test_a_group_that_stays_behind_becomes_that_of_the_first() -> None:

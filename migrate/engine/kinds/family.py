@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from migrate.engine.kinds import locks
 from migrate.engine.kinds.descriptor_reader import DescriptorReader, Table, check_watches, describe
 from migrate.engine.kinds.descriptors import Description, Descriptor, DescriptorTable, Handle, Object, State
-from migrate.engine.kinds.listing import same_among, went_away
+from migrate.engine.kinds.listing import check_threads, same_among, went_away
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.taken import Taken
@@ -56,18 +56,19 @@ class Family:
     def __init__(self, readers: Sequence[DescriptorReader]) -> None:
         self._readers = readers
 
-    def dump(self, frozen: bool, spaces: Sequence[Sequence[VMA]]) -> list[Answer]:
-        """The table of each, and every reason why it cannot be moved. ``spaces``: the VMAs of each."""
+    def dump(self, frozen: bool, spaces: Sequence[Sequence[VMA]], owners: Sequence[int]) -> list[Answer]:
+        """The table of each, and every reason why it cannot be moved. ``spaces``: the VMAs of each; ``owners``: of
+        each, the first of those that share its table."""
         mapped: dict[Key, list[tuple[int, int]]] = {}
         mappers: dict[Key, list[int]] = {}
         for position, vmas in enumerate(spaces):
             for key, ranges in mapped_objects(vmas).items():
                 mapped.setdefault(key, []).extend(ranges)
-                mappers.setdefault(key, []).append(position)
+                mappers.setdefault(key, []).append(owners[position])
         options = DumpOptions(frozen, {key: tuple(sorted(set(ranges))) for key, ranges in mapped.items()})
         for attempt in range(1 if frozen else _LOOKS):
             try:
-                answers = self._look(options, mappers)
+                answers = self._look(options, mappers, owners)
             except OSError as error:
                 if frozen or not went_away(error) or attempt == _LOOKS - 1:
                     raise
@@ -76,15 +77,25 @@ class Family:
                 break
         return answers
 
-    def _look(self, options: DumpOptions, mappers: dict[Key, list[int]]) -> list[Answer]:
-        found = [reader.files(options) for reader in self._readers]
+    def _look(self, options: DumpOptions, mappers: dict[Key, list[int]], owners: Sequence[int]) -> list[Answer]:
+        found = [
+            reader.files(options) if owner == position else (_nothing(reader, options), [])
+            for position, (reader, owner) in enumerate(zip(self._readers, owners, strict=True))
+        ]
         dumps = [dump for dump, _ in found]
         files = [file for _, own in found for file in own]
         first = self._readers[0]
         table = Table(first, options, files, first.elsewhere(files, options.frozen))
         same = same_among([file for file in files if id(file) not in table.leading])
         makers = [file for file in files if id(file) not in same]
-        return _Sharing(dumps, table, files, makers, same, mappers).tables()
+        return _Sharing(dumps, table, files, makers, same, mappers, owners).tables()
+
+
+def _nothing(reader: DescriptorReader, options: DumpOptions) -> Dump:
+    """Of a process whose table is that of another one, which is asked for it."""
+    dump = Dump(reader.proc, reader.pidfd, options)
+    check_threads(dump)
+    return dump
 
 
 class _Sharing:
@@ -98,8 +109,10 @@ class _Sharing:
         firsts: list[OpenFile],
         same: dict[int, OpenFile],
         mappers: dict[Key, list[int]],
+        owners: Sequence[int],
     ) -> None:
         """``same``: by id of a file, the first one that is of the same description."""
+        self.owners = owners
         self.dumps, self.table, self.files, self.firsts, self.mappers = dumps, table, files, firsts, mappers
         self.position = {dump.pid: position for position, dump in enumerate(dumps)}
         self.holders: dict[int, list[OpenFile]] = {id(file): [file] for file in firsts}
@@ -138,7 +151,8 @@ class _Sharing:
         made = self.table.objects[position]
         if not isinstance(made, UnixPair | UnixSocket):
             return holder
-        maker = next((at for at, dump in enumerate(self.dumps) if dump.own_pid == made.maker), holder)
+        makers = (self.owners[at] for at, dump in enumerate(self.dumps) if dump.own_pid == made.maker)
+        maker = next(makers, holder)
         return self.names.setdefault(made.name, maker) if made.name else maker
 
     def _place(

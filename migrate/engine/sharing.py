@@ -1,0 +1,240 @@
+"""How the restorees of a tree come to share what their originals share: by which flags they are made, in which order.
+
+What clone(2) lets two processes share is there from the birth of one of them, and comes from its maker. So whoever lies
+between two that share has to have it too when it makes the next one: for what unshare(2) can give up (descriptors,
+current directory, semaphores to undo) it does not matter what it has in the end, and one process can pass on several
+one after the other; but what it has from its own maker, and gives up, it cannot have again. Memory, signal actions and
+I/O contexts are only passed on by who shares them in the end.
+
+That makes an order among the children of each. Where there is none, they cannot be moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from migrate.engine.descent import Descent
+from migrate.engine.kin import Kin
+from migrate.engine.shares import KINDS, Kind
+from migrate.errors import Problem
+
+_TRIES = 10_000  # at an order
+
+
+@dataclass(frozen=True)
+class Birth:
+    """``flags``: of clone3(2), besides those that every restoree is made with."""
+
+    child: int
+    flags: int
+
+
+@dataclass(frozen=True)
+class Leave:
+    """unshare(2) by the maker: what it passed on until now is not its own."""
+
+    flags: int
+
+
+Step = Birth | Leave
+
+
+class Sharing:
+    """Of a tree, by position."""
+
+    def __init__(self, tree: Sequence[Kin], descent: Descent | None = None) -> None:
+        self.tree = tree
+        self._descent = descent or Descent(tree)
+        self._groups = {kind: self._grouped(kind) for kind in KINDS}
+        self.passing: dict[Kind, dict[int, int]] = {}  # of those who are made with it: the label of what they have then
+        self._impossible: list[tuple[int, Kind]] = []
+        for kind in KINDS:
+            self._connect(kind)
+
+    def label(self, position: int, kind: Kind) -> int:
+        """With whom it shares that: see `Shares`."""
+        return self.tree[position].shares.of(kind)
+
+    def _grouped(self, kind: Kind) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for position in range(len(self.tree)):
+            if label := self.label(position, kind):
+                found.setdefault(label, []).append(position)
+        return {label: some for label, some in found.items() if len(some) > 1}
+
+    def groups(self, kind: Kind) -> dict[int, list[int]]:
+        """Who shares this, by label."""
+        return self._groups[kind]
+
+    def group(self, position: int, kind: Kind) -> list[int]:
+        """All that share this with it, and it itself."""
+        return self._groups[kind].get(self.label(position, kind), [position])
+
+    def owners(self, kind: Kind) -> list[int]:
+        """Of each, the first of those that share this with it; itself where nobody does."""
+        return [self.group(position, kind)[0] for position in range(len(self.tree))]
+
+    @property
+    def some(self) -> bool:
+        """Whether any of them share anything."""
+        return any(self._groups.values())
+
+    def _connect(self, kind: Kind) -> None:
+        """Along which ways from maker to child each is passed."""
+        maker = self._descent.maker
+        passing = self.passing[kind] = {}
+        for label, some in self._groups[kind].items():
+            ways = [self._way(each) for each in some]
+            top = next((each for each in reversed(ways[0]) if all(each in way for way in ways)), None)
+            if top is None:
+                self._impossible.append((some[1], kind))
+                continue
+            for each in some:
+                while each != top:
+                    if passing.setdefault(each, label) != label:
+                        self._impossible.append((each, kind))
+                    each = maker[each]
+
+    def _way(self, position: int) -> list[int]:
+        """From the first to it."""
+        way = [position]
+        while (above := self._descent.maker.get(way[-1])) is not None:
+            way.append(above)
+        return way[::-1]
+
+    # Who is made how
+
+    def flags(self, child: int) -> int:
+        """What it shares with its maker when it is made."""
+        return sum(kind.flag for kind in KINDS if child in self.passing[kind])
+
+    def steps(self, maker: int, settled: bool = False) -> tuple[list[Step], list[Step]] | None:
+        """In which order it makes those that it makes itself: before it leads its session, and after that. None: there
+        is none. ``settled``: it has come to what it has in the end, and begins with that."""
+        early, late = self._descent.children(maker)
+        return self.order(maker, early, late, settled)
+
+    def order(
+        self, maker: int, early: Sequence[int], late: Sequence[int], settled: bool = False
+    ) -> tuple[list[Step], list[Step]] | None:
+        """`steps` of some of its children."""
+        found = _Search(self, maker, early, late, settled).found()
+        if found is None:
+            return None
+        first, second = found
+        return list(self._as_steps(first)), list(self._as_steps(second))
+
+    def _as_steps(self, made: Sequence[_Made]) -> Iterator[Step]:
+        for child, leaves in made:
+            if leaves:
+                yield Leave(leaves)
+            if child is not None:
+                yield Birth(child, self.flags(child))
+
+    def birth_order(self, born: Collection[int]) -> list[int]:
+        """These, so that the children of each come in the order in which it comes to have them, when all are made at
+        once by those that are there already."""
+        found = [0]
+        for maker in self._descent.makers():
+            early, late = ([child for child in some if child in born] for some in self._descent.children(maker))
+            steps = self.order(maker, early, late, maker not in born) or ([], [])
+            made = [step.child for some in steps for step in some if isinstance(step, Birth)]
+            found += [*made, *(each for each in self._descent.makes(maker) if each not in made)]
+        return [each for each in found if each in born]
+
+    def problems(self) -> list[Problem]:
+        """What cannot be shared again."""
+        found = dict(self._impossible)
+        for kind in KINDS:
+            found.update((position, kind) for position in self._descent.orphans if position in self.passing[kind])
+        for maker in range(len(self.tree)):
+            if self.steps(maker) is None:
+                children = ((child, kind) for child in self._descent.makes(maker) for kind in KINDS)
+                child, kind = next(one for one in children if one[0] in self.passing[one[1]])
+                found.setdefault(child, kind)
+        return [self._problem(position, kind) for position, kind in sorted(found.items(), key=lambda one: one[0])]
+
+    def _problem(self, position: int, kind: Kind) -> Problem:
+        label = self.passing[kind].get(position) or self.label(position, kind)
+        one, other = self.groups(kind)[label][:2]
+        what = f"it shares its {kind.words} with process {self.tree[one].pid}"
+        return Problem(f"pid {self.tree[other].pid}", f"{what}, and no order of making them again leads to that")
+
+
+_Made = tuple[int | None, int]  # who, and flags of what is left right before
+
+
+class _Search:
+    """For an order among the children of one maker, so that what it passes on is passed on in one go each, what it has
+    from its own maker first, and what it has in the end last."""
+
+    def __init__(
+        self, sharing: Sharing, maker: int, early: Sequence[int], late: Sequence[int], settled: bool
+    ) -> None:
+        passing = sharing.passing
+        self._wanted = {
+            child: {kind: passing[kind][child] for kind in KINDS if child in passing[kind]} for child in (*early, *late)
+        }
+        self._end = {kind: sharing.label(maker, kind) for kind in KINDS}
+        self._begun = self._end if settled else {kind: passing[kind].get(maker, 0) for kind in KINDS}
+        self._early, self._late = [*early], [*late]
+        self._tries = 0
+
+    def found(self) -> tuple[list[_Made], list[_Made]] | None:
+        """Who is made before it leads its session and after that, and what is to be left right before; None stands for
+        nobody, at the end."""
+        made = self._go([self._early, self._late], self._begun)
+        if made is None:
+            return None
+        count = len(self._early)
+        return (made[:count], made[count:]) if self._early or self._late else (made, [])
+
+    def _go(self, left: list[list[int]], held: dict[Kind, int]) -> list[_Made] | None:
+        self._tries += 1
+        if self._tries > _TRIES:
+            return None
+        made: list[_Made] = []
+        for which in (0, 1):
+            for child in left[which]:
+                if all(held[kind] == label for kind, label in self._wanted[child].items()):
+                    made.append((child, 0))
+            done = {child for child, _ in made}
+            left = [[child for child in some if child not in done] for some in left]
+            if left[which]:
+                break
+        else:
+            flags = self._to(held, self._end)
+            return None if flags is None else [*made, (None, flags)] if flags else made
+        tried = []
+        for child in left[which]:
+            wanted = self._wanted[child]
+            if wanted in tried:
+                continue
+            tried.append(wanted)
+            flags = self._to(held, wanted)
+            given_up = [kind for kind in wanted if flags and flags & kind.flag]
+            others = [self._wanted[other] for some in left for other in some]
+            if flags is None or any(other.get(kind) == held[kind] for kind in given_up for other in others):
+                continue  # or it is wanted once more
+            rest = [[each for each in some if each != child] for some in left]
+            found = self._go(rest, {**held, **wanted})
+            if found is not None:
+                return [*made, (child, flags), *found]
+        return None
+
+    def _to(self, held: dict[Kind, int], wanted: dict[Kind, int]) -> int | None:
+        """Flags of what must be left so that it has this; None: it cannot have it. What has no label is its own, and
+        becomes whatever is passed on next."""
+        flags = 0
+        for kind, label in wanted.items():
+            now = held[kind]
+            if now == label:
+                continue
+            if now and (not kind.leaves or now == self._end[kind] or label and label == self._begun[kind]):
+                return None
+            if now:
+                flags |= kind.flag
+            elif not kind.leaves and label != self._end[kind]:
+                return None
+        return flags
