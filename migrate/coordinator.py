@@ -23,9 +23,10 @@ from migrate.destination import RESTOREE, Destination, Facts
 from migrate.ending import LEASE, Ending
 from migrate.engine import overseer, restore
 from migrate.engine.descent import Descent
-from migrate.engine.memory.layout import choose_hole, ranges
+from migrate.engine.memory.layout import choose_region, ranges
 from migrate.engine.preview import Preview
 from migrate.engine.program.listing import listing
+from migrate.engine.shares import MEMORY
 from migrate.engine.wire import Reader
 from migrate.errors import Failed, InDoubt, KinChanged, MigrateError, NoRoomToFork, NumberTaken, Refused
 from migrate.following import SPARE, Following
@@ -245,9 +246,11 @@ class Migration:
             self.display.detail(line)
         occupied = [*((vma.start, vma.end) for each in previews for vma in each.vmas), *ranges(inside.maps)]
         threads = max(len(each.tids) for each in previews)
-        hole = choose_hole(occupied, overseer.hole_size(threads + _SPARE_THREADS))
+        tenants = sum(not each.owns(MEMORY) for each in tree)
+        hole, region = choose_region(occupied, overseer.hole_size(threads + _SPARE_THREADS), tenants)
         ground = restore.Ground(
             hole=hole,
+            region=region,
             channels=preflight.channels(previews, facts),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
             carrier=preview.cpu.carrier(inside.cpu),

@@ -308,9 +308,11 @@ class Destination:
             raise Nonsense(f"{self.agent.name}: its log file is {path!r:.100}")
         return path
 
-    async def create(self, pid: int, hole: overseer.Hole, channels: overseer.Channels) -> None:
-        """The restoree, empty."""
-        await (await self.run(OVERSEER, births.create(pid, hole, channels))).done()
+    async def create(
+        self, pid: int, hole: overseer.Hole, channels: overseer.Channels, whole: overseer.Hole
+    ) -> None:
+        """The restoree, empty. ``whole``: see `births.create`."""
+        await (await self.run(OVERSEER, births.create(pid, hole, channels, whole=whole))).done()
 
 
 def _stat(answer: dict[str, Any]) -> dict[str, int]:

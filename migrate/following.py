@@ -103,7 +103,7 @@ class Following:
         ]
 
     def _check(self, preview: Preview) -> None:
-        if collides(self.ground.hole, ((vma.start, vma.end) for vma in preview.vmas)):
+        if collides(self.ground.whole, ((vma.start, vma.end) for vma in preview.vmas)):
             raise KinChanged(f"process {preview.pid} uses the memory that the restorer lives in")
         if self.ground.channels.all & set(preview.descriptors):
             raise KinChanged(f"process {preview.pid} uses the descriptors of the restorer")

@@ -64,7 +64,7 @@ class Freeze:
             if not changed:
                 sending[position] = await originals.send_last(position, replicas.members[position].take_remade())
             images.append(image)
-        hole = replicas.first.ground.hole
+        hole = replicas.first.ground.whole
         if any(collides(hole, ((vma.start, vma.end) for vma in image.vmas)) for image in images):
             raise Failed("the process has come to use the memory that the restorer lives in; try again")
         originals.see_stopped(images)

@@ -39,6 +39,7 @@ class Replica:
         self._maker: Replica | None = None  # whose memory it has, until it is laid out
         self.neighbours: Sequence[Replica] = ()  # others that share its descriptor table, in the order of the tree
         self._owner: Replica = self  # the first of all who share it
+        self.landlord: Replica | None = None  # the first of those whose memory it shares, if it is another
         self.expecting = False  # others, which find the vDSO where it waits; so it has none itself before it `bears`
         self._compiler = restore.Compiler()
         self._vdso = RestoredVDSO((), ground.verdict, ())
@@ -70,15 +71,18 @@ class Replica:
 
     def stand(self, parked: tuple[vdso.Area, ...]) -> None:
         """It is there, and nothing in its address space but the restorer. ``parked``: where the vDSO waits."""
-        own = [address_space.restorers(self.ground.hole)]
+        own = [address_space.restorers(self.ground.whole)]
         self._parked = parked
         self._vdso = RestoredVDSO(parked, self.ground.verdict, own, self.ground.droppable)
 
-    async def bears(self, children: Sequence[Replica]) -> None:
-        """They are there, with a copy of its memory; so it can have its vDSO."""
+    def bears(self, children: Sequence[Replica]) -> None:
+        """They are there, with a copy of its memory, or with the very same."""
         for child in children:
             child.stand(self._parked)
-            child._maker = self
+            child._maker = self.landlord or self
+
+    async def has_borne(self) -> None:
+        """No more of them come; so it can have its vDSO."""
         self.expecting = False
         program = Program(f"the vDSO of pid {self.pid}")
         if self.laid_out:
@@ -88,15 +92,20 @@ class Replica:
 
     def inherit(self, parent: Replica) -> None:
         """It has been begotten by one that is laid out: what it has is a copy of that, without the memfds."""
+        if self.landlord is not None:
+            return
+        parent = parent.landlord or parent
         self._vmas, self.laid_out = parent._vmas, parent.laid_out
         self._vdso = copy(parent._vdso)
 
     async def clear(self, parked: tuple[vdso.Area, ...]) -> None:
         """Nothing of what it has belongs to it, or does so any longer: as it is after `stand`."""
+        if self.landlord is not None:
+            return
         program = Program(f"the address space of pid {self.pid}, which is begun anew")
         if self.laid_out:
             self._vdso.withdraw(program)
-            address_space.compile_difference(program, self._vmas, (), self.ground.hole)
+            address_space.compile_difference(program, self._vmas, (), self.ground.whole)
         for number in self.ground.numbers.values():
             program.syscall("close", number, label="a memfd that was mapped")
         self.ground = replace(self.ground, numbers={}, lenders={})
@@ -115,6 +124,8 @@ class Replica:
 
     async def lay_out(self, layout: Layout) -> None:
         """Follow what the source found at a look."""
+        if self.landlord is not None:
+            return
         if self._maker is not None:
             maker, self._maker = self._maker, None
             await self._keep(maker, layout.inherited)
@@ -124,14 +135,16 @@ class Replica:
         """Of the copy of its maker's memory these ranges stay, with what was sent for them."""
         self._vmas = address_space.compile_kept(maker._vmas, ranges)
         program = Program(f"what pid {self.pid} has of its parent's memory")
-        address_space.compile_inherit(program, ranges, self._parked, self.ground.hole)
+        address_space.compile_inherit(program, ranges, self._parked, self.ground.whole)
         self._running.append(await self.destination.run(self.slot, program))
 
     async def follow(self, vmas: Sequence[VMA], fill: Sequence[int]) -> None:
         """Map what is new, unmap what is gone; the programs are on their way when this returns."""
+        if self.landlord is not None:
+            return
         program = Program(f"the address space of pid {self.pid}")
         self._number(vmas)
-        hole, numbers = self.ground.hole, self.ground.numbers
+        hole, numbers = self.ground.whole, self.ground.numbers
         self._asked, vmas = vmas, self._possible(vmas)
         if not self.laid_out and not self._vmas:
             address_space.compile_map(program, vmas, hole, numbers, self.ground.lenders)

@@ -21,10 +21,11 @@ from migrate.engine.kin import Kin
 from migrate.engine.kinds.unix import UnixSocket
 from migrate.engine.kinds.unix_names import Node, place
 from migrate.engine.kinds.vma import VMA
+from migrate.engine.overseer import Hole
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Linked, Program
-from migrate.engine.shares import FILES, KINDS, Kind
+from migrate.engine.shares import FILES, KINDS, MEMORY, Kind
 from migrate.engine.sharing import Sharing
 from migrate.errors import KinChanged, NoRoomToFork, Problem
 from migrate.replica import Replica
@@ -53,8 +54,8 @@ class Replicas:
         """The first, with its number, and nothing in its address space but the restorer. ``overseer``: as the agent
         sees it, with what it has ``mapped``."""
         ground, destination = self.first.ground, self.destination
-        await destination.create(self.first.pid, ground.hole, ground.channels)
-        program, self._parked = restore.clear_program(vdso.areas(mapped), ground.hole)
+        await destination.create(self.first.pid, ground.hole, ground.channels, ground.whole)
+        program, self._parked = restore.clear_program(vdso.areas(mapped), ground.whole)
         self._overseer = overseer
         await (await destination.run(RESTOREE, program)).done()
         self.first.stand(self._parked)
@@ -82,6 +83,20 @@ class Replicas:
                 free -= 1
         for position, member in enumerate(self.members):
             member.move_in([self.members[each] for each in sharing.group(position, FILES)])
+            landlord = self.members[sharing.group(position, MEMORY)[0]]
+            member.landlord = None if landlord is member else landlord
+        self._give_rooms([member for member in new if member.landlord is not None])
+
+    def _give_rooms(self, tenants: Sequence[Replica]) -> None:
+        """Of those who share memory each has its restorer in a hole of its own. Raises KinChanged."""
+        whole, first = self.first.ground.whole, self.first.ground.hole
+        rooms = [Hole(start, first.size) for start in range(first.end, whole.end, first.size)]
+        taken = {member.ground.hole for member in self.members if member not in tenants}
+        free = [room for room in rooms if room not in taken]
+        if len(tenants) > len(free):
+            raise KinChanged("more processes share their memory than did so before")
+        for member, room in zip(tenants, free, strict=False):
+            member.ground = replace(member.ground, hole=room)
 
     @property
     def generations(self) -> list[list[int]]:
@@ -98,10 +113,13 @@ class Replicas:
             raise NoRoomToFork("pretended: no memory to fork")
         makers, there = generations[generation], [each for some in generations[: generation + 1] for each in some]
         await self._run(lineage.creation(self.tree, self._nursery(), there, makers=makers))
-        descent = Descent(self.tree)
+        descent, sharing = Descent(self.tree), Sharing(self.tree)
         for maker in makers:
-            if born := descent.makes(maker):
-                await self.members[maker].bears([self.members[each] for each in born])
+            self.members[maker].bears([self.members[each] for each in descent.makes(maker)])
+        coming = {each for some in generations[generation + 1 :] for each in some if descent.makes(each)}
+        for house in {tuple(sharing.group(maker, MEMORY)) for maker in makers if descent.makes(maker)}:
+            if coming.isdisjoint(house):
+                await self.members[house[0]].has_borne()
         if self.as_init and generation == len(generations) - 1:
             await self._number_outside(range(len(self.members)))
 
@@ -110,6 +128,7 @@ class Replicas:
         grounds = [member.ground for member in self.members]
         return lineage.Nursery(
             ground.hole,
+            [each.hole for each in grounds],
             [each.channels for each in grounds],
             seen,
             [member.slot for member in self.members],
@@ -285,7 +304,11 @@ class Replicas:
         for step in zip(*(steps for steps, _ in compiled), strict=True):
             for member, some in zip(self.members, step, strict=True):
                 found += [(member.slot, program) for program in some]
-        return [*found, *((OVERSEER, arming) for _, arming in compiled)]
+        # Who shares the memory of another one runs what is in it until it is held.
+        arming = [(OVERSEER, arming) for _, arming in compiled]
+        tenants = [member.landlord is not None for member in self.members]
+        found += [each for each, tenant in zip(arming, tenants, strict=True) if tenant]
+        return found + [each for each, tenant in zip(arming, tenants, strict=True) if not tenant]
 
     async def stage(self, images: Sequence[ProcessImage], records: overseer.Records) -> Staged:
         """Send them, and the program of the commit, while the source looks for the last pages. ``records``: of the

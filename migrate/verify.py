@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import trio
 
+from migrate.engine.areas import area_of
 from migrate.engine.kernel.maps import PAGE
 from migrate.engine.kinds.vma import PROT_READ, VMA
-from migrate.engine.member import area_of
 from migrate.engine.memory.area import Content, sort_out
 from migrate.engine.memory.pageset import PageSet
 from migrate.engine.process import ProcessImage

@@ -31,9 +31,10 @@ from migrate.engine.image.codec import encode
 from migrate.engine.kernel.timens import Offsets
 from migrate.engine.kinds import needs
 from migrate.engine.kinds.needs import FileNeed
-from migrate.engine.memory.layout import choose_hole, ranges
+from migrate.engine.memory.layout import choose_region, ranges
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
+from migrate.engine.shares import MEMORY
 from migrate.errors import Failed, InDoubt, NotCommitted, NumberTaken, Problem, Refused
 from migrate.progress import Display
 from migrate.replica import Replica
@@ -217,8 +218,12 @@ class _Restoring:
         for line in judged[0][1].table():
             self.display.detail(line)
         occupied = [*((vma.start, vma.end) for each in previews for vma in each.vmas), *ranges(inside.maps)]
+        tenants = sum(not each.owns(MEMORY) for each in tree)
+        room = overseer.hole_size(max(len(each.tids) for each in previews))
+        hole, region = choose_region(occupied, room, tenants)
         ground = restore.Ground(
-            hole=choose_hole(occupied, overseer.hole_size(max(len(each.tids) for each in previews))),
+            hole=hole,
+            region=region,
             channels=preflight.channels(previews, facts, 3 if self.job.stdio else 0),
             destination=replace(facts.task, timers_by_id=inside.timers_by_id),
             carrier=preview.cpu.carrier(inside.cpu),

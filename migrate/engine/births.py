@@ -23,15 +23,17 @@ from migrate.engine.shares import CLONE_FILES
 from migrate.pie import ENTER, blob
 
 
-def create(pid: int, hole: Hole, channels: Channels, slot: int = 1) -> Program:
-    """The restoree, with the PID it had, in a copy of the restorer that lives in ``hole`` and waits for programs."""
+def create(pid: int, hole: Hole, channels: Channels, slot: int = 1, whole: Hole | None = None) -> Program:
+    """The restoree, with the PID it had, in a copy of the restorer that lives in ``hole`` and waits for programs.
+    ``whole``: that, and behind it such holes for others that will share its memory."""
+    whole = whole or hole
     program = Program(f"the creation of pid {pid}")
     who = f"pid {pid}"
     code = blob()
     program.syscall(
         "mmap",
-        hole.start,
-        hole.size,
+        whole.start,
+        whole.size,
         PROT_RWX,
         MAP_HOLE,
         -1,
@@ -53,7 +55,7 @@ def create(pid: int, hole: Hole, channels: Channels, slot: int = 1) -> Program:
     args = clone_args(program, 0, stack, STACK_ROOM, pid, SIGCHLD)
     program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
     program.syscall("ptrace", PTRACE_SEIZE, pid, 0, OPTIONS, label=f"seize {who}")
-    program.syscall("munmap", hole.start, hole.size, label="the overseer's own copy of the hole")
+    program.syscall("munmap", whole.start, whole.size, label="the overseer's own copy of the hole")
     program.syscall("close", JOURNAL + slot, label="the restoree's end of its socket")
     for index in range(len(channels.streams)):
         program.syscall("close", channels.given + index, label="a standard stream of the restoree")
@@ -77,6 +79,7 @@ def beget(
     program: Program,
     pid: int,
     hole: Hole,
+    code: int,
     channels: Channels,
     overseer: int,
     slot: int,
@@ -84,12 +87,14 @@ def beget(
     flags: int = 0,
 ) -> None:
     """In a restoree: a child of it with the PID it had, in a copy of its memory, where the restorer waits for programs
-    of its own. ``overseer``: its number as the restoree sees it; ``flags``: of clone(2), what the two share.
+    of its own. ``code``: where the restorer's code is; ``overseer``: its number as the restoree sees it; ``flags``: of
+    clone(2), what the two share.
 
     Of all control sockets only the overseer has the ends for restorees that are not there yet, so that nobody else
     keeps one from ending; the child takes its own from there (pidfd_getfd(2), Linux 5.6). It lives on the same stack as
-    its parent does, at its other end of time: each in a copy of its own. Where the two share a descriptor table, it has
-    its socket at another number than its parent, and all else is the parent's."""
+    its parent does, at its other end of time: each in a copy of its own. Where the two share memory, it has a ``hole``
+    of its own, with its stack and its programs, and runs the code in its parent's. Where they share a descriptor table,
+    it has its socket at another number than its parent, and all else is the parent's."""
     who = f"pid {pid}"
     with program.branch() as child:
         there = program.syscall("pidfd_open", overseer, 0, label="the overseer")
@@ -102,7 +107,7 @@ def beget(
             close_others(program, channels.all, "descriptors of its maker")
         _serve(program, hole, channels, who)
     args = clone_args(program, flags, hole.stack_top - STACK_ROOM, STACK_ROOM, pid, exit_signal)
-    program.clone(args, child, label=f"{who} (clone3 with its number)", code=hole.start + ENTER)
+    program.clone(args, child, label=f"{who} (clone3 with its number)", code=code + ENTER)
 
 
 def adopt(program: Program, pid: int) -> None:

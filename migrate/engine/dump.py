@@ -76,6 +76,7 @@ class Dumper:
         self.files = DescriptorReader(proc, tracee.pidfd, family)
         self.table: tuple[DescriptorTable, list[Problem]] | None = None  # where it is read with those of others
         self._common: frozenset[tuple[int, int]] = frozenset()
+        self.tenant = False  # its memory is another process's as well, and is dumped with that one
         self.follows = False  # what has ended of its children is looked after (`migrate.engine.kin`)
         self.vmas: list[VMA] = []
         self._texts = Texts(proc)
@@ -192,9 +193,10 @@ class Dumper:
             # What was taken for a frame that is left over may be alive (see `stop_outside`).
             raise OpFailed(f"pid {self.proc.pid} has installed a handler with SA_NODEFER meanwhile; try again")
         self._nodefer = process.actions.nodefer
-        last = max((vma.end for vma in self.vmas if not vma.special), default=0)
+        vmas = [] if self.tenant else self.vmas
+        last = max((vma.end for vma in vmas if not vma.special), default=0)
         guards = guard_pages(self._pagemap, 0, last)
-        return ProcessImage(process, tuple(threads), tuple(self.vmas), guards, mm, table, fs, kin)
+        return ProcessImage(process, tuple(threads), tuple(vmas), guards, mm, table, fs, kin)
 
     def _own_sequences(self, state: ThreadState) -> Problem | None:
         """A registration of rseq(2) that nobody can tell the place of."""
@@ -262,8 +264,9 @@ class Dumper:
 
     def _main_program(self, listed: bytes, own: int, states: Sequence[ThreadState]) -> _MainProgram:
         """The one that also answers for the process; linked anew only when it must be another."""
-        flush = [vma for vma in self.vmas if vma.shared]
-        keys = any(vma.pkey and vma.prot != PROT_EXEC for vma in self.vmas)
+        vmas = [] if self.tenant else self.vmas
+        flush = [vma for vma in vmas if vma.shared]
+        keys = any(vma.pkey and vma.prot != PROT_EXEC for vma in vmas)
         # A timer for a thread that has ended goes on and notifies nobody; it cannot be made so again (timer_create(2)).
         living = {state.tid for state in states}
         found = [
@@ -288,7 +291,7 @@ class Dumper:
     def _flags_of_new_memory(self) -> str:
         """VmFlags of memory that was mapped with no flags: those of the parasite show whether mlockall(MCL_FUTURE) is
         in force. Asked only of a process that has locked memory, for smaps walks page tables."""
-        if not any("lo" in vma.flags.split() for vma in self.vmas if "lo" in vma.flags):
+        if self.tenant or not any("lo" in vma.flags.split() for vma in self.vmas if "lo" in vma.flags):
             return ""
         code = self.parasite().code
         for entry in smaps(self.proc.text("smaps")):
@@ -369,7 +372,7 @@ class Dumper:
         """Let it go on as it was: no parasite, and no sign in a system call that it was stopped."""
         self._standing = False
         try:
-            self._withdraw()
+            self.withdraw()
             for tid, registers in self.tracee.all_registers().items():
                 wait = Wait.seen(registers, self._waits.get(tid))
                 if wait is not None:
@@ -379,10 +382,15 @@ class Dumper:
 
     def look_again(self) -> None:
         """All of smaps, as it is without us."""
-        self._withdraw()
+        self.withdraw()
         self.vmas = self.spaces.read()
 
-    def _withdraw(self) -> None:
+    def distrust(self) -> None:
+        """Another process that shares its memory has run since it was stopped."""
+        self._standing = False
+
+    def withdraw(self) -> None:
+        """No parasite any more."""
         inside, self._inside, self._parasite = self._inside, ExitStack(), None
         inside.close()
 

@@ -30,10 +30,12 @@ IOPRIO_WHO_PROCESS, _SOME_PRIORITY = 1, 2 << 13 | 4  # ioprio_set(2): best effor
 
 @dataclass(frozen=True)
 class Nursery:
-    """Where restorees are made. ``channels``, ``slots``, ``keeps``: of each, by position, the last one being what else
-    than its channels it has open; ``seen``: the overseer's number as the restorees see it."""
+    """Where restorees are made. ``hole``: of all that have memory of their own; ``holes``, ``channels``, ``slots``,
+    ``keeps``: of each, by position, the last one being what else than its channels it has open; ``seen``: the
+    overseer's number as the restorees see it."""
 
     hole: Hole
+    holes: Sequence[Hole]
     channels: Sequence[Channels]
     seen: int
     slots: Sequence[int]
@@ -141,7 +143,8 @@ def leave(program: Program, flags: int, channels: Channels, keeps: Collection[in
 
 def _beget(program: Program, tree: Sequence[Kin], position: int, nursery: Nursery, flags: int = 0) -> None:
     each, slot, channels = tree[position], nursery.slots[position], nursery.channels[position]
-    births.beget(program, each.pid, nursery.hole, channels, nursery.seen, slot, each.exit_signal, flags)
+    hole, code = nursery.holes[position], nursery.hole.start
+    births.beget(program, each.pid, hole, code, channels, nursery.seen, slot, each.exit_signal, flags)
 
 
 def adopts(does: bool = True) -> Program:

@@ -7,7 +7,6 @@ All of them together are `migrate.engine.source.Source`.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from select import POLLIN, poll
 from typing import Any
 
 from migrate.engine.aftercare import KILL_PATIENCE, check, take_back
+from migrate.engine.areas import area_of
 from migrate.engine.cpu import Cpu
 from migrate.engine.dump import Dumper, Stopped
 from migrate.engine.image.codec import encode
@@ -27,7 +27,7 @@ from migrate.engine.kin import Kin
 from migrate.engine.kinds import heritage, locks
 from migrate.engine.kinds.mm import look_at_exe
 from migrate.engine.kinds.outside import shared_memory
-from migrate.engine.kinds.vma import PROT_READ, PROT_WRITE, SHMEM, VMA
+from migrate.engine.kinds.vma import PROT_WRITE, VMA
 from migrate.engine.memory.area import Area, Content, of
 from migrate.engine.memory.choice import choose
 from migrate.engine.memory.codec import Compress, Compressor
@@ -82,6 +82,19 @@ class Member:
         self._killed = False
         self._writer = Writer()
         self.preview: Preview | None = None  # of one that was met when the others were on their way already
+        self.landlord: Member | None = None  # the first of those whose memory it shares (CLONE_VM), if it is another
+        self._tenants: Sequence[Member] = ()
+
+    def lodge(self, house: Sequence[Member]) -> None:
+        """These share their memory, it is one of them; the first is dumped with it, and the others without."""
+        self.landlord = house[0] if house[0] is not self else None
+        self._tenants = house[1:] if house[0] is self else ()
+        self.dumper.tenant = self.landlord is not None
+
+    @property
+    def shares_memory(self) -> bool:
+        """With another one (CLONE_VM)."""
+        return self.landlord is not None or bool(self._tenants)
 
     def join(self, family: frozenset[int]) -> None:
         """These move together by now."""
@@ -110,13 +123,13 @@ class Member:
             comm=proc.text("comm").removesuffix("\n"),
             tids=tuple(own_pid(proc.read(f"task/{tid}/status")) for tid in proc.tids()),
             problems=(*(each for each in problems if not isinstance(each, Passing)), *trouble, *own.problems),
-            vmas=tuple(vmas),
+            vmas=() if self.landlord is not None else tuple(vmas),
             needs=(*needs, executable),
             streams=table.streams,
             descriptors=tuple(descriptor.number for descriptor in table.descriptors),
             limits=proc.text("limits"),
             status=raw,
-            resident=parsed.vm.get("VmRSS", 0) << 10,
+            resident=0 if self.landlord is not None else parsed.vm.get("VmRSS", 0) << 10,
             cpu=_own_cpu(),
             vdso=own.vdso,
             clock_offsets=(shifted.monotonic, shifted.boottime),
@@ -129,6 +142,9 @@ class Member:
         """Begin to track writes. ``bandwidth``: the most bytes per second to send, or None; ``held``: it stands still,
         and stays so."""
         self._bandwidth = bandwidth
+        if self.landlord is not None:
+            self.dumper.spaces.tracked = True
+            return {"tracker": "", "rejected": []}, b""
         dumper = self.dumper
         leftovers.cure(dumper.tracee)  # of an earlier try whose agent and coordinator were killed both
         dumper.stop()
@@ -151,6 +167,8 @@ class Member:
     def look(self, maker: Member | None = None) -> Answer:
         """Areas and pages, while the process runs. Protects: what is written from now on shows at the next look.
         ``maker``: at the first look, whose restoree has just begotten this one's."""
+        if self.landlord is not None:
+            return {"pages": 0}, encode(Layout((), ()))
         dumper = self.dumper
         assert self._tracker is not None
         dumper.follow()
@@ -199,8 +217,9 @@ class Member:
             self._areas_of, self._areas_without = vmas, self.elsewhere
             self._areas = [self._area(vma) for vma in vmas]
         scan = self._tracker.scan(self._areas, self._planner.known, protect)
-        for page in self.dumper.tracee.pad.copies():
-            scan.written.discard(page, page + PAGE)
+        for each in (self, *self._tenants):
+            for page in each.dumper.tracee.pad.copies():
+                scan.written.discard(page, page + PAGE)
         plan = self._planner.plan(scan, self._areas)
         for address, pages in [*plan.drop, *plan.punch]:
             self._gone.add(address, address + pages * PAGE)
@@ -220,6 +239,8 @@ class Member:
 
     def send(self, remapped: list[list[int]]) -> Answer:
         """The pages that the last look found. ``remapped``: ranges that the destination has mapped anew."""
+        if self.landlord is not None:
+            return {"pages": 0, "bytes": 0, "seconds": 0.0}, b""
         assert self._pump is not None
         for start, end in remapped:
             self._planner.remapped(start, end)
@@ -280,7 +301,7 @@ class Member:
 
     def changed(self) -> bool:
         """Whether its layout is not that of the last look."""
-        return self.dumper.vmas != self._looked
+        return self.landlord is None and self.dumper.vmas != self._looked
 
     def write(self, image: ProcessImage) -> bytes:
         """For the coordinator."""
@@ -288,6 +309,8 @@ class Member:
 
     def last_look(self) -> Answer:
         """At what is to be sent of it as it stands still. ``again``: the answer is the layout to be followed first."""
+        if self.landlord is not None:
+            return {"again": False, "scan": 0.0}, b""
         begun = time.monotonic()
         dumper = self.dumper
         self._scan_memory(dumper.vmas, protect=False)
@@ -308,6 +331,8 @@ class Member:
             if look["again"]:
                 return look, layout
         answer, blob = self.send(remapped)
+        if self.landlord is not None:
+            return {**answer, **look}, blob
         there = [(area.start, area.end) for area in self._areas if area.content is not Content.NOTHING]
         if left := self._planner.owed.clip(there):
             # nothing takes memory away from a process that stands still; a kernel may keep it from its tracer, too
@@ -326,15 +351,20 @@ class Member:
     def resume(self) -> None:
         """Let it go on here as if nothing had happened."""
         try:
-            if self._halted:
-                swallow(self.dumper.tracee, signal.SIGSTOP)
-            self._committing = self._halted = False
-            if self._released:
-                released, self._released = self._released, ()
-                take_back(self.dumper.parasite(), self.pid, released)
+            self.put_right()
         finally:
             self._frozen = False
             self.dumper.resume()
+
+    def put_right(self) -> None:
+        """All of that but for letting it go."""
+        if self._halted:
+            swallow(self.dumper.tracee, signal.SIGSTOP)
+        self._committing = self._halted = False
+        if self._released:
+            released, self._released = self._released, ()
+            take_back(self.dumper.parasite(), self.pid, released)
+        self.dumper.withdraw()
 
     def halt(self) -> None:
         """See `Source.do_commit`."""
@@ -376,18 +406,6 @@ class Member:
                 self.dumper.close()
                 self.dumper.proc.close()
                 self._claim.close()
-
-
-def area_of(vma: VMA) -> Area:
-    """What the trackers want to know of a VMA; also of one without contents that travel, so that they keep off it."""
-    backing, readable = vma.backing, bool(vma.prot & PROT_READ)
-    if not vma.travels or "dp" in vma.flags.split():
-        return Area(vma.start, vma.end, Content.NOTHING, readable)
-    if not vma.shared or backing is None:
-        content = Content.ANONYMOUS if backing is None else Content.PRIVATE_FILE
-        return Area(vma.start, vma.end, content, readable)
-    key = (os.major(backing.dev), os.minor(backing.dev), backing.ino)
-    return Area(vma.start, vma.end, Content.SHARED, readable, key, vma.offset, backing.kind == SHMEM)
 
 
 def _own_cpu() -> Cpu:

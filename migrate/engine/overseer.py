@@ -123,9 +123,12 @@ class Dress:
 
 class Arming:
     """Seize the parked threads, take the restorer's socket and mapping away, and set their registers. They stay
-    stopped. What is not of the registers is compiled when it is made."""
+    stopped. What is not of the registers is compiled when it is made. ``tenant``: the mapping is another one's, who
+    shares its memory and comes after it."""
 
-    def __init__(self, main: int, hole: Hole, control: int, tids: Sequence[int], xsave_size: int) -> None:
+    def __init__(
+        self, main: int, hole: Hole, control: int, tids: Sequence[int], xsave_size: int, tenant: bool = False
+    ) -> None:
         program = Program(f"the registers of pid {main}")
         status = program.space(8)
 
@@ -139,7 +142,7 @@ class Arming:
             program.syscall("ptrace", PTRACE_INTERRUPT, tid, 0, 0, label=f"stop thread {tid}")
         for tid in tids:
             wait(tid, STOP_EVENT, f"stop of thread {tid}")
-        _leave_behind(program, main, hole, control, wait)
+        _leave_behind(program, main, hole, control, wait, tenant)
         self._places = []
         for tid in tids:
             registers, xsave, mask = program.space(_REGISTERS), program.space(xsave_size, align=64), program.space(8)
@@ -166,17 +169,18 @@ class Arming:
         return replace(self._linked, image=bytes(image))
 
 
-def _leave_behind(program: Program, main: int, hole: Hole, control: int, wait: object) -> None:
+def _leave_behind(program: Program, main: int, hole: Hole, control: int, wait: object, tenant: bool) -> None:
     """What the restorer itself is of, by the main thread and with the restorer's own `syscall` instruction: its socket,
     which it may not have come to close since it answered, and its memory, the last thing it ever does."""
     assert callable(wait)
     # user_regs_struct: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs gs…
     got = program.space(_REGISTERS)
     iovec = _iovec(program, got)
-    for name, args, label, checked in (
+    calls = (
         ("close", (control, 0), f"close the restorer's socket in pid {main}", False),
         ("munmap", (hole.start, hole.size), f"unmap the restorer from pid {main}", True),
-    ):
+    )
+    for name, args, label, checked in calls[:1] if tenant else calls:
         program.syscall("ptrace", PTRACE_GETREGSET, main, NT_PRSTATUS, iovec, label=label)
         values = ((10, NUMBERS[name]), (13, args[1]), (14, args[0]), (15, -1), (16, hole.start + BARE_SYSCALL))
         for index, value in values:

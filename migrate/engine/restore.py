@@ -23,7 +23,7 @@ from migrate.engine.kinds.signals import SignalActions
 from migrate.engine.overseer import Arming, Channels, Dress, Hole
 from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.program import Linked, OpKind, Program
-from migrate.engine.shares import FILES, FS
+from migrate.engine.shares import ACTIONS, FILES, FS, MEMORY
 
 # clone3(2): what pthread_create asks for, but for TLS and the child's TID, which its registers and `identity` set
 THREAD_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM, FS, FILES, SIGHAND, THREAD, SYSVSEM
@@ -38,7 +38,8 @@ class Ground:
     ``stdio``: the file that takes the output of streams that led outside, or None; ``taken``: see `Context`;
     ``verdict``: what becomes of the vDSO; ``droppable``: the destination has MAP_DROPPABLE; ``lenders``: which memfds
     are another restoree's; ``member``: it is one of several that move together; ``others``: descriptors of restorers
-    that share its table, and ``spare``: objects that these have made, by their numbers, as in ``numbers``.
+    that share its table, and ``spare``: objects that these have made, by their numbers, as in ``numbers``; ``region``:
+    all holes, where some share their memory and cannot have the same.
     """
 
     hole: Hole
@@ -54,6 +55,12 @@ class Ground:
     member: bool = False
     others: frozenset[int] = frozenset()
     spare: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    region: Hole | None = None
+
+    @property
+    def whole(self) -> Hole:
+        """What is the restorers' in each address space."""
+        return self.region or self.hole
 
     @property
     def scratch(self) -> int:
@@ -95,8 +102,8 @@ class Compiler:
         process, vmas = image.process, image.vmas
         states = [thread.state for thread in image.threads]
         tiles = [_uses_tiles(thread, ground) for thread in image.threads]
-        space = (vmas, image.guards, image.mm, frozenset(filled))
-        early = (process.session, process.limits, process.controls, process.actions)
+        space = (vmas, image.guards, image.mm, frozenset(filled), image.kin.shares)
+        early = (process.session, process.limits, process.controls, process.actions, image.kin.shares)
         # What is written into objects that the address space uses comes before it, and all else after it.
         known = image.descriptors, image.fs, image.kin.shares, ground
         files = self._part("descriptors", known, _files, image, ground)
@@ -118,7 +125,8 @@ class Compiler:
     def arming(self, image: ProcessImage, ground: Ground) -> Linked:
         """What the overseer runs then: all threads stopped, in their registers."""
         tids = tuple(thread.tid for thread in image.threads)
-        inputs = image.process.pid, ground.hole, ground.channels.control, tids, ground.carrier.size
+        tenant = not image.kin.owns(MEMORY)
+        inputs = image.process.pid, ground.whole, ground.channels.control, tids, ground.carrier.size, tenant
         if self._arming is None or self._arming[0] != inputs:
             self._arming = inputs, Arming(*inputs)
         return self._arming[1].dressed(dresses(image.threads, ground.carrier))
@@ -178,6 +186,8 @@ def _files_of_another(image: ProcessImage, ground: Ground) -> Iterator[Program]:
 
 
 def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int]) -> Iterator[Program]:
+    if not image.kin.owns(MEMORY):
+        return
     program = Program(f"address space of pid {image.process.pid}")
     image.mm.restore_keys(program)
     address_space.compile_finish(program, image.vmas, image.guards, ground.numbers, lenders=ground.lenders)
@@ -190,7 +200,9 @@ def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int])
 
 def _process(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     program = Program(f"pid {image.process.pid}")
-    task.restore_process_early(program, image.process, ground.destination, ground.member)
+    task.restore_process_early(
+        program, image.process, ground.destination, ground.member, image.kin.owns(ACTIONS)
+    )
     yield program
 
 

@@ -11,15 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from agents import settling
-from migrate.engine import kin
+from migrate.engine import kin, vforks
 from migrate.engine.descent import Descent
 from migrate.engine.kernel.maps import proportional
-from migrate.engine.kernel.proc import Proc
-from migrate.engine.kernel.stat import words
 from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
 from migrate.engine.kinds import common
 from migrate.engine.kinds.family import Family
+from migrate.engine.marks import Mark, lives, mark_of
 from migrate.engine.member import Member
 from migrate.engine.shares import FILES, MEMORY, Sharers, Shares
 from migrate.engine.sharing import Sharing
@@ -30,7 +29,6 @@ from migrate.errors import KinChanged, Problem, Refused
 _LOOKS = 3  # at a tree that changes while it is looked at
 
 SendMemberPages = Callable[[int, int, bytes, memoryview], None]  # id of the member, flags, meta, contents
-Mark = tuple[int, ...]
 Tracking = tuple[str, str, float | None]  # arguments of `Member.track`
 
 
@@ -108,7 +106,7 @@ class Roster:
                 if not borrowers and not self._problems():
                     return
             except (FileNotFoundError, ProcessLookupError, ProcessEnded):
-                if not _lives(self._pid):
+                if not lives(self._pid):
                     raise
             self._fresh |= set(self.members)
         if not self.several:
@@ -135,13 +133,14 @@ class Roster:
         return change
 
     def maker(self, id: int) -> Member:
-        """Whose restoree makes that of this one."""
-        return self.all[Descent(self.tree).maker[self.ids.index(id)]]
+        """Whose memory the restoree of this one gets a copy of: that of the one whose restoree makes it."""
+        maker = self.all[Descent(self.tree).maker[self.ids.index(id)]]
+        return maker.landlord or maker
 
     def memory(self) -> int:
         """Bytes that all of them have in memory, what several have counted once."""
         largest = shares = 0
-        for proc in (member.dumper.proc for member in self.all):
+        for proc in (member.dumper.proc for member in self.all if member.landlord is None):
             with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 largest = max(largest, status(proc.text("status")).vm.get("VmRSS", 0))
                 shares += proportional(proc.text("smaps_rollup")) if len(self.ids) > 1 else 0
@@ -181,7 +180,7 @@ class Roster:
             if not self._scan():
                 return
         except (FileNotFoundError, ProcessLookupError, ProcessEnded):
-            if not _lives(self._pid):
+            if not lives(self._pid):
                 raise
         self.hold(lambda member: member.dumper.stop())
         self.let_go()
@@ -240,7 +239,7 @@ class Roster:
 
     def _drop(self, id: int) -> None:
         member = self.members.pop(id)
-        if _lives(member.pid):
+        if lives(member.pid):
             self.change.left.append(member.pid)
         self.change.note_gone(id)
         self._close(member)
@@ -257,8 +256,19 @@ class Roster:
         fresh = [self.members[id].pid for id in self._fresh if id in self.members]
         shares = self._sharers.find(pids, [each.pid for each in tree], fresh)
         self.tree = [replace(each, shares=its) for each, its in zip(tree, shares, strict=True)]
+        self._lodge()
         for member in self.all:
             member.dumper.follows = self.several
+
+    def _lodge(self) -> None:
+        """Who shares memory with whom. Raises KinChanged where one of them gets what was another's to be dumped."""
+        everybody, sharing = self.all, Sharing(self.tree)
+        for position, member in enumerate(everybody):
+            house = [everybody[each] for each in sharing.group(position, MEMORY)]
+            known = self.tracking is not None and self.ids[position] not in self._fresh
+            if known and (member.landlord or member) is not house[0]:
+                raise KinChanged(f"process {member.pid} shares its memory with others than before")
+            member.lodge(house)
 
     def _relations(self) -> dict[int, tuple[int, int, Shares]]:
         return {
@@ -273,13 +283,7 @@ class Roster:
 
     def _unmakable(self) -> list[Problem]:
         descent = Descent(self.tree)
-        sharing = Sharing(self.tree, descent)
-        together = [
-            Problem(f"pid {self.tree[other].pid}", f"it shares its {MEMORY.words} with process {self.tree[first].pid}")
-            for first, *others in sharing.groups(MEMORY).values()
-            for other in others
-        ]
-        return together or descent.problems() or sharing.problems()
+        return descent.problems() or Sharing(self.tree, descent).problems()
 
     def check(self) -> None:
         """Refused where what those are to each other that stand still could not be made again."""
@@ -299,18 +303,20 @@ class Roster:
         """Shared memory that several of them have mapped, and who sends it."""
         if not self.several:
             return
-        spaces = [member.dumper.spaces for member in self.all]
+        owners = [member for member in self.all if member.landlord is None]
+        spaces = [member.dumper.spaces for member in owners]
         shared = common.objects([space.vmas for space in spaces])
         for member in self.all:
             member.dumper.know_common(shared)
-        for member, elsewhere in zip(self.all, common.elsewhere([space.vmas for space in spaces]), strict=True):
+        for member, elsewhere in zip(owners, common.elsewhere([space.vmas for space in spaces]), strict=True):
             member.elsewhere = elsewhere
 
     def read_files(self, frozen: bool) -> None:
         """The descriptors of all of them at once, for they share some."""
         if self._family is not None:
             owners = Sharing(self.tree).owners(FILES)
-            tables = self._family.dump(frozen, [member.dumper.spaces.vmas for member in self.all], owners)
+            spaces = [member.dumper.spaces.vmas if member.landlord is None else [] for member in self.all]
+            tables = self._family.dump(frozen, spaces, owners)
             for member, table in zip(self.all, tables, strict=True):
                 member.dumper.table = table
 
@@ -320,6 +326,7 @@ class Roster:
         """Stop all of them, those included that are born meanwhile. Whatever fails, they are let go. Raises KinChanged
         where no way leads from what was known to what there is, and Refused where they cannot be moved together."""
         stopped: list[Member] = []  # not those of which nothing was known when they were
+        vforks.wait([member.dumper.proc for member in self.all])
         try:
             while True:
                 for id in list(self.ids):
@@ -331,7 +338,7 @@ class Roster:
                             stop(member)
                             stopped.append(member)
                     except (Refused, ProcessEnded, OSError):
-                        if member.pid == self._pid or _lives(member.pid):
+                        if member.pid == self._pid or lives(member.pid):
                             raise
                 if self._scan():
                     continue
@@ -339,6 +346,9 @@ class Roster:
                     if problems := self._problems():
                         raise Refused(problems)
                 elif all(member in stopped for member in self.all):
+                    for member in self.all:
+                        if member.shares_memory:
+                            member.dumper.distrust()
                     return
         except BaseException:
             self.let_go()
@@ -347,6 +357,12 @@ class Roster:
     def let_go(self) -> None:
         """All of them go on."""
         failure: BaseException | None = None
+        for member in self.all:
+            if member.shares_memory:  # before any of them runs: what is in one of them is in the others, too
+                try:
+                    member.put_right()
+                except Exception as error:
+                    failure = failure or error
         for member in reversed(self.all):
             try:
                 member.resume()
@@ -366,21 +382,3 @@ class Roster:
                 failure = failure or error
         if failure is not None:
             raise failure
-
-
-def mark_of(pid: int) -> Mark:
-    """What tells one program of a process from the next: when it was started, and where the kernel put what it was
-    started with (the last changes with prctl(PR_SET_MM) too: then it is begun anew for nothing)."""
-    with Proc(pid) as proc:
-        its = words(proc.text("stat"))
-    if its[0] in "ZX":
-        raise ProcessLookupError(pid)
-    return int(its[19]), int(its[23]), int(its[24]), int(its[25])
-
-
-def _lives(pid: int) -> bool:
-    try:
-        mark_of(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return True

@@ -99,7 +99,7 @@ class Source:
         roster = self._tree
         children: dict[Member, list[Member]] = {}
         for id in members:
-            if not roster.has_changed(id):
+            if not roster.has_changed(id) and roster.members[id].landlord is None:
                 children.setdefault(roster.maker(id), []).append(roster.members[id])
         for parent, born in children.items():
             if roster.is_changed(parent):

@@ -59,7 +59,9 @@ class Restoree:
         self.people = [self.pid, *(unused_pid() for _ in range(children))]
         tree = [Kin(pid, -1 if pid == self.pid else 0) for pid in self.people]
         slots = range(1, len(tree) + 1)
-        nursery = lineage.Nursery(self.hole, [channels] * len(tree), self._overseer.pid, slots, [()] * len(tree))
+        nursery = lineage.Nursery(
+            self.hole, [self.hole] * len(tree), [channels] * len(tree), self._overseer.pid, slots, [()] * len(tree)
+        )
         for slot, program in lineage.creation(tree, nursery):
             self._run(slot, program)
 

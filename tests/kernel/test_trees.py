@@ -96,9 +96,23 @@ def test_what_cannot_be_moved_together(victims: Victims, tmp_path: Path) -> None
         with pytest.raises(Refused) as refusal:
             family.move()
         said = str(refusal.value)
-        assert f"shares its memory (CLONE_VM) with process {family.pid}" in said
+        assert "it shares its memory (CLONE_VM) with process" in said and "no order of making them again" in said
         assert "another uts namespace" in said
         family.verdict()
+
+
+def test_one_that_waits_in_vfork(victims: Victims, tmp_path: Path) -> None:
+    with tree(victims, tmp_path / "vforks", "vforks", "600000") as family:
+        wait_until("in vfork", lambda: states(family.pid) == {"D"})
+        (child,) = children(family.pid)
+        with pytest.raises(Refused, match="it waits in vfork"):
+            family.move()
+        for pid in (family.pid, child):
+            wait_until("let go", lambda pid=pid: status_field(pid, "TracerPid") == ["0"])
+            assert not left_in(pid)
+        assert states(family.pid) == {"D"} and not states(child) & {"T", "t"}
+        os.kill(child, signal.SIGKILL)
+        wait_until("its end", lambda: status_field(family.pid, "State")[0] == "Z")
 
 
 def test_the_source_agent_is_killed_with_one_of_them_stopped(

@@ -13,6 +13,12 @@ def test_they_notice_nothing(journeys: Journeys, victim: str) -> None:
     journeys.start(victim).go(ignore=[r"fd \d+ ticks"])
 
 
+@pytest.mark.parametrize(("victim", "how"), [("commons", "fdiu"), ("lodgers", "sfdt"), ("lodgers", "")])
+def test_they_share(journeys: Journeys, victim: str, how: str) -> None:
+    """What clone(2) lets them share."""
+    journeys.start(victim, how).go()
+
+
 def test_processes_come_and_go(journeys: Journeys) -> None:
     """They fork, execute programs and end all the time; they are followed."""
     journey = journeys.start("restless")

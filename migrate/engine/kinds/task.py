@@ -213,10 +213,10 @@ def collect_thread(program: Program, host: Host) -> Callable[[Results, ThreadOut
 
 
 def restore_process_early(
-    program: Program, process: Process, destination: Destination, member: bool = False
+    program: Program, process: Process, destination: Destination, member: bool = False, actions: bool = True
 ) -> None:
     """As root, before the descriptors, which may need the limits, and while /proc is where it was. ``member``: it is
-    one of several, which are in their sessions and groups already."""
+    one of several, which are in their sessions and groups already; ``actions``: those for signals are its own."""
     if member:
         pass
     elif process.session == process.pid:
@@ -226,7 +226,8 @@ def restore_process_early(
         program.syscall("setpgid", 0, 0, label="process group")
     process.limits.restore_raised(program, destination.limits)
     process.controls.restore_early(program, destination.oom_score_adj)
-    process.actions.restore(program)
+    if actions:
+        process.actions.restore(program)
 
 
 def restore_process_signals(program: Program, process: Process, destination: Destination) -> None:

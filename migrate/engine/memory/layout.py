@@ -17,6 +17,8 @@ _GAP = 64 << 10  # between the hole and what is parked beside it
 PARK_ROOM = 256 << 10  # vvar, vvar_vclock and vdso together have 32 KiB
 _MARGIN = 16 << 20  # on both sides, so that nothing merges with the restorer's memory
 
+_SPARE = 2  # processes that share the memory of another one
+
 Range = tuple[int, int]  # first address, first address behind
 
 
@@ -53,6 +55,13 @@ def choose_hole(used: Iterable[Range], size: int) -> Hole:
     if end - start < whole + 2 * _MARGIN:
         raise NoRoom(f"no free range of {whole >> 20} MiB in the address space")
     return Hole((start + (end - start - whole) // 2) & -_ALIGN, size)
+
+
+def choose_region(used: Iterable[Range], room: int, tenants: int) -> tuple[Hole, Hole]:
+    """A hole of ``room`` bytes for each restorer, and the region that it is the first of: of as many more as there are
+    processes that share the memory of another one, and some for those that are yet to come."""
+    region = choose_hole(used, room * (1 + tenants + (_SPARE if tenants else 0)))
+    return Hole(region.start, room), region
 
 
 def park(hole: Hole) -> Range:
