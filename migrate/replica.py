@@ -213,6 +213,11 @@ class Replica:
         problems = image.process.problems(where, there, [thread.tid for thread in image.threads])
         pipes = [made for made in image.descriptors.objects if isinstance(made, Pipe)]
         problems += check_capacity(pipes, image.process.pid, self._pipe_max_size, there.can_raise)
+        self._look_around()
+        if self.ground.others:
+            clash = self.ground.context.reserved & {each.number for each in image.descriptors.descriptors}
+            what = "descriptors that the restorers of those need which share its table"
+            problems += [Problem(f"{where} fd {number}", what, "give it a lower number") for number in sorted(clash)]
         warnings = []
         for thread in image.threads:
             place = f"thread {thread.tid}"

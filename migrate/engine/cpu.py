@@ -14,6 +14,7 @@ from typing import Literal
 
 from migrate.engine.program import OpKind, Program, Results
 from migrate.errors import Problem
+from migrate.pie import local
 
 _EAX, _EBX, _ECX, _EDX = range(4)
 # (leaf, subleaf, register): names by bit, as /proc/cpuinfo spells them; only what user space can see or use
@@ -174,3 +175,10 @@ class Carrier:
         for here, there, size in self.pieces:
             area[there : there + size] = xsave[here : here + size].ljust(size, b"\0")
         return bytes(area)
+
+
+def own_cpu() -> Cpu:
+    """That of this machine."""
+    program = Program("the CPU")
+    decode = Cpu.collect(program)
+    return decode(local.run(program.link()))

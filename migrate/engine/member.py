@@ -10,14 +10,15 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from select import POLLIN, poll
 from typing import Any
 
 from migrate.engine.aftercare import KILL_PATIENCE, check, take_back
 from migrate.engine.areas import area_of
-from migrate.engine.cpu import Cpu
+from migrate.engine.cpu import own_cpu
 from migrate.engine.dump import Dumper, Stopped
+from migrate.engine.house import at_rest
 from migrate.engine.image.codec import encode
 from migrate.engine.kernel.probes import has_forced_reads
 from migrate.engine.kernel.proc import Proc
@@ -46,7 +47,6 @@ from migrate.engine.tracee.swallow import swallow
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.wire import Writer
 from migrate.errors import Failed, Passing
-from migrate.pie import local
 
 Answer = tuple[dict[str, Any], bytes]
 SendPages = Callable[[int, bytes, memoryview], None]  # flags, meta, contents
@@ -90,6 +90,8 @@ class Member:
         self.landlord = house[0] if house[0] is not self else None
         self._tenants = house[1:] if house[0] is self else ()
         self.dumper.tenant = self.landlord is not None
+        if self.landlord is not None:
+            self.dumper.spaces.tracked = self.landlord.dumper.spaces.tracked
 
     @property
     def shares_memory(self) -> bool:
@@ -130,7 +132,7 @@ class Member:
             limits=proc.text("limits"),
             status=raw,
             resident=0 if self.landlord is not None else parsed.vm.get("VmRSS", 0) << 10,
-            cpu=_own_cpu(),
+            cpu=own_cpu(),
             vdso=own.vdso,
             clock_offsets=(shifted.monotonic, shifted.boottime),
             kin=kin,
@@ -143,7 +145,7 @@ class Member:
         and stays so."""
         self._bandwidth = bandwidth
         if self.landlord is not None:
-            self.dumper.spaces.tracked = True
+            self.dumper.spaces.tracked = True  # what it is tracked by shows in all of them
             return {"tracker": "", "rejected": []}, b""
         dumper = self.dumper
         leftovers.cure(dumper.tracee)  # of an earlier try whose agent and coordinator were killed both
@@ -173,33 +175,29 @@ class Member:
         assert self._tracker is not None
         dumper.follow()
         stop = self._tracker.stops([area_of(vma) for vma in dumper.vmas])
-        if stop:
-            dumper.stop()
-        try:
+        house = [dumper, *(each.dumper for each in self._tenants)]
+        with at_rest(house, self._family) if stop else nullcontext():
             if stop:
                 dumper.follow()
             kept = heritage.inherited(maker._looked, maker._filled, dumper.vmas) if maker is not None else []
             if maker is not None:
                 self._planner.held = maker._planner.held.clip(kept)
             fields = self._scan_memory(dumper.vmas, protect=True)
-        finally:
-            if stop:
-                dumper.resume()
         self._looked, self._filled = dumper.vmas, set(self._fill())
         return fields, encode(Layout(tuple(dumper.vmas), tuple(self._filled), tuple(kept)))
 
-    def shared_with(self, children: Sequence[Member]) -> list[PageSet]:
+    def shared_with(self, heirs: Sequence[Member]) -> list[PageSet]:
         """After the first look at these: what the restoree has of this one's need not be sent to theirs where it is the
         same. See `memory.cow`."""
         assert self._tracker is not None
         tracker, areas, owed = self._tracker, self._areas, self._planner.owed
-        heirs = []
-        for child in children:
+        found = []
+        for child in heirs:
             assert child._tracker is not None
             wanted = (child._planner.held & child._planner.owed) - owed
-            heirs.append(Heir(child.dumper.proc, child._tracker, wanted))
+            found.append(Heir(child.dumper.proc, child._tracker, wanted))
         return inherited(
-            self.dumper.proc, tracker, heirs, lambda: tracker.scan(areas, PageSet(), protect=False).written
+            self.dumper.proc, tracker, found, lambda: tracker.scan(areas, PageSet(), protect=False).written
         )
 
     def has_got(self, pages: PageSet) -> None:
@@ -406,9 +404,3 @@ class Member:
                 self.dumper.close()
                 self.dumper.proc.close()
                 self._claim.close()
-
-
-def _own_cpu() -> Cpu:
-    program = Program("the CPU")
-    decode = Cpu.collect(program)
-    return decode(local.run(program.link()))

@@ -326,7 +326,8 @@ class Roster:
         """Stop all of them, those included that are born meanwhile. Whatever fails, they are let go. Raises KinChanged
         where no way leads from what was known to what there is, and Refused where they cannot be moved together."""
         stopped: list[Member] = []  # not those of which nothing was known when they were
-        vforks.wait([member.dumper.proc for member in self.all])
+        if self.several:
+            vforks.wait([member.dumper.proc for member in self.all])
         try:
             while True:
                 for id in list(self.ids):

@@ -119,6 +119,8 @@ class Sharing:
         self, maker: int, early: Sequence[int], late: Sequence[int], settled: bool = False
     ) -> tuple[list[Step], list[Step]] | None:
         """`steps` of some of its children."""
+        if not self.some:
+            return [Birth(child, 0) for child in early], [Birth(child, 0) for child in late]
         found = _Search(self, maker, early, late, settled).found()
         if found is None:
             return None
@@ -145,6 +147,8 @@ class Sharing:
 
     def problems(self) -> list[Problem]:
         """What cannot be shared again."""
+        if not self.some:
+            return []
         found = dict(self._impossible)
         for kind in KINDS:
             found.update((position, kind) for position in self._descent.orphans if position in self.passing[kind])

@@ -98,3 +98,10 @@ def test_they_come_and_go(victims: Victims, tmp_path: Path) -> None:
     with tree(victims, tmp_path / "guests", "guests") as family:
         family.move("--no-converge", "continue")
         family.verdict()
+
+
+@pytest.mark.parametrize("tracker", ["digest", "pagemap-scan"])
+def test_one_memory_with_either_tracker(victims: Victims, tmp_path: Path, tracker: str) -> None:
+    with tree(victims, tmp_path / "lodgers", "lodgers", "s") as family:
+        family.move("--tracker", tracker)
+        family.verdict()
