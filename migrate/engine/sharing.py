@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from migrate.engine.descent import Descent
 from migrate.engine.kin import Kin
-from migrate.engine.shares import KINDS, Kind
+from migrate.engine.shares import ALONE, KINDS, Kind
 from migrate.errors import Problem
 
 _TRIES = 10_000  # at an order
@@ -45,12 +46,17 @@ class Sharing:
 
     def __init__(self, tree: Sequence[Kin], descent: Descent | None = None) -> None:
         self.tree = tree
-        self._descent = descent or Descent(tree)
-        self._groups = {kind: self._grouped(kind) for kind in KINDS}
+        self._given = descent
+        alone = all(each.shares is ALONE or each.shares == ALONE for each in tree)
+        self._groups = {kind: {} if alone else self._grouped(kind) for kind in KINDS}
         self.passing: dict[Kind, dict[int, int]] = {}  # of those who are made with it: the label of what they have then
         self._impossible: list[tuple[int, Kind]] = []
         for kind in KINDS:
             self._connect(kind)
+
+    @cached_property
+    def _descent(self) -> Descent:
+        return self._given or Descent(self.tree)
 
     def label(self, position: int, kind: Kind) -> int:
         """With whom it shares that: see `Shares`."""
@@ -82,8 +88,10 @@ class Sharing:
 
     def _connect(self, kind: Kind) -> None:
         """Along which ways from maker to child each is passed."""
-        maker = self._descent.maker
         passing = self.passing[kind] = {}
+        if not self._groups[kind]:
+            return
+        maker = self._descent.maker
         for label, some in self._groups[kind].items():
             ways = [self._way(each) for each in some]
             top = next((each for each in reversed(ways[0]) if all(each in way for way in ways)), None)

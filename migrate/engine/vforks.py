@@ -18,6 +18,7 @@ from migrate.errors import Problem, Refused
 
 _CLONE_VFORK = 0x4000
 _CLONE = 56  # system call
+_THREADS = 17  # the word of stat, behind the name
 _PATIENCE = 3.0  # seconds
 _PAUSE = 0.002
 
@@ -35,6 +36,9 @@ def wait(processes: Sequence[Proc]) -> None:
 
 def _waits(proc: Proc) -> bool:
     try:
+        its = words(proc.text("stat"))
+        if its[_THREADS] == "1":  # mostly: one file to be read
+            return its[0] == "D" and _is_in_vfork(proc, proc.pid)
         return any(_is_in_vfork(proc, tid) for tid in proc.tids())
     except (FileNotFoundError, ProcessLookupError):
         return False  # it has ended

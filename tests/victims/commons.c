@@ -14,6 +14,7 @@ static struct {
 } *common;
 
 static int flags, line[2];
+static volatile int *drawn; /* memory of a file that the parent has open, mapped by its grandchild alone */
 
 static int child_of(unsigned long how)
 {
@@ -56,6 +57,11 @@ static void live(int self)
 	int shared = self == CHILD || self == GRANDCHILD, number;
 
 	common->pids[self] = getpid();
+	if (self == GRANDCHILD) {
+		drawn = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, 310, 0);
+		check(drawn != MAP_FAILED);
+		drawn[1000] = 4711;
+	}
 	if (self)
 		__atomic_add_fetch(&common->arrived, 1, __ATOMIC_SEQ_CST);
 	if (self == PARENT) {
@@ -66,11 +72,19 @@ static void live(int self)
 	}
 	wait_told();
 	my_turn(self);
-	if (self == PARENT)
+	if (self == PARENT) {
+		int seen, told = 4712;
+
 		compare_all();
+		check(pread(310, &seen, sizeof(seen), 4000) == sizeof(seen) && seen == 4711, "%d", seen);
+		check(pwrite(310, &told, sizeof(told), 4000) == sizeof(told));
+	}
+	if (self == GRANDCHILD)
+		check(drawn[1000] == 4712);
 	/* What was there is there, and nothing else. */
 	for (number = 0; number < 1024; number++) {
-		int open = number <= 2 || number == line[0] || number == line[1] || number == 300 + 2 * (self >= ONE);
+		int open = number <= 2 || number == line[0] || number == line[1] || number == 300 + 2 * (self >= ONE) ||
+			(number == 310 && self < ONE);
 
 		if ((self == GRANDCHILD || self == CHILD) && flags & CLONE_FILES)
 			open |= number >= 400 && number < 400 + self;
@@ -116,7 +130,7 @@ int main(int argc, char **argv)
 	flags = (strchr(how, 'f') ? CLONE_FILES : 0) | (strchr(how, 'd') ? CLONE_FS : 0) |
 		(strchr(how, 'i') ? CLONE_IO : 0) | (strchr(how, 'u') ? CLONE_SYSVSEM : 0);
 	common = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	check(common != MAP_FAILED && !pipe(line));
+	check(!close_range(3, ~0U, 0) && common != MAP_FAILED && !pipe(line));
 	/* Those that are without their parent: by a helper that shares nothing with it, and passes on what is its own. */
 	check(!chdir("/usr") && dup2(line[0], 302) == 302);
 	umask(027);
@@ -135,6 +149,8 @@ int main(int argc, char **argv)
 	if (flags & ~CLONE_IO)
 		check(!unshare(flags & ~CLONE_IO));
 	check(!close(302) && !chdir("/etc") && dup2(line[0], 300) == 300);
+	pair = memfd_create("drawn", 0);
+	check(pair >= 0 && !ftruncate(pair, 8192) && dup2(pair, 310) == 310 && !close(pair));
 	umask(022);
 	if (flags & CLONE_IO)
 		check(!syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 3));
