@@ -6,15 +6,18 @@ that matters. Numbers are the processes' own, of their PID namespace (NSpid and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.stat import stat, words
+from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.kinds import children
-from migrate.engine.shares import ACTIONS, ALONE, FILES, FS, MEMORY, Kind, Shares, compare
+from migrate.engine.shares import ACTIONS, ALONE, FILES, FS, MEMORY, Kind, Shares
 from migrate.errors import Problem
+from migrate.pie.calls import Calls
 
 SIGCHLD = 17
 _NAMESPACES = ("pid", "user", "time", "mnt", "net", "ipc", "uts", "cgroup")
@@ -106,7 +109,7 @@ def problems(processes: Sequence[Proc], tree: Sequence[Kin]) -> list[Problem]:
         for name in _NAMESPACES if position else ():
             if _link(proc, f"ns/{name}") != _link(processes[0], f"ns/{name}"):
                 found.append(Problem(where, f"it is in another {name} namespace than process {tree[0].pid}"))
-    return found + _shared_outside(processes[0], tree[0])
+    return found
 
 
 def _link(proc: Proc, name: str) -> str:
@@ -116,11 +119,27 @@ def _link(proc: Proc, name: str) -> str:
         return ""  # a kernel without such namespaces
 
 
-def _shared_outside(first: Proc, kin: Kin) -> list[Problem]:
-    """What the first of them shares with its parent, which stays behind."""
-    above, found = int(words(first.text("stat"))[1]), []
-    for kind in (MEMORY, ACTIONS, FILES, FS):
-        with suppress(OSError):  # whom we may not look at has not made this one what it is
-            if above and compare(first.pid, above, kind) == 0:
-                found.append(Problem(f"pid {kin.pid}", f"it shares its {kind.words} with process {above}"))
-    return found
+def shared_outside(processes: Sequence[Proc], tree: Sequence[Kin]) -> list[Problem]:
+    """What these share with one that stays behind: the parent of the first, or whoever else is in their sessions."""
+    stats = [words(proc.text("stat")) for proc in processes]
+    ours = {proc.pid for proc in processes}
+    others = {int(stats[0][1]), *_in_sessions({int(its[3]) for its in stats})} - ours - {0}
+    calls, asked = Calls(), []
+    for proc, kin in zip(processes, tree, strict=True):
+        for kind in (MEMORY, ACTIONS, FILES, FS):
+            calls.add_table(len(others), (NUMBERS["kcmp"], proc.pid, [*others], kind.kcmp))
+            asked += [(kin.pid, kind, other) for other in others]
+    # Whom we may not look at has not made any of these what it is, and one that has ended shares nothing.
+    results = calls.make() if asked else []
+    return [
+        Problem(f"pid {pid}", f"it shares its {kind.words} with process {other}, which stays behind")
+        for (pid, kind, other), result in zip(asked, results, strict=True)
+        if result == 0
+    ]
+
+
+def _in_sessions(sessions: Collection[int]) -> Iterator[int]:
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(FileNotFoundError, ProcessLookupError), Proc(int(name)) as proc:
+            if int(words(proc.text("stat"))[3]) in sessions:
+                yield int(name)

@@ -291,6 +291,11 @@ class Member:
         """For good, unless all is called off."""
         return self._frozen
 
+    @property
+    def held(self) -> bool:
+        """Stopped by us, and to go on here."""
+        return self._frozen and not self._killed and not self._committing
+
     def freeze(self) -> Stopped:
         """Stop it for good."""
         stopped = self.dumper.stop_outside()
@@ -398,7 +403,7 @@ class Member:
                 self._tracker.close()
         finally:
             try:
-                if self._frozen and not self._killed and not self._committing:
+                if self.held:
                     self.resume()
             finally:
                 self.dumper.close()

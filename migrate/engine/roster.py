@@ -277,9 +277,11 @@ class Roster:
         }
 
     def _problems(self) -> list[Problem]:
+        processes = [each.dumper.proc for each in self.all]
+        outside = kin.shared_outside(processes, self.tree)
         if not self.several:
-            return []
-        return kin.problems([each.dumper.proc for each in self.all], self.tree) + self._unmakable()
+            return outside
+        return outside + kin.problems(processes, self.tree) + self._unmakable()
 
     def _unmakable(self) -> list[Problem]:
         descent = Descent(self.tree)
@@ -376,6 +378,12 @@ class Roster:
         """Leave no trace in any. Whatever fails, all of it is tried."""
         members, self.members, self.ids = list(self.members.values()), {}, []
         failure: BaseException | None = None
+        for member in members:
+            if member.shares_memory and member.held:  # see `let_go`
+                try:
+                    member.put_right()
+                except Exception as error:
+                    failure = failure or error
         for member in reversed(members):
             try:
                 member.close()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from migrate.errors import Failed
+from migrate.errors import Failed, Refused
 from tests.kernel.checkpoints import migrate, reap
 from tests.kernel.onward import tree
 from tests.kernel.test_checkpoint_trees import ended, follow
 from tests.kernel.test_trees import alone, seen
 from tests.migration.scene import POINTS, left_in, states
-from tests.tasks import status_field, wait_until
+from tests.tasks import children, status_field, wait_until
 from tests.victims import Victims
 
 __all__ = ["alone"]  # a fixture
@@ -104,4 +104,17 @@ def test_they_come_and_go(victims: Victims, tmp_path: Path) -> None:
 def test_one_memory_with_either_tracker(victims: Victims, tmp_path: Path, tracker: str) -> None:
     with tree(victims, tmp_path / "lodgers", "lodgers", "s") as family:
         family.move("--tracker", tracker)
+        family.verdict()
+
+
+def test_what_is_shared_with_one_that_stays_behind(victims: Victims, tmp_path: Path) -> None:
+    with tree(victims, tmp_path / "commons", "commons", "fd") as family:
+        parent, (one, other, child) = family.pid, children(family.pid)
+        table, directory = "descriptor table (CLONE_FILES)", "current directory (CLONE_FS)"
+        for pid, with_whom, what in ((child, parent, table), (one, other, directory)):
+            family.pid = pid
+            with pytest.raises(Refused) as refusal:
+                family.move()
+            assert f"it shares its {what} with process {with_whom}, which stays behind" in str(refusal.value)
+        family.pid = parent
         family.verdict()
