@@ -65,6 +65,7 @@ class Family:
                 mapped.setdefault(key, []).extend(ranges)
                 mappers.setdefault(key, []).append(position)
         options = DumpOptions(frozen, {key: tuple(sorted(set(ranges))) for key, ranges in mapped.items()})
+        standing: set[Problem] | None = None
         for attempt in range(1 if frozen else _LOOKS):
             try:
                 answers = self._look(options, mappers)
@@ -72,9 +73,13 @@ class Family:
                 if frozen or not went_away(error) or attempt == _LOOKS - 1:
                     raise
                 continue
-            if not any(problems for _, problems in answers):
-                break
-        return answers
+            found = {problem for _, problems in answers for problem in problems}
+            if not found:
+                return answers
+            # What comes and goes while we look does not fit together: only what is there in all looks is a reason.
+            standing = found if standing is None else standing & found
+        kept = standing or set()
+        return [(table, [problem for problem in problems if problem in kept]) for table, problems in answers]
 
     def _look(self, options: DumpOptions, mappers: dict[Key, list[int]]) -> list[Answer]:
         found = [reader.files(options) for reader in self._readers]
