@@ -54,7 +54,13 @@ def not_accepted() -> None:
     put(listening.detach(), 10)
     waiting = socket.socket(UNIX)
     waiting.connect(b"\0migrate-test-%d" % os.getpid())
+    waiting.send(b"x")
     put(waiting.detach(), 11)
+
+
+def not_accepted_and_gone() -> None:
+    not_accepted()
+    os.close(11)
 
 
 def one_way() -> None:
@@ -82,10 +88,11 @@ def in_another_namespace() -> None:
         (with_filter, {10: "unix socket with a packet filter (SO_ATTACH_FILTER)"}),
         (
             not_accepted,
-            {
-                10: "unix socket with connections that have not been accepted",
-                11: "unix socket whose connection has not been accepted yet",
-            },
+            {11: "unix socket that has sent something over a connection that has not been accepted yet"},
+        ),
+        (
+            not_accepted_and_gone,
+            {10: "unix socket with connections that are closed by now, not accepted yet"},
         ),
         (
             one_way,

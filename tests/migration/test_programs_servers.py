@@ -102,3 +102,176 @@ def test_nginx(journeys: Journeys) -> None:
     journey.tell()
     answered = re.search(r"answered (\d+) by 2", journey.verdict(60))
     assert answered and int(answered[1]) > 200
+
+# Three workers that sort, hash and multiply what they are sent, by messages and by memory that they share.
+NODE = """
+const { Worker, isMainThread, parentPort, workerData } = require('worker_threads');
+const { createHash } = require('crypto');
+const fs = require('fs');
+const WORKERS = 3;
+function draws(seed) {
+    let x = seed >>> 0 || 1;
+    return () => { x ^= x << 13; x >>>= 0; x ^= x >>> 17; x ^= x << 5; x >>>= 0; return x; };
+}
+function task(seed) {
+    const draw = draws(seed), numbers = Array.from({ length: 2000 }, draw).sort((a, b) => a - b);
+    return { seed, digest: createHash('sha256').update(String(numbers)).digest('hex') };
+}
+if (!isMainThread) {
+    const counters = new Int32Array(workerData.counters);
+    parentPort.on('message', ({ seed, bytes }) => {
+        const answer = task(seed);
+        answer.bytes = bytes.map((byte, i) => byte ^ i);
+        Atomics.add(counters, workerData.number, 1);
+        Atomics.notify(counters, workerData.number);
+        parentPort.postMessage(answer, [answer.bytes.buffer]);
+    });
+} else {
+    const counters = new SharedArrayBuffer(4 * WORKERS), seen = new Int32Array(WORKERS), known = new Map();
+    const began = process.hrtime.bigint(), go = process.env.VICTIM_GO;
+    let seed = 0, done = 0, reads = 0, late = 0, open = WORKERS;
+    const beat = setInterval(() => { // by the thread pool, meanwhile
+        fs.readFile(process.argv[2], (error, data) => { if (error) throw error; reads += data.length > 0; });
+        late++;
+    }, 10);
+    for (let number = 0; number < WORKERS; number++) {
+        const worker = new Worker(process.argv[2], { workerData: { counters, number } });
+        const send = () => { seed++; worker.postMessage({ seed: seed % 500, bytes: new Uint8Array(500).fill(seed) }); };
+        let sent = 0, expected = [];
+        const next = () => { send(); expected.push(seed); sent++; };
+        worker.on('message', (answer) => {
+            const asked = expected.shift();
+            if (answer.seed !== asked % 500) throw new Error(`answer to ${answer.seed}, not ${asked % 500}`);
+            if (!answer.bytes.every((byte, i) => byte === ((asked ^ i) & 255))) throw new Error(`bytes of ${asked}`);
+            seen[number]++;
+            const before = known.get(answer.seed);
+            if (before && before !== answer.digest) throw new Error(`${answer.seed} is ${answer.digest} by now`);
+            known.set(answer.seed, answer.digest);
+            if (++done === 300) console.log('ready');
+            if (!fs.existsSync(go)) return next();
+            if (expected.length) return;
+            worker.terminate().then(() => {
+                if (--open) return;
+                clearInterval(beat);
+                const final = new Int32Array(counters);
+                seen.forEach((count, i) => { if (count !== final[i]) throw new Error(`${i}: ${count}, ${final[i]}`); });
+                for (const [key, digest] of known) if (task(key).digest !== digest) throw new Error(`task ${key}`);
+                if (!reads || process.hrtime.bigint() <= began) throw new Error(`${reads} reads`);
+                console.log(`did ${done}`);
+                console.log('pass');
+            });
+        });
+        worker.on('error', (error) => { throw error; });
+        for (let i = 0; i < 4; i++) next();
+    }
+}
+"""
+
+
+def test_node(journeys: Journeys) -> None:
+    """Worker threads that answer messages and count in shared memory; every answer is checked, and none is missing."""
+    program = journeys.pair.directory / "workers.js"
+    program.write_text(NODE)
+    journey = journeys.run("node", ["node", str(program), str(program)])
+    wait_until("answers", lambda: "ready\n" in journey.out or not journey.task.alive, 60)
+    journey.must_live()
+    journey.move(*AT_WORK, look=False)
+    journey.tell()
+    did = re.search(r"did (\d+)", journey.verdict(60))
+    assert did and int(did[1]) > 300
+
+
+# Four threads that allocate, sort, and compile what they run: G1 moves objects and the JIT replaces code all the time.
+JAVA = """
+import java.nio.file.*;
+import java.util.*;
+import java.util.concurrent.*;
+import java.util.concurrent.atomic.*;
+
+public class Load {
+    interface Step { long of(long x); }
+
+    static long digest(long seed) {
+        Random random = new Random(seed);
+        TreeMap<String, Long> map = new TreeMap<>();
+        for (int i = 0; i < 2000; i++)
+            map.merge(Integer.toString(random.nextInt(700), 36), random.nextLong(), Long::sum);
+        long sum = 7;
+        for (Map.Entry<String, Long> entry : map.entrySet())
+            sum = sum * 31 + entry.getKey().hashCode() ^ entry.getValue();
+        Step[] steps = { x -> x * 3 + 1, x -> x ^ x >>> 7, x -> Long.rotateLeft(x, 13), x -> x - seed };
+        for (int i = 0; i < 4000; i++)
+            sum = steps[(int) (sum >>> 60) & 3].of(sum);
+        double root = 0;
+        for (int i = 1; i < 1000; i++)
+            root += Math.sqrt(i * (double) (seed + 1));
+        return sum ^ Double.doubleToLongBits(root);
+    }
+
+    public static void main(String[] arguments) throws Exception {
+        Path go = Path.of(System.getenv("VICTIM_GO"));
+        long[] expected = new long[64];
+        for (int i = 0; i < 64; i++)
+            expected[i] = digest(i);
+        AtomicLong done = new AtomicLong(), wrong = new AtomicLong();
+        AtomicBoolean over = new AtomicBoolean();
+        ConcurrentHashMap<Long, byte[]> kept = new ConcurrentHashMap<>();
+        ExecutorService pool = Executors.newFixedThreadPool(4);
+        List<Future<Long>> futures = new ArrayList<>();
+        for (int lane = 0; lane < 4; lane++) {
+            long first = lane;
+            futures.add(pool.submit(() -> {
+                long count = 0;
+                for (long i = first; !over.get(); i = i * 5 + 1 & 63, count++) {
+                    if (digest(i) != expected[(int) i])
+                        wrong.incrementAndGet();
+                    byte[] bytes = new byte[3000];
+                    Arrays.fill(bytes, (byte) i);
+                    byte[] before = kept.put(first * 1000 + count % 500, bytes);
+                    if (before != null && before[0] != before[2999])
+                        wrong.incrementAndGet();
+                    done.incrementAndGet();
+                }
+                return count;
+            }));
+        }
+        long last = System.nanoTime();
+        for (boolean said = false; !Files.exists(go); Thread.sleep(5)) {
+            if (!said && done.get() > 2000) {
+                System.out.println("ready");
+                said = true;
+            }
+            long now = System.nanoTime();
+            if (now < last)
+                throw new Error("the clock went back by " + (last - now));
+            last = now;
+        }
+        long before = done.get();
+        while (done.get() < before + 500)
+            Thread.sleep(5);
+        over.set(true);
+        long total = 0;
+        for (Future<Long> future : futures)
+            total += future.get(30, TimeUnit.SECONDS);
+        pool.shutdown();
+        if (wrong.get() != 0 || total != done.get())
+            throw new Error(wrong + " wrong, " + total + " of " + done);
+        System.gc();
+        System.out.println("did " + total);
+        System.out.println("pass");
+    }
+}
+"""
+
+
+def test_jvm(journeys: Journeys) -> None:
+    """G1 and the JIT at work under four threads, whose results are checked one by one."""
+    program = journeys.pair.directory / "Load.java"
+    program.write_text(JAVA)
+    journey = journeys.run("java", ["java", "-XX:+UseG1GC", "-Xmx64m", str(program)])
+    wait_until("results", lambda: "ready\n" in journey.out or not journey.task.alive, 90)
+    journey.must_live()
+    journey.move(*AT_WORK, look=False)
+    journey.tell()
+    did = re.search(r"did (\d+)", journey.verdict(60))
+    assert did and int(did[1]) > 2000

@@ -28,7 +28,7 @@ from migrate.engine.kinds.regular import Regular
 from migrate.engine.kinds.signalfd import SignalFd
 from migrate.engine.kinds.stdio import StandardStream
 from migrate.engine.kinds.timerfd import TimerFd
-from migrate.engine.kinds.unix import UnixPair
+from migrate.engine.kinds.unix import UnixPair, UnixSocket
 from migrate.engine.kinds.unix_reader import Known, UnixReader
 from migrate.errors import Problem
 
@@ -296,15 +296,12 @@ class Table:
             made = self.sockets.dump(file)
             if made is None:
                 return None
-            ends = made.ends if isinstance(made, UnixPair) else ()
-            self.handles.update({end.key: len(self.objects) for end in ends if end.open})
+            self.handles.update({key: len(self.objects) for key in made.keys if key[1]})
             self._add(made)
         index = self.handles[file.key]
-        return Handle(index, 0, self._end_of(index, file.key))
-
-    def _end_of(self, index: int, key: Key) -> int:
-        made = self.objects[index]
-        return 1 if isinstance(made, UnixPair) and made.ends[1].key == key else 0
+        there = self.objects[index]
+        assert isinstance(there, UnixPair | UnixSocket)
+        return Handle(index, 0, there.keys.index(file.key))
 
     def _add(self, made: Object) -> None:
         self.handles[made.key] = len(self.objects)

@@ -164,7 +164,7 @@ class Plan:
             for places, description in zip(self._places, table.descriptions, strict=True)
         ]
         self._placing = Placing(Program("descriptors"), context, (d.number for d in table.descriptors))
-        self._held: dict[int, tuple[int, int]] = {}  # by position in the table's objects
+        self._held: dict[int, tuple[int, ...]] = {}  # by position in the table's objects
         self._taken: set[tuple[int, int]] = set()  # held ends that became somebody's description
         self._limit_raised = False
         self._filled: set[int] = set()  # positions of objects whose contents early programs wrote

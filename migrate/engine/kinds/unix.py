@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 from migrate.engine.kernel.prctl import PR_SET_SECUREBITS
 from migrate.engine.kinds.credentials import SECBIT_NO_SETUID_FIXUP
@@ -93,6 +92,11 @@ class UnixPair:
         return self.ends[0].key
 
     @property
+    def keys(self) -> tuple[Key, ...]:
+        """Of its sockets, in the order in which `make` gives them."""
+        return tuple(end.key for end in self.ends)
+
+    @property
     def volume(self) -> int:
         """Bytes of contents."""
         return sum(len(message.content) for end in self.ends for message in end.waiting)
@@ -105,7 +109,7 @@ class UnixPair:
         if self.name and self.kind != DGRAM:
             return self._connect(placing)
         seen = next(end for end in self.ends if end.open)
-        with _acting_as(placing, seen):
+        with _acting_as(placing, seen.peer, seen.groups):
             first, second = placing.sockets(AF_UNIX, self.kind)
         held = placing.hold(first), placing.hold(second)
         for end, number in zip(self.ends, held, strict=True):
@@ -125,15 +129,15 @@ class UnixPair:
             with bound(placing, connecting, client.name):
                 pass
         with bound(placing, listening, server.name) as address:
-            with _acting_as(placing, client):
+            with _acting_as(placing, client.peer, client.groups):
                 placing.program.syscall("listen", listening, 1, label=f"{placing.label}: made anew")
-            with _acting_as(placing, server):
+            with _acting_as(placing, server.peer, server.groups):
                 placing.program.syscall("connect", connecting, *address, label=f"{placing.label}: connected anew")
         accepted = placing.hold(placing.call("accept4", listening, 0, 0, _NEW))
         placing.drop(listening)
         return (accepted, connecting) if at == 0 else (connecting, accepted)
 
-    def fill(self, placing: Placing, held: tuple[int, int]) -> None:
+    def fill(self, placing: Placing, held: tuple[int, ...]) -> None:
         """What is queued, and all that it is besides."""
         label, whole = placing.label, all(end.open for end in self.ends)
         for end, other in zip(self.ends, reversed(held), strict=True):
@@ -144,14 +148,13 @@ class UnixPair:
             for message in end.waiting:
                 _send(placing, other, message)
         for end, number in zip(self.ends, held, strict=True):
-            for option, value in end.options:
-                _give(placing, number, option, value)
+            _give_all(placing, number, end.options)
             if end.shutdown and (whole or self.kind == DGRAM):  # else it comes by itself when the other one is closed
                 placing.program.syscall("shutdown", number, end.shutdown - 1, label=f"{label}: shutdown")
         for position in (0, 1):
             self._part(placing, held, position)
 
-    def _part(self, placing: Placing, held: tuple[int, int], gone: int) -> None:
+    def _part(self, placing: Placing, held: tuple[int, ...], gone: int) -> None:
         """Close an end that nobody has. What it has not read is what resets the other one (unix_release_sock(),
         net/unix/af_unix.c)."""
         if self.ends[gone].open:
@@ -176,6 +179,11 @@ def _send(placing: Placing, number: int, message: Message) -> None:
     program.syscall("sendmsg", number, room, flags, label=f"{label} from pid {who.pid}", expect=size)
 
 
+def _give_all(placing: Placing, number: int, options: Sequence[tuple[int, bytes]]) -> None:
+    for option, value in options:
+        _give(placing, number, option, value)
+
+
 def _give(placing: Placing, number: int, option: int, value: bytes) -> None:
     """An option; sizes of buffers are doubled by the kernel, and cut to a limit unless one has CAP_NET_ADMIN
     (socket(7))."""
@@ -198,11 +206,10 @@ def _set(placing: Placing, number: int, option: int, value: bytes, ignore: bool 
 
 
 @contextmanager
-def _acting_as(placing: Placing, end: UnixEnd | UnixSocket) -> Iterator[None]:
+def _acting_as(placing: Placing, who: Sender, groups: Sequence[int]) -> Iterator[None]:
     """As the user that is seen, as far as a socket takes note of him, but with root's capabilities; root again
     afterwards. (Credentials are restored later, all of them.)"""
     program: Program = placing.program
-    who, groups = end.peer, end.groups
     if not who.uid and not who.gid and not groups:
         yield
         return
@@ -223,9 +230,20 @@ def new_socket(placing: Placing, kind: int) -> int:
 
 
 @dataclass(frozen=True)
+class Caller:
+    """A socket that waits to be accepted, and has sent nothing yet. ``who``, ``groups``: whom the other end will see.
+    The kernel has noted it, and tells nobody before that end is accepted, so it is the user of who has the socket."""
+
+    end: UnixEnd
+    who: Sender
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class UnixSocket:
     """One that is not connected. ``backlog``: of listen(2), -1 where it does not listen; ``peer``, ``groups``: as whom
-    who connects sees it. ``node``: the file that its name leads to, with its owner and mode, or None."""
+    who connects sees it; ``callers``: who waits to be accepted, the first one first. ``node``: the file that its name
+    leads to, with its owner and mode, or None."""
 
     key: Key
     kind: int
@@ -236,8 +254,17 @@ class UnixSocket:
     groups: tuple[int, ...]
     shutdown: int
     options: tuple[tuple[int, bytes], ...]
+    callers: tuple[Caller, ...] = ()
 
-    maker: ClassVar[int] = 0  # nobody in particular
+    @property
+    def maker(self) -> int:
+        """Of one with callers, who has the first of these: its number is what is seen of it when it is accepted."""
+        return self.callers[0].who.pid if self.callers else 0
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Of its sockets, in the order in which `make` gives them."""
+        return self.key, *(caller.end.key for caller in self.callers)
 
     @property
     def volume(self) -> int:
@@ -247,21 +274,47 @@ class UnixSocket:
     def needs(self, where: str) -> list[FileNeed]:
         return [] if self.node is None else [FileNeed(where, os.path.dirname(self.node.path), DIRECTORY)]
 
-    def make(self, placing: Placing) -> tuple[int, int]:
+    def make(self, placing: Placing) -> tuple[int, ...]:
         """Held."""
-        number = placing.hold(new_socket(placing, self.kind))
-        return number, number
+        return tuple(placing.hold(new_socket(placing, self.kind)) for _ in self.keys)
 
-    def fill(self, placing: Placing, held: tuple[int, int]) -> None:
+    def fill(self, placing: Placing, held: tuple[int, ...]) -> None:
         """All that it is. Its name comes when those connections are made that were accepted under it."""
-        number, _ = held
+        number, *calling = held
+        for caller, each in zip(self.callers, calling, strict=True):
+            if caller.end.name:
+                with bound(placing, each, caller.end.name):
+                    pass
         if self.name:
-            with bound(placing, number, self.name, self.node):
-                pass
-        for option, value in self.options:
-            _give(placing, number, option, value)
-        if self.backlog >= 0:
-            with _acting_as(placing, self):
-                placing.program.syscall("listen", number, self.backlog, label=f"{placing.label}: listens")
+            with bound(placing, number, self.name, self.node) as address:
+                self._ready(placing, number)
+                for caller, each in zip(self.callers, calling, strict=True):
+                    with _acting_as(placing, caller.who, caller.groups):
+                        placing.program.syscall("connect", each, *address, label=f"{placing.label}: a caller")
+        else:
+            self._ready(placing, number)
+        if self.backlog >= 0 and self._room != self.backlog:
+            self._listen(placing, number, self.backlog)
         if self.shutdown:
             placing.program.syscall("shutdown", number, self.shutdown - 1, label=f"{placing.label}: shutdown")
+        for caller, each in zip(self.callers, calling, strict=True):
+            _give_all(placing, each, caller.end.options)
+            if caller.end.shutdown:
+                how = caller.end.shutdown - 1
+                placing.program.syscall("shutdown", each, how, label=f"{placing.label}: shutdown of a caller")
+
+    @property
+    def _room(self) -> int:
+        """A backlog for all callers: it may have been made smaller since they came."""
+        return max(self.backlog, len(self.callers))
+
+    def _ready(self, placing: Placing, number: int) -> None:
+        """For who calls: what is accepted inherits options from it ("af_unix: Inherit sk_flags at connect().", Linux
+        6.16)."""
+        _give_all(placing, number, self.options)
+        if self.backlog >= 0:
+            self._listen(placing, number, self._room)
+
+    def _listen(self, placing: Placing, number: int, backlog: int) -> None:
+        with _acting_as(placing, self.peer, self.groups):
+            placing.program.syscall("listen", number, backlog, label=f"{placing.label}: listens")

@@ -19,15 +19,16 @@ from pathlib import Path
 
 from migrate.engine.kernel.fdcalls import pending_bytes, unsent_bytes
 from migrate.engine.kernel.sockdiag import LISTENING, UnixDiag, UnixShown
+from migrate.engine.kernel.status import status
 from migrate.engine.kinds import outside
 from migrate.engine.kinds.listing import went_away
 from migrate.engine.kinds.opened import OpenFile
 from migrate.engine.kinds.unix import (
-    BUFFERS,
     DGRAM,
     NOBODY,
     SO_PASSCRED,
     STREAM,
+    Caller,
     Message,
     Sender,
     UnixEnd,
@@ -35,20 +36,10 @@ from migrate.engine.kinds.unix import (
     UnixSocket,
 )
 from migrate.engine.kinds.unix_names import Node
+from migrate.engine.kinds.unix_options import SO_PEEK_OFF, changed_options
 from migrate.wording import printable
 
-SO_PEEK_OFF, SO_GET_FILTER, SO_PEERGROUPS = 42, 26, 59
-# Those that a unix socket heeds, and those that it merely remembers, by what they are called in asm-generic/socket.h
-OPTIONS = {
-    "SO_REUSEADDR": (2, 4), "SO_DONTROUTE": (5, 4), "SO_BROADCAST": (6, 4), "SO_KEEPALIVE": (9, 4),
-    "SO_OOBINLINE": (10, 4), "SO_NO_CHECK": (11, 4), "SO_PRIORITY": (12, 4), "SO_LINGER": (13, 8),
-    "SO_PASSCRED": (SO_PASSCRED, 4), "SO_RCVLOWAT": (18, 4), "SO_RCVTIMEO": (20, 16), "SO_SNDTIMEO": (21, 16),
-    "SO_TIMESTAMP": (29, 4), "SO_PASSSEC": (34, 4), "SO_TIMESTAMPNS": (35, 4), "SO_MARK": (36, 4),
-    "SO_TIMESTAMPING": (37, 4), "SO_RXQ_OVFL": (40, 4), "SO_WIFI_STATUS": (41, 4), "SO_PEEK_OFF": (SO_PEEK_OFF, 4),
-    "SO_NOFCS": (43, 4), "SO_SELECT_ERR_QUEUE": (45, 4), "SO_BUSY_POLL": (46, 4), "SO_TIMESTAMP_NEW": (63, 4),
-    "SO_TIMESTAMPNS_NEW": (64, 4), "SO_TIMESTAMPING_NEW": (65, 4), "SO_PREFER_BUSY_POLL": (69, 4),
-    "SO_PASSPIDFD": (76, 4), "SO_PASSRIGHTS": (83, 4), "SO_INQ": (84, 4),
-}  # fmt: skip
+SO_GET_FILTER, SO_PEERGROUPS = 26, 59
 _SOCKET, _CREDENTIALS = socket.SOL_SOCKET, struct.Struct("=iII")
 _SCM_PIDFD = 4
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
@@ -87,7 +78,7 @@ class UnixReader:
                 if frozen or not went_away(error):
                     raise
         self._shown: dict[int, UnixShown] = {}
-        self._pending: set[int] = set()  # who waits to be accepted by one of ours
+        self._pending: dict[int, int] = {}  # who waits to be accepted, and by which one of ours
         self._waiting_outside: set[int] = set()
         self._trouble = ""
         if self._files:
@@ -102,9 +93,9 @@ class UnixReader:
         try:
             found = [shown for ino in self._files if (shown := diag.ask(ino)) is not None]
             self._shown = {shown.ino: shown for shown in found}
+            self._pending = {ino: shown.ino for shown in found for ino in shown.pending}
             if any(shown.peer == 0 and shown.kind != DGRAM for shown in found):
-                self._pending = {ino for shown in found for ino in shown.pending}
-                self._waiting_outside = {ino for shown in diag.all() for ino in shown.pending} - self._pending
+                self._waiting_outside = {ino for shown in diag.all() for ino in shown.pending} - self._pending.keys()
         finally:
             diag.close()
 
@@ -141,12 +132,11 @@ class UnixReader:
         ino = file.key[1]
         if ino in self._refused:
             return None
+        if ino in self._pending:
+            ino = self._pending[ino]
+            file = self._files[ino]
         if self._shown[ino].peer is None:
-            try:
-                return self._single(file, self._shown[ino])
-            except Unmovable as reason:
-                reason.tell(file)
-                return None
+            return self._single(file, self._shown[ino])
         inos = sorted({ino, self._shown[ino].peer or ino})
         ends = []
         for each in inos:
@@ -162,18 +152,43 @@ class UnixReader:
                 ends.append(UnixEnd((file.key[0], 0), False, os.fsencode(found.getpeername())))
         return UnixPair(self._shown[ino].kind, (ends[0], ends[1]))
 
-    def _single(self, file: OpenFile, shown: UnixShown) -> UnixSocket:
-        with _borrowed(file) as found:
-            self._check(file, shown, found)
-            listens = shown.state == LISTENING
-            if listens and shown.queued:
-                raise Unmovable("unix socket with connections that have not been accepted", _ACCEPT_IT)
-            if not listens and shown.kind == DGRAM and _polls(found) & select.POLLIN and not shown.shutdown & 1:
-                raise Unmovable("unix socket that is not connected, with datagrams in it", _READ_IT)
-            peer, groups = self._peer(found) if listens else (NOBODY, ())
-            backlog, options = shown.backlog if listens else -1, _options(found)
-        name, node = _name(shown.name), self._node(file, shown)
-        return UnixSocket(file.key, shown.kind, name, node, backlog, peer, groups, shown.shutdown, options)
+    def _single(self, file: OpenFile, shown: UnixShown) -> UnixSocket | None:
+        listens, callers = shown.state == LISTENING, [ino for ino in shown.pending if ino in self._files]
+        try:
+            with _borrowed(file) as found:
+                self._check(file, shown, found)
+                if len(callers) < max(len(shown.pending), shown.queued if listens else 0):
+                    whose = "that are closed by now" if 0 in shown.pending else "of another process"
+                    raise Unmovable(f"unix socket with connections {whose}, not accepted yet", _ACCEPT_IT)
+                if not listens and shown.kind == DGRAM and _polls(found) & select.POLLIN and not shown.shutdown & 1:
+                    raise Unmovable("unix socket that is not connected, with datagrams in it", _READ_IT)
+                peer, groups = self._peer(found) if listens else (NOBODY, ())
+                backlog, options = shown.backlog if listens else -1, changed_options(found)
+            name, node = _name(shown.name), self._node(file, shown)
+        except Unmovable as reason:
+            reason.tell(file)
+            self._refused.update(shown.pending)
+            return None
+        calling = [self._caller(self._files[ino], self._shown[ino]) for ino in callers]
+        if None in calling:
+            self._refused.update((shown.ino, *shown.pending))
+            return None
+        found_all = tuple(caller for caller in calling if caller is not None)
+        return UnixSocket(file.key, shown.kind, name, node, backlog, peer, groups, shown.shutdown, options, found_all)
+
+    def _caller(self, file: OpenFile, shown: UnixShown) -> Caller | None:
+        """What it has sent cannot be looked at: nobody has the end that it went to."""
+        try:
+            with _borrowed(file) as found:
+                if unsent_bytes(found.fileno()):
+                    what = "unix socket that has sent something over a connection that has not been accepted yet"
+                    raise Unmovable(what, _ACCEPT_IT)
+            lines = status(file.dump.proc.text("status"))
+            user = Sender(file.dump.own_pid, lines.uids[1], lines.gids[1])
+            return Caller(self._end(file, shown), user, lines.groups)
+        except Unmovable as reason:
+            reason.tell(file)
+            return None
 
     def _node(self, file: OpenFile, shown: UnixShown) -> Node | None:
         """None as well where its name leads to another file, or to none: then nobody finds the socket by it."""
@@ -203,11 +218,9 @@ class UnixReader:
                 self._check_all(waiting, shown)
             peer, groups = self._peer(found)
             name = _name(shown.name)
-            return UnixEnd(file.key, True, name, peer, groups, shown.shutdown, reset, _options(found), waiting)
+            return UnixEnd(file.key, True, name, peer, groups, shown.shutdown, reset, changed_options(found), waiting)
 
     def _check(self, file: OpenFile, shown: UnixShown, found: socket.socket) -> None:
-        if shown.ino in self._pending:
-            raise Unmovable("unix socket whose connection has not been accepted yet", _ACCEPT_IT)
         if file.info.lines.get("scm_fds", ["0"]) != ["0"]:
             raise Unmovable("unix socket with descriptors in it that have not been received (SCM_RIGHTS)", _READ_IT)
         events = _polls(found)
@@ -306,26 +319,6 @@ def _name(raw: bytes) -> bytes:
 def _device(number: int) -> int:
     """As the kernel keeps it (MKDEV)."""
     return os.major(number) << 20 | os.minor(number)
-
-
-def _options(found: socket.socket) -> tuple[tuple[int, bytes], ...]:
-    usual = _usual(found.type)
-    changed = [(number, value) for number, value in _all_options(found) if usual.get(number) != value]
-    return (*changed, *((number, found.getsockopt(_SOCKET, number, 4)) for number in BUFFERS))
-
-
-@lru_cache
-def _usual(kind: int) -> dict[int, bytes]:
-    with socket.socket(socket.AF_UNIX, kind) as fresh:
-        return dict(_all_options(fresh))
-
-
-def _all_options(found: socket.socket) -> Iterator[tuple[int, bytes]]:
-    for number, size in OPTIONS.values():
-        try:
-            yield number, found.getsockopt(_SOCKET, number, size)
-        except OSError:  # not known to this kernel
-            continue
 
 
 @lru_cache
