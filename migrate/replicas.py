@@ -17,8 +17,8 @@ from migrate.engine.descent import Descent
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel import maps
 from migrate.engine.kin import Kin
-from migrate.engine.kinds.unix import UnixSocket
 from migrate.engine.kinds.unix_names import Node, place
+from migrate.engine.kinds.unix_single import UnixSocket
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
@@ -256,8 +256,9 @@ class Replicas:
 def _socket_names(images: Sequence[ProcessImage]) -> tuple[tuple[bytes, Node], ...]:
     """Those whose files the commit has to put in their places."""
     return tuple(
-        (made.name, made.node)
+        name
         for image in images
         for made in image.descriptors.objects
-        if isinstance(made, UnixSocket) and made.node is not None
+        if isinstance(made, UnixSocket)
+        for name in made.nodes
     )

@@ -28,8 +28,9 @@ from migrate.engine.kinds.regular import Regular
 from migrate.engine.kinds.signalfd import SignalFd
 from migrate.engine.kinds.stdio import StandardStream
 from migrate.engine.kinds.timerfd import TimerFd
-from migrate.engine.kinds.unix import UnixPair, UnixSocket
+from migrate.engine.kinds.unix import UnixPair
 from migrate.engine.kinds.unix_reader import Known, UnixReader
+from migrate.engine.kinds.unix_single import UnixSocket
 from migrate.errors import Problem
 
 # By what /proc/PID/fd shows behind "anon_inode:". A kind that is not here is refused by that name.

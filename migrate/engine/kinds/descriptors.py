@@ -37,7 +37,8 @@ from migrate.engine.kinds.signalfd import SignalFd
 from migrate.engine.kinds.stdio import StandardStream
 from migrate.engine.kinds.taken import Taken
 from migrate.engine.kinds.timerfd import TimerFd
-from migrate.engine.kinds.unix import UnixPair, UnixSocket
+from migrate.engine.kinds.unix import UnixPair
+from migrate.engine.kinds.unix_single import UnixSocket
 from migrate.engine.program import Program
 
 EARLY = 4 << 20  # bytes of contents above which they go in programs of their own

@@ -17,7 +17,8 @@ from migrate.engine.kinds.listing import same_among, went_away
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.taken import Taken
-from migrate.engine.kinds.unix import UnixPair, UnixSocket
+from migrate.engine.kinds.unix import UnixPair
+from migrate.engine.kinds.unix_single import UnixSocket
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.kinds.vma_read import mapped_objects
 from migrate.errors import Problem

@@ -1,5 +1,5 @@
-"""Unix sockets (unix(7)): connected ones, both ends together, with what is queued in them, and single ones. As data,
-and how they are made again; how they are read is in kinds/unix_reader.py.
+"""Unix sockets (unix(7)) connected to each other, both ends together, with what is queued in them. As data, and
+how they are made again; how they are read is in kinds/unix_reader.py, the others are in kinds/unix_single.py.
 
 Order: the pair, what was queued (before anything forbids to send), then options and shutdowns, then the end that nobody
 has any more is closed. Sockets get their names when all that were accepted under these have been connected anew.
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from migrate.engine.kernel.prctl import PR_SET_SECUREBITS
 from migrate.engine.kinds.credentials import SECBIT_NO_SETUID_FIXUP
-from migrate.engine.kinds.needs import DIRECTORY, FileNeed
+from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.kinds.opened import Key
 from migrate.engine.kinds.placing import Placing
-from migrate.engine.kinds.unix_names import Node, bound
-from migrate.engine.program import OpKind, Program
+from migrate.engine.kinds.unix_names import bound
+from migrate.engine.program import Arg, Buffer, OpKind, Program
 
 AF_UNIX, SOL_SOCKET, SCM_CREDENTIALS = 1, 1, 2
 STREAM, DGRAM = 1, 2
@@ -109,7 +109,7 @@ class UnixPair:
         if self.name and self.kind != DGRAM:
             return self._connect(placing)
         seen = next(end for end in self.ends if end.open)
-        with _acting_as(placing, seen.peer, seen.groups):
+        with acting_as(placing, seen.peer, seen.groups):
             first, second = placing.sockets(AF_UNIX, self.kind)
         held = placing.hold(first), placing.hold(second)
         for end, number in zip(self.ends, held, strict=True):
@@ -129,9 +129,9 @@ class UnixPair:
             with bound(placing, connecting, client.name):
                 pass
         with bound(placing, listening, server.name) as address:
-            with _acting_as(placing, client.peer, client.groups):
+            with acting_as(placing, client.peer, client.groups):
                 placing.program.syscall("listen", listening, 1, label=f"{placing.label}: made anew")
-            with _acting_as(placing, server.peer, server.groups):
+            with acting_as(placing, server.peer, server.groups):
                 placing.program.syscall("connect", connecting, *address, label=f"{placing.label}: connected anew")
         accepted = placing.hold(placing.call("accept4", listening, 0, 0, _NEW))
         placing.drop(listening)
@@ -142,13 +142,11 @@ class UnixPair:
         label, whole = placing.label, all(end.open for end in self.ends)
         for end, other in zip(self.ends, reversed(held), strict=True):
             if end.waiting:
-                size = struct.pack("<i", _LARGEST)
-                _set(placing, other, SO_SNDBUF, size)
-                _set(placing, other, SO_SNDBUFFORCE, size, ignore=True)
+                enlarge(placing, other)
             for message in end.waiting:
-                _send(placing, other, message)
+                send(placing, other, message)
         for end, number in zip(self.ends, held, strict=True):
-            _give_all(placing, number, end.options)
+            give_all(placing, number, end.options)
             if end.shutdown and (whole or self.kind == DGRAM):  # else it comes by itself when the other one is closed
                 placing.program.syscall("shutdown", number, end.shutdown - 1, label=f"{label}: shutdown")
         for position in (0, 1):
@@ -160,26 +158,39 @@ class UnixPair:
         if self.ends[gone].open:
             return
         if self.ends[1 - gone].reset:
-            _send(placing, held[1 - gone], Message(b"\0", None))
+            send(placing, held[1 - gone], Message(b"\0", None))
         placing.drop(held[gone])
 
 
-def _send(placing: Placing, number: int, message: Message) -> None:
-    program, label, size = placing.program, f"{placing.label}: contents", len(message.content)
+def send(
+    placing: Placing, number: int, message: Message, address: tuple[Arg, int] | None = None, by: str = ""
+) -> None:
+    """To who it is connected to, or to ``address``."""
+    program, label, size = placing.program, f"{placing.label}: contents{by}", len(message.content)
     flags = _MSG_DONTWAIT | _MSG_NOSIGNAL
-    content = program.data(message.content)
+    content, (name, length) = program.data(message.content), address or (0, 0)
     if message.sender is None:
-        program.syscall("sendto", number, content, size, flags, 0, 0, label=label, expect=size)
+        program.syscall("sendto", number, content, size, flags, name, length, label=label, expect=size)
         return
     who = message.sender
     vector = program.data(struct.pack("<QQ", 0, size), pointers={0: content})
     control = program.data(struct.pack("<QiiiII4x", 28, SOL_SOCKET, SCM_CREDENTIALS, who.pid, who.uid, who.gid))
-    header = struct.pack("<QI4xQQQQi4x", 0, 0, 0, 1, 0, control.size, 0)  # msghdr
-    room = program.data(header, pointers={16: vector, 32: control})
+    pointers = {16: vector, 32: control}
+    if isinstance(name, Buffer):
+        pointers[0] = name
+    header = struct.pack("<QI4xQQQQi4x", 0, length, 0, 1, 0, control.size, 0)  # msghdr
+    room = program.data(header, pointers=pointers)
     program.syscall("sendmsg", number, room, flags, label=f"{label} from pid {who.pid}", expect=size)
 
 
-def _give_all(placing: Placing, number: int, options: Sequence[tuple[int, bytes]]) -> None:
+def enlarge(placing: Placing, number: int) -> None:
+    """Its buffer, so that all fits in that it has sent; what it is to be comes with its options."""
+    size = struct.pack("<i", _LARGEST)
+    _set(placing, number, SO_SNDBUF, size)
+    _set(placing, number, SO_SNDBUFFORCE, size, ignore=True)
+
+
+def give_all(placing: Placing, number: int, options: Sequence[tuple[int, bytes]]) -> None:
     for option, value in options:
         _give(placing, number, option, value)
 
@@ -206,7 +217,7 @@ def _set(placing: Placing, number: int, option: int, value: bytes, ignore: bool 
 
 
 @contextmanager
-def _acting_as(placing: Placing, who: Sender, groups: Sequence[int]) -> Iterator[None]:
+def acting_as(placing: Placing, who: Sender, groups: Sequence[int]) -> Iterator[None]:
     """As the user that is seen, as far as a socket takes note of him, but with root's capabilities; root again
     afterwards. (Credentials are restored later, all of them.)"""
     program: Program = placing.program
@@ -227,94 +238,3 @@ def _acting_as(placing: Placing, who: Sender, groups: Sequence[int]) -> Iterator
 def new_socket(placing: Placing, kind: int) -> int:
     """Close-on-exec and non-blocking."""
     return placing.call("socket", AF_UNIX, kind | _NEW, 0)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """A socket that waits to be accepted, and has sent nothing yet. ``who``, ``groups``: whom the other end will see.
-    The kernel has noted it, and tells nobody before that end is accepted, so it is the user of who has the socket."""
-
-    end: UnixEnd
-    who: Sender
-    groups: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class UnixSocket:
-    """One that is not connected. ``backlog``: of listen(2), -1 where it does not listen; ``peer``, ``groups``: as whom
-    who connects sees it; ``callers``: who waits to be accepted, the first one first. ``node``: the file that its name
-    leads to, with its owner and mode, or None."""
-
-    key: Key
-    kind: int
-    name: bytes
-    node: Node | None
-    backlog: int
-    peer: Sender
-    groups: tuple[int, ...]
-    shutdown: int
-    options: tuple[tuple[int, bytes], ...]
-    callers: tuple[Caller, ...] = ()
-
-    @property
-    def maker(self) -> int:
-        """Of one with callers, who has the first of these: its number is what is seen of it when it is accepted."""
-        return self.callers[0].who.pid if self.callers else 0
-
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """Of its sockets, in the order in which `make` gives them."""
-        return self.key, *(caller.end.key for caller in self.callers)
-
-    @property
-    def volume(self) -> int:
-        """Bytes of contents."""
-        return 0
-
-    def needs(self, where: str) -> list[FileNeed]:
-        return [] if self.node is None else [FileNeed(where, os.path.dirname(self.node.path), DIRECTORY)]
-
-    def make(self, placing: Placing) -> tuple[int, ...]:
-        """Held."""
-        return tuple(placing.hold(new_socket(placing, self.kind)) for _ in self.keys)
-
-    def fill(self, placing: Placing, held: tuple[int, ...]) -> None:
-        """All that it is. Its name comes when those connections are made that were accepted under it."""
-        number, *calling = held
-        for caller, each in zip(self.callers, calling, strict=True):
-            if caller.end.name:
-                with bound(placing, each, caller.end.name):
-                    pass
-        if self.name:
-            with bound(placing, number, self.name, self.node) as address:
-                self._ready(placing, number)
-                for caller, each in zip(self.callers, calling, strict=True):
-                    with _acting_as(placing, caller.who, caller.groups):
-                        placing.program.syscall("connect", each, *address, label=f"{placing.label}: a caller")
-        else:
-            self._ready(placing, number)
-        if self.backlog >= 0 and self._room != self.backlog:
-            self._listen(placing, number, self.backlog)
-        if self.shutdown:
-            placing.program.syscall("shutdown", number, self.shutdown - 1, label=f"{placing.label}: shutdown")
-        for caller, each in zip(self.callers, calling, strict=True):
-            _give_all(placing, each, caller.end.options)
-            if caller.end.shutdown:
-                how = caller.end.shutdown - 1
-                placing.program.syscall("shutdown", each, how, label=f"{placing.label}: shutdown of a caller")
-
-    @property
-    def _room(self) -> int:
-        """A backlog for all callers: it may have been made smaller since they came."""
-        return max(self.backlog, len(self.callers))
-
-    def _ready(self, placing: Placing, number: int) -> None:
-        """For who calls: what is accepted inherits options from it ("af_unix: Inherit sk_flags at connect().", Linux
-        6.16)."""
-        _give_all(placing, number, self.options)
-        if self.backlog >= 0:
-            self._listen(placing, number, self._room)
-
-    def _listen(self, placing: Placing, number: int, backlog: int) -> None:
-        with _acting_as(placing, self.peer, self.groups):
-            placing.program.syscall("listen", number, backlog, label=f"{placing.label}: listens")
