@@ -26,6 +26,7 @@ from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.inotify import Inotify
 from migrate.engine.kinds.locks import Lock
 from migrate.engine.kinds.memfd import Memfd
+from migrate.engine.kinds.named import NamedMemory
 from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.kinds.opened import OpenFile
 from migrate.engine.kinds.owner import Owner
@@ -66,7 +67,7 @@ class Handle:
 
 
 Queue = Pipe | UnixPair | UnixSocket  # what has no contents of a file
-Object = Queue | Memfd | DeletedFile
+Object = Queue | Memfd | DeletedFile | NamedMemory
 State = (
     Regular
     | Directory
@@ -272,7 +273,10 @@ class Plan:
             number = made.open(placing, held, flags, end not in self._taken)
             self._taken.add(end)
             return number, ~flags  # what is held does not block, whatever its end does: always set them
-        number = placing.reopen(held[0], flags_for_open(flags) & ~(O_TMPFILE_BIT | os.O_DIRECTORY))
+        if isinstance(made, NamedMemory):
+            number = made.open(placing, flags_for_open(flags))
+        else:
+            number = placing.reopen(held[0], flags_for_open(flags) & ~(O_TMPFILE_BIT | os.O_DIRECTORY))
         if state.offset:
             program = placing.program
             program.syscall("lseek", number, state.offset, SEEK_SET, label=placing.label, expect=state.offset)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from migrate.engine.kinds import locks
+from migrate.engine.kinds import locks, mapped
 from migrate.engine.kinds.descriptor_reader import DescriptorReader, Table, check_watches, describe
 from migrate.engine.kinds.descriptors import Description, Descriptor, DescriptorTable, Handle, Object, State
 from migrate.engine.kinds.listing import same_among, went_away
@@ -20,7 +20,6 @@ from migrate.engine.kinds.taken import Taken
 from migrate.engine.kinds.unix import UnixPair
 from migrate.engine.kinds.unix_single import UnixSocket
 from migrate.engine.kinds.vma import VMA
-from migrate.engine.kinds.vma_read import mapped_objects
 from migrate.errors import Problem
 
 _LOOKS = 4  # at processes that run
@@ -59,13 +58,13 @@ class Family:
 
     def dump(self, frozen: bool, spaces: Sequence[Sequence[VMA]]) -> list[Answer]:
         """The table of each, and every reason why it cannot be moved. ``spaces``: the VMAs of each."""
-        mapped: dict[Key, list[tuple[int, int]]] = {}
+        shown: dict[Key, list[tuple[int, int]]] = {}
         mappers: dict[Key, list[int]] = {}
         for position, vmas in enumerate(spaces):
-            for key, ranges in mapped_objects(vmas).items():
-                mapped.setdefault(key, []).extend(ranges)
+            for key, ranges in mapped.objects(vmas).items():
+                shown.setdefault(key, []).extend(ranges)
                 mappers.setdefault(key, []).append(position)
-        options = DumpOptions(frozen, {key: tuple(sorted(set(ranges))) for key, ranges in mapped.items()})
+        options = DumpOptions(frozen, {key: tuple(sorted(set(ranges))) for key, ranges in shown.items()})
         standing: set[Problem] | None = None
         for attempt in range(1 if frozen else _LOOKS):
             try:

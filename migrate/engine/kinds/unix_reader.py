@@ -23,6 +23,7 @@ from migrate.engine.kernel.sockdiag import LISTENING, UnixDiag, UnixShown
 from migrate.engine.kernel.status import status
 from migrate.engine.kinds import outside
 from migrate.engine.kinds.listing import went_away
+from migrate.engine.kinds.node import Node
 from migrate.engine.kinds.opened import OpenFile
 from migrate.engine.kinds.unix import (
     DGRAM,
@@ -34,7 +35,6 @@ from migrate.engine.kinds.unix import (
     UnixEnd,
     UnixPair,
 )
-from migrate.engine.kinds.unix_names import Node
 from migrate.engine.kinds.unix_options import SO_PEEK_OFF, changed_options
 from migrate.engine.kinds.unix_single import ITSELF, STRANGER, Caller, Datagram, UnixSocket
 from migrate.wording import printable

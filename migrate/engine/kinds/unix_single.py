@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from migrate.engine.kinds.needs import DIRECTORY, FileNeed
+from migrate.engine.kinds.node import Node
 from migrate.engine.kinds.opened import Key
 from migrate.engine.kinds.placing import Placing
 from migrate.engine.kinds.unix import (
@@ -25,7 +26,7 @@ from migrate.engine.kinds.unix import (
     new_socket,
     send,
 )
-from migrate.engine.kinds.unix_names import Node, bound
+from migrate.engine.kinds.unix_names import bound
 from migrate.engine.program import Arg
 
 STRANGER, ITSELF = -1, -2
