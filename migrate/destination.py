@@ -275,7 +275,7 @@ class Destination:
 
     async def announce(self, rooms: Sequence[str]) -> None:
         """Directories that programs are about to make, and that are removed when all is called off."""
-        await self.agent.request("stage", b"", rooms=list(rooms))
+        await self.agent.request("rooms", rooms=list(rooms))
 
     async def prepare(self, staged: Staged) -> Running:
         """Give the word. When it is done, the migration is prepared there."""
