@@ -265,7 +265,8 @@ class AddressSpaceReader:
 
     def _backing(self, mapping: Mapping) -> Backing | None:
         """None for what is refused."""
-        key = (mapping.major, mapping.minor, mapping.inode, mapping.path, mapping.shared)
+        travels = mapping.shared and mapping.path.startswith(named.PLACE)  # a private view of it is one of a file
+        key = (mapping.major, mapping.minor, mapping.inode, mapping.path, travels)
         known = self._backings.get(key)
         if known is None:
             place = f"{self.where} {mapping.start:x}-{mapping.end:x}"
