@@ -315,6 +315,11 @@ class Agent(Custody):
             self._commitment.get_ready(self._overseer.pid, restoree, others, halted)
         return {}, b""
 
+    def verb_rooms(self, blob: bytes, rooms: list[str]) -> Reply:
+        """Directories that programs are about to make, to be removed when all is called off."""
+        self._rooms += [path for path in rooms if path not in self._rooms]
+        return {}, b""
+
     def verb_run(self, blob: bytes, parts: list[list[int]], return_image: bool = False) -> Reply:
         """Programs, one after the other until one fails. A part is of so many bytes and for a slot, and may be several
         programs. ``part`` and ``program``: which was the last that was run; ``return_image``: of the last part."""

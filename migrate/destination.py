@@ -273,6 +273,10 @@ class Destination:
         pending = await self.agent.submit("stage", batch.blob + linked.image, **about)
         return Staged(batch, linked, pending)
 
+    async def announce(self, rooms: Sequence[str]) -> None:
+        """Directories that programs are about to make, and that are removed when all is called off."""
+        await self.agent.request("rooms", rooms=list(rooms))
+
     async def prepare(self, staged: Staged) -> Running:
         """Give the word. When it is done, the migration is prepared there."""
         await staged.pending.reply()

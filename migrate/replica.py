@@ -11,6 +11,7 @@ from migrate.destination import Destination, Running
 from migrate.engine import restore, vdso
 from migrate.engine.kinds import address_space
 from migrate.engine.kinds.mapping import droppable, kept
+from migrate.engine.kinds.node import Node
 from migrate.engine.kinds.own_vdso import RestoredVDSO
 from migrate.engine.kinds.pipe import Pipe, check_capacity
 from migrate.engine.kinds.vma import VMA, memfds
@@ -33,6 +34,7 @@ class Replica:
         self._asked: Sequence[VMA] = ()  # as the source has them
         self.laid_out = False
         self._filled: set[int] = set()  # starts of VMAs that were made writable against expectation
+        self.nodes: set[Node] = set()  # of files that it has made beside their places
         self._remade: list[tuple[int, int]] = []
         self._running: list[Running] = []
         self._parked: tuple[vdso.Area, ...] = ()
@@ -144,6 +146,10 @@ class Replica:
             return
         program = Program(f"the address space of pid {self.pid}")
         self._number(vmas)
+        nodes = {b.node for b in memfds(vmas) if b.node is not None and b.key not in self.ground.lenders} - self.nodes
+        if nodes:
+            self.nodes |= nodes
+            await self.destination.announce([node.stage for node in nodes])
         hole, numbers = self.ground.whole, self.ground.numbers
         self._asked, vmas = vmas, self._possible(vmas)
         if not self.laid_out and not self._vmas:

@@ -18,9 +18,10 @@ from migrate.engine.descent import Descent
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel import maps
 from migrate.engine.kin import Kin
-from migrate.engine.kinds.unix import UnixSocket
-from migrate.engine.kinds.unix_names import Node, place
-from migrate.engine.kinds.vma import VMA
+from migrate.engine.kinds.named import NamedMemory
+from migrate.engine.kinds.node import Node, discard, place
+from migrate.engine.kinds.unix_single import UnixSocket
+from migrate.engine.kinds.vma import VMA, memfds
 from migrate.engine.overseer import Hole
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
@@ -316,7 +317,7 @@ class Replicas:
         release, revocable = self.releasing(images, records)
         people = [member.outer_pid for member in self.members]
         halted = [pid for pid, image in zip(people, images, strict=True) if image.process.stopped]
-        rooms = [node.stage for _, node in _socket_names(images)]
+        rooms = [node.stage for _, node in _names(images)]
         return await self.destination.stage(self.compile(images), release, revocable, people, halted, rooms)
 
     def releasing(self, images: Sequence[ProcessImage], records: overseer.Records) -> tuple[Linked, int]:
@@ -332,14 +333,18 @@ class Replicas:
             )
             for image in images
         )
-        names = _socket_names(images)
-        inputs = members, stay, records, names
+        names = _names(images)
+        staged = {node.stage for _, node in names}
+        left = [node for member in self.members for node in member.nodes if node.stage not in staged]
+        inputs = members, stay, records, names, left
         if self._release is None or self._release[0] != inputs:
             only = members[0]
 
             def late(program: Program) -> None:
                 for name, node in names:
                     place(program, name, node)
+                for node in left:
+                    discard(program, node)
 
             if len(members) > 1:
                 program, revocable = overseer.release_all(members, stay, records, late)
@@ -356,11 +361,14 @@ class Replicas:
         await running.done()
 
 
-def _socket_names(images: Sequence[ProcessImage]) -> tuple[tuple[bytes, Node], ...]:
-    """Those whose files the commit has to put in their places."""
-    return tuple(
-        (made.name, made.node)
-        for image in images
-        for made in image.descriptors.objects
-        if isinstance(made, UnixSocket) and made.node is not None
-    )
+def _names(images: Sequence[ProcessImage]) -> tuple[tuple[bytes, Node], ...]:
+    """Of files that the commit has to put in their places."""
+    found: list[tuple[bytes, Node]] = []
+    for image in images:
+        found += ((each.node.name, each.node) for each in memfds(image.vmas) if each.node is not None)
+        for made in image.descriptors.objects:
+            if isinstance(made, UnixSocket):
+                found += made.nodes
+            elif isinstance(made, NamedMemory):
+                found.append((made.node.name, made.node))
+    return tuple(dict.fromkeys(found))

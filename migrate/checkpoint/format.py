@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from migrate.engine.image.codec import MAX_SIZE, decode
+from migrate.engine.kinds import mapped
 from migrate.engine.kinds.needs import FileNeed
-from migrate.engine.kinds.vma_read import mapped_files
 from migrate.engine.preview import Preview
 from migrate.engine.process import ProcessImage
 from migrate.errors import ImageError
@@ -109,7 +109,7 @@ def needs_of(preview: Preview, image: ProcessImage) -> tuple[FileNeed, ...]:
     """The files that it needs, as of its image. The executable's is of the preview."""
     pid = preview.pid
     own = [need for need in preview.needs if need.path == image.mm.exe and need.content]
-    files = [*image.descriptors.needs(pid), *mapped_files(image.vmas, f"pid {pid}"), *image.fs.needs(f"pid {pid}")]
+    files = [*image.descriptors.needs(pid), *mapped.files(image.vmas, f"pid {pid}"), *image.fs.needs(f"pid {pid}")]
     return tuple(dict.fromkeys([*files, *own]))
 
 

@@ -77,7 +77,7 @@ def _kind(state: object, objects: Sequence[object]) -> str:
     """In a word: ``regular``, ``pipe``, ``standard stream``."""
     named = objects[state.object] if isinstance(state, Handle) else state
     words = {"StandardStream": "standard stream", "DeletedFile": "deleted file", "PlaceOnly": "path",
-             "UnixPair": "unix socket", "UnixSocket": "unix socket"}  # fmt: skip
+             "NamedMemory": "shared memory", "UnixPair": "unix socket", "UnixSocket": "unix socket"}  # fmt: skip
     name = type(named).__name__
     return words.get(name, name.lower())
 

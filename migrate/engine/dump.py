@@ -21,7 +21,7 @@ from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
-from migrate.engine.kinds import address_space, children, common, own_vdso, task
+from migrate.engine.kinds import address_space, children, common, mapped, own_vdso, task
 from migrate.engine.kinds.controls import refusals
 from migrate.engine.kinds.descriptor_reader import DescriptorReader
 from migrate.engine.kinds.descriptors import DescriptorTable
@@ -31,7 +31,7 @@ from migrate.engine.kinds.mm import MM
 from migrate.engine.kinds.opened import DumpOptions
 from migrate.engine.kinds.restart import Wait, restart
 from migrate.engine.kinds.vma import PROT_EXEC, VMA
-from migrate.engine.kinds.vma_read import AddressSpaceReader, mapped_objects
+from migrate.engine.kinds.vma_read import AddressSpaceReader
 from migrate.engine.memory.guards import guard_pages
 from migrate.engine.outside import code_of, native_vdso
 from migrate.engine.process import ProcessImage, ThreadImage
@@ -111,8 +111,9 @@ class Dumper:
         """What can be seen without stopping it, and why it cannot be moved as far as that tells."""
         where = f"pid {self.proc.pid}"
         self.vmas = self._look_at_vdso()
-        table, problems = self.table or self.files.dump(options or DumpOptions(mapped=mapped_objects(self.vmas)))
+        table, problems = self.table or self.files.dump(options or DumpOptions(mapped=mapped.objects(self.vmas)))
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
+        more += mapped.unseen(self.vmas, where)
         seccomp = status(self.proc.text("status")).seccomp
         problems = [*self.spaces.problems, *problems, *more, *refusals(where, seccomp, None)]
         born = {pid for pid in children.seen(self.proc) if not children.ended(pid)} - self.family
@@ -206,10 +207,10 @@ class Dumper:
         return None
 
     def _open_files(self, frozen: bool) -> tuple[DescriptorTable, FsState | None, list[Problem]]:
-        options = DumpOptions(frozen=frozen, mapped=mapped_objects(self.vmas))
+        options = DumpOptions(frozen=frozen, mapped=mapped.objects(self.vmas))
         table, problems = self.table or self.files.dump(options)
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
-        return table, fs, [*problems, *more]
+        return table, fs, [*problems, *more, *mapped.unseen(self.vmas, f"pid {self.proc.pid}")]
 
     def _thread(self, results: Results, outside: task.ThreadOutside, tid: int) -> task.Thread:
         """The very same object as the last time where nothing has changed: then nobody has to look at it again."""

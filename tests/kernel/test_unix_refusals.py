@@ -54,16 +54,32 @@ def not_accepted() -> None:
     put(listening.detach(), 10)
     waiting = socket.socket(UNIX)
     waiting.connect(b"\0migrate-test-%d" % os.getpid())
+    waiting.send(b"x")
     put(waiting.detach(), 11)
 
 
-def one_way() -> None:
-    receiver, sender = socket.socket(UNIX, socket.SOCK_DGRAM), socket.socket(UNIX, socket.SOCK_DGRAM)
+def not_accepted_and_gone() -> None:
+    not_accepted()
+    os.close(11)
+
+
+def left_by_its_peer() -> None:
+    first, second = pair(socket.SOCK_DGRAM)
+    other = socket.socket(UNIX, socket.SOCK_DGRAM)
+    with first, second:
+        other.bind(b"\0migrate-test-%d" % os.getpid())
+        second.connect(other.getsockname())
+        first.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    put(other.detach(), 12)
+
+
+def of_a_stranger() -> None:
+    receiver = socket.socket(UNIX, socket.SOCK_DGRAM)
     receiver.bind(b"\0migrate-test-%d" % os.getpid())
-    sender.connect(receiver.getsockname())
-    sender.send(b"x")
+    with socket.socket(UNIX, socket.SOCK_DGRAM) as sender:
+        sender.bind(b"\0migrate-stranger")
+        sender.sendto(b"x", receiver.getsockname())
     put(receiver.detach(), 10)
-    put(sender.detach(), 11)
 
 
 def in_another_namespace() -> None:
@@ -82,17 +98,15 @@ def in_another_namespace() -> None:
         (with_filter, {10: "unix socket with a packet filter (SO_ATTACH_FILTER)"}),
         (
             not_accepted,
-            {
-                10: "unix socket with connections that have not been accepted",
-                11: "unix socket whose connection has not been accepted yet",
-            },
+            {11: "unix socket that has sent something over a connection that has not been accepted yet"},
         ),
         (
-            one_way,
-            {
-                10: "unix socket that is not connected, with datagrams in it",
-                11: "unix socket connected to one that is not connected to it",
-            },
+            not_accepted_and_gone,
+            {10: "unix socket with connections that are closed by now, not accepted yet"},
+        ),
+        (
+            left_by_its_peer,
+            {10: "unix socket connected to one that is not connected to it and is connected to another one"},
         ),
         (in_another_namespace, {10: "unix socket of another network namespace"}),
     ],
@@ -105,6 +119,15 @@ def test_refused_by_name(make: Callable[[], None], words: dict[int, str], frozen
         found = {int(problem.where.split()[-1]): problem.what for problem in problems}
         assert found == words
         assert all(problem.advice for problem in problems)
+
+
+def test_datagrams_of_an_abstract_name_are_seen_when_it_stands_still() -> None:
+    with child() as source:
+        source.do(of_a_stranger)
+        assert source.dump(DumpOptions())[1] == []
+        _, (problem,) = source.dump(FROZEN)
+        what = "unix socket with a datagram from migrate-stranger, an abstract name, which is not connected to it"
+        assert problem.what == what
 
 
 def queue_messages() -> None:

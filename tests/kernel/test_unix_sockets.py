@@ -59,16 +59,17 @@ def keep() -> Iterator[Keep]:
         yield add
 
 
-@pytest.mark.parametrize("name", ["socketpairs", "relatives", "listeners"])
+@pytest.mark.parametrize("name", ["socketpairs", "relatives", "listeners", "callers", "datagrams"])
 def test_they_notice_nothing(victims: Victims, tmp_path: Path, name: str) -> None:
     # An abstract name is taken as long as the process here is there.
-    with tree(victims, tmp_path / name, name, *(["not-abstract"] if name == "listeners" else [])) as family:
+    argument = ["not-abstract"] if name in ("listeners", "datagrams") else []
+    with tree(victims, tmp_path / name, name, *argument) as family:
         family.move()
         family.verdict()
 
 
 @pytest.mark.parametrize("point", POINTS[1:])
-@pytest.mark.parametrize("name", ["relatives", "listeners"])
+@pytest.mark.parametrize("name", ["relatives", "listeners", "callers", "datagrams"])
 def test_a_move_that_fails_leaves_all_as_it_was(victims: Victims, tmp_path: Path, name: str, point: str) -> None:
     """What is queued is there, names lead to the sockets here, and nothing has been left beside them."""
     with tree(victims, tmp_path / name, name, "not-abstract") as family:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from migrate.engine.kernel.fdcalls import O_PATH
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.procformat import ProcFormatError
-from migrate.engine.kinds import locks, outside, stdio
+from migrate.engine.kinds import locks, named, outside, stdio
+from migrate.engine.kinds.called import called
 from migrate.engine.kinds.deleted import DeletedFile
 from migrate.engine.kinds.descriptors import Description, Descriptor, DescriptorTable, Handle, Object, State
 from migrate.engine.kinds.device import EVERYWHERE, Device
@@ -20,6 +21,8 @@ from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.inotify import Inotify
 from migrate.engine.kinds.listing import check_threads, open_files, went_away
 from migrate.engine.kinds.memfd import Memfd
+from migrate.engine.kinds.named import NamedMemory
+from migrate.engine.kinds.node import Node
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile, key_of
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.pidfd import PidFd
@@ -30,6 +33,7 @@ from migrate.engine.kinds.stdio import StandardStream
 from migrate.engine.kinds.timerfd import TimerFd
 from migrate.engine.kinds.unix import UnixPair
 from migrate.engine.kinds.unix_reader import Known, UnixReader
+from migrate.engine.kinds.unix_single import UnixSocket
 from migrate.errors import Problem
 
 # By what /proc/PID/fd shows behind "anon_inode:". A kind that is not here is refused by that name.
@@ -41,21 +45,11 @@ ANONYMOUS: dict[str, Callable[[OpenFile], State | None]] = {
     "inotify": Inotify.dump,
     "[pidfd]": PidFd.dump,
 }
-_NAMES = {
-    "[io_uring]": "io_uring instance",
-    "[perf_event]": "perf event",
-    "[userfaultfd]": "userfaultfd",
-    "[fanotify]": "fanotify group",
-    "bpf-map": "BPF map",
-    "bpf-prog": "BPF program",
-    "bpf_link": "BPF link",
-    "seccomp notify": "seccomp notification descriptor",
-    "[landlock-ruleset]": "Landlock rule set",
-}
 _QUIET_NS = 50_000_000  # older than this, a change that follows cannot have the same ctime (a tick is 10 ms at most)
 _LOOKS = 3  # at a process that runs
 _ATTEMPTS = 5  # at each of them
 _CLOSE_IT = "close it, or stop what uses it"
+Travels = Memfd | DeletedFile | NamedMemory
 
 
 class DescriptorReader:
@@ -70,7 +64,7 @@ class DescriptorReader:
         self.proc, self.pidfd = proc, pidfd
         self.family = family | {proc.pid}
         self._states: dict[tuple[object, ...], tuple[State, Owner | None]] = {}
-        self._contents: dict[Key, tuple[os.stat_result, int, Memfd | DeletedFile]] = {}  # and when it was read
+        self._contents: dict[Key, tuple[os.stat_result, int, Travels]] = {}  # and when it was read
         self.sockets = Known(self.family)
         self._owners: dict[tuple[str, Key, int], list[int]] = {}  # which other processes have a file
 
@@ -137,7 +131,7 @@ class DescriptorReader:
                 self._owners[keys[position]] = found.get(index, [])
         return {position: pids for position, key in enumerate(keys) if (pids := self._owners.get(key))}
 
-    def contents(self, file: OpenFile, room: int) -> Memfd | DeletedFile | Problem:
+    def contents(self, file: OpenFile, room: int) -> Travels | Problem:
         """The file with its contents; those of the last dump where it was not written since. Writes through a shared
         mapping leave no time stamp, but such ranges travel with the memory (``DumpOptions.mapped``)."""
         known = self._contents.get(file.key)
@@ -145,13 +139,16 @@ class DescriptorReader:
             before, read_at, made = known
             quiet = read_at - before.st_ctime_ns > _QUIET_NS
             if quiet and _unwritten(before, file.stat) and file.key not in file.dump.options.mapped:
-                if isinstance(made, DeletedFile) or made.still_sealed_so(file.dump.proc, file.entry):
+                if not isinstance(made, Memfd) or made.still_sealed_so(file.dump.proc, file.entry):
                     return made
         read_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
         skip = file.dump.options.mapped.get(file.key, ())
-        fresh: Memfd | DeletedFile | Problem
+        fresh: Travels | Problem
+        node = _node(file)
         if Memfd.is_one(file.link):
             fresh = Memfd.dump(file.dump.proc, file.entry, file.link, file.stat, skip, room)
+        elif node is not None:
+            fresh = NamedMemory.dump(file.dump.proc, file.entry, node, file.stat, skip, room)
         else:
             fresh = DeletedFile.dump(file.dump.proc, file.entry, file.link, file.stat, skip, room, file.flags)
         if not isinstance(fresh, Problem):
@@ -219,7 +216,7 @@ class Table:
         if id(file) in self.leading:
             return self._stream(file)
         if id(file) in self.elsewhere and not is_pipe(file):
-            file.refuse(f"{_name(file)} that process {self.elsewhere[id(file)][0]} has open too", _CLOSE_IT)
+            file.refuse(f"{called(file, ANONYMOUS)} that process {self.elsewhere[id(file)][0]} has open too", _CLOSE_IT)
             return []
         identity = file.dump.pid, *file.identity()
         before = self.reader._states.get(identity)
@@ -244,7 +241,7 @@ class Table:
             maker = ANONYMOUS.get(kind)
             if maker is not None:
                 return maker(file)
-            file.refuse(_name(file), _CLOSE_IT)
+            file.refuse(called(file, ANONYMOUS), _CLOSE_IT)
             return None
         if file.link.startswith("pidfd:"):
             return PidFd.dump(file)
@@ -253,7 +250,7 @@ class Table:
         if file.format == stat.S_IFSOCK:
             return self._socket(file)
         if not file.link.startswith("/") or file.link.startswith(("/secretmem", "/dmabuf:")):
-            file.refuse(_name(file), _CLOSE_IT)
+            file.refuse(called(file, ANONYMOUS), _CLOSE_IT)
             return None
         return self._named(file)
 
@@ -264,14 +261,14 @@ class Table:
         if file.format == stat.S_IFCHR:
             return Device.dump(file)
         if file.format != stat.S_IFREG:
-            file.refuse(_name(file), _CLOSE_IT)
+            file.refuse(called(file, ANONYMOUS), _CLOSE_IT)
             return None
-        if Memfd.is_one(file.link) or (file.stat.st_nlink == 0 and file.link.endswith(" (deleted)")):
+        if Memfd.is_one(file.link) or (file.stat.st_nlink == 0 and file.link.endswith(" (deleted)")) or _node(file):
             return self._travelling(file)
         return Regular.dump(file)
 
     def _travelling(self, file: OpenFile) -> State | None:
-        if file.key in self.options.mapped and not Memfd.is_one(file.link):
+        if file.key in self.options.mapped and file.stat.st_nlink == 0 and not Memfd.is_one(file.link):
             file.refuse(f"deleted file that is mapped too ({file.link})", _CLOSE_IT)
             return None
         if file.key not in self.handles:
@@ -296,15 +293,12 @@ class Table:
             made = self.sockets.dump(file)
             if made is None:
                 return None
-            ends = made.ends if isinstance(made, UnixPair) else ()
-            self.handles.update({end.key: len(self.objects) for end in ends if end.open})
+            self.handles.update({key: len(self.objects) for key in made.keys if key[1]})
             self._add(made)
         index = self.handles[file.key]
-        return Handle(index, 0, self._end_of(index, file.key))
-
-    def _end_of(self, index: int, key: Key) -> int:
-        made = self.objects[index]
-        return 1 if isinstance(made, UnixPair) and made.ends[1].key == key else 0
+        there = self.objects[index]
+        assert isinstance(there, UnixPair | UnixSocket)
+        return Handle(index, 0, there.keys.index(file.key))
 
     def _add(self, made: Object) -> None:
         self.handles[made.key] = len(self.objects)
@@ -380,7 +374,15 @@ def _is_shareable(file: OpenFile) -> bool:
     shells leave them shared, and look at them no more."""
     if file.flags & O_PATH:
         return False
-    return not file.link.startswith("/") or is_pipe(file) or file.stat.st_nlink == 0 or Memfd.is_one(file.link)
+    if not file.link.startswith("/") or is_pipe(file) or file.stat.st_nlink == 0 or Memfd.is_one(file.link):
+        return True
+    return file.link.startswith(named.PLACE)
+
+
+def _node(file: OpenFile) -> Node | None:
+    """Of shared memory with a name."""
+    there = file.link.startswith(named.PLACE) and file.dump.leads_to(file.link, file.stat)
+    return named.node_of(file.dump.proc, file.link, file.stat) if there else None
 
 
 def _unwritten(before: os.stat_result, now: os.stat_result) -> bool:
@@ -393,19 +395,3 @@ def _is_still_there(file: OpenFile) -> bool:
         return file.dump.proc.link(file.entry) == file.link and key_of(file.dump.proc.stat(file.entry)) == file.key
     except FileNotFoundError:
         return False
-
-
-def _name(file: OpenFile) -> str:
-    """What to call it."""
-    kind = file.link.removeprefix("anon_inode:")
-    if kind != file.link:
-        return _NAMES.get(kind, kind.strip("[]") if kind in ANONYMOUS else f"descriptor of an unknown kind ({kind})")
-    if file.format == stat.S_IFBLK:
-        return f"block device {file.link}"
-    if file.link.startswith(("net:", "mnt:", "pid:", "user:", "uts:", "ipc:", "time:", "cgroup:")):
-        return f"namespace {file.link}"
-    if is_pipe(file):
-        return "pipe"
-    if file.format == stat.S_IFSOCK:
-        return "unix socket"
-    return f"file {file.link}" if file.format == stat.S_IFREG else f"descriptor of an unknown kind ({file.link})"

@@ -26,6 +26,7 @@ from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.inotify import Inotify
 from migrate.engine.kinds.locks import Lock
 from migrate.engine.kinds.memfd import Memfd
+from migrate.engine.kinds.named import NamedMemory
 from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.kinds.opened import OpenFile
 from migrate.engine.kinds.owner import Owner
@@ -37,7 +38,8 @@ from migrate.engine.kinds.signalfd import SignalFd
 from migrate.engine.kinds.stdio import StandardStream
 from migrate.engine.kinds.taken import Taken
 from migrate.engine.kinds.timerfd import TimerFd
-from migrate.engine.kinds.unix import UnixPair, UnixSocket
+from migrate.engine.kinds.unix import UnixPair
+from migrate.engine.kinds.unix_single import UnixSocket
 from migrate.engine.program import Program
 
 EARLY = 4 << 20  # bytes of contents above which they go in programs of their own
@@ -65,7 +67,7 @@ class Handle:
 
 
 Queue = Pipe | UnixPair | UnixSocket  # what has no contents of a file
-Object = Queue | Memfd | DeletedFile
+Object = Queue | Memfd | DeletedFile | NamedMemory
 State = (
     Regular
     | Directory
@@ -164,7 +166,7 @@ class Plan:
             for places, description in zip(self._places, table.descriptions, strict=True)
         ]
         self._placing = Placing(Program("descriptors"), context, (d.number for d in table.descriptors))
-        self._held: dict[int, tuple[int, int]] = {}  # by position in the table's objects
+        self._held: dict[int, tuple[int, ...]] = {}  # by position in the table's objects
         self._taken: set[tuple[int, int]] = set()  # held ends that became somebody's description
         self._limit_raised = False
         self._filled: set[int] = set()  # positions of objects whose contents early programs wrote
@@ -271,7 +273,10 @@ class Plan:
             number = made.open(placing, held, flags, end not in self._taken)
             self._taken.add(end)
             return number, ~flags  # what is held does not block, whatever its end does: always set them
-        number = placing.reopen(held[0], flags_for_open(flags) & ~(O_TMPFILE_BIT | os.O_DIRECTORY))
+        if isinstance(made, NamedMemory):
+            number = made.open(placing, flags_for_open(flags))
+        else:
+            number = placing.reopen(held[0], flags_for_open(flags) & ~(O_TMPFILE_BIT | os.O_DIRECTORY))
         if state.offset:
             program = placing.program
             program.syscall("lseek", number, state.offset, SEEK_SET, label=placing.label, expect=state.offset)

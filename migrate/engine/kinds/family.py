@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from migrate.engine.kinds import locks
+from migrate.engine.kinds import locks, mapped
 from migrate.engine.kinds.descriptor_reader import DescriptorReader, Table, check_watches, describe
 from migrate.engine.kinds.descriptors import Description, Descriptor, DescriptorTable, Handle, Object, State
 from migrate.engine.kinds.listing import check_threads, same_among, went_away
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.taken import Taken
-from migrate.engine.kinds.unix import UnixPair, UnixSocket
+from migrate.engine.kinds.unix import UnixPair
+from migrate.engine.kinds.unix_single import UnixSocket
 from migrate.engine.kinds.vma import VMA
-from migrate.engine.kinds.vma_read import mapped_objects
 from migrate.errors import Problem
 
 _LOOKS = 4  # at processes that run
@@ -59,13 +59,14 @@ class Family:
     def dump(self, frozen: bool, spaces: Sequence[Sequence[VMA]], owners: Sequence[int]) -> list[Answer]:
         """The table of each, and every reason why it cannot be moved. ``spaces``: the VMAs of each; ``owners``: of
         each, the first of those that share its table."""
-        mapped: dict[Key, list[tuple[int, int]]] = {}
+        shown: dict[Key, list[tuple[int, int]]] = {}
         mappers: dict[Key, list[int]] = {}
         for position, vmas in enumerate(spaces):
-            for key, ranges in mapped_objects(vmas).items():
-                mapped.setdefault(key, []).extend(ranges)
+            for key, ranges in mapped.objects(vmas).items():
+                shown.setdefault(key, []).extend(ranges)
                 mappers.setdefault(key, []).append(owners[position])
-        options = DumpOptions(frozen, {key: tuple(sorted(set(ranges))) for key, ranges in mapped.items()})
+        options = DumpOptions(frozen, {key: tuple(sorted(set(ranges))) for key, ranges in shown.items()})
+        standing: set[Problem] | None = None
         for attempt in range(1 if frozen else _LOOKS):
             try:
                 answers = self._look(options, mappers, owners)
@@ -73,9 +74,13 @@ class Family:
                 if frozen or not went_away(error) or attempt == _LOOKS - 1:
                     raise
                 continue
-            if not any(problems for _, problems in answers):
-                break
-        return answers
+            found = {problem for _, problems in answers for problem in problems}
+            if not found:
+                return answers
+            # What comes and goes while we look does not fit together: only what is there in all looks is a reason.
+            standing = found if standing is None else standing & found
+        kept = standing or set()
+        return [(table, [problem for problem in problems if problem in kept]) for table, problems in answers]
 
     def _look(self, options: DumpOptions, mappers: dict[Key, list[int]], owners: Sequence[int]) -> list[Answer]:
         found = [

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from migrate.engine.kinds import mempolicy
-from migrate.engine.kinds.vma import COMMON, MEMFD, PROT_WRITE, RW, SHMEM, VMA, Backing
+from migrate.engine.kinds import mempolicy, named
+from migrate.engine.kinds.vma import COMMON, MEMFD, NAMED, PROT_WRITE, RW, SHMEM, VMA, Backing
 from migrate.engine.program import Arg, OpKind, Program, Results
 
 MAP_SHARED, MAP_PRIVATE, MAP_DROPPABLE, MAP_ANONYMOUS = 1, 2, 8, 0x20  # mmap(2); droppable: Linux 6.11
@@ -158,6 +158,11 @@ class Mapper:
         if backing.kind == COMMON:
             self._create_common(backing, number)
             return
+        if backing.node is not None:
+            made = named.create(self.program, backing.node, backing.size)
+            self.program.syscall("dup3", made, number, os.O_CLOEXEC, label=label, expect=number)
+            self.program.syscall("close", made, label=label)
+            return
         flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
         fd = self.program.syscall("memfd_create", self.program.string(name), flags, label=label)
         self.program.syscall("ftruncate", fd, backing.size, label=f"size of {label}")
@@ -234,7 +239,7 @@ class Mapper:
     def _from_file(self, vmas: list[VMA], mode: int, again: bool) -> None:
         backing = vmas[0].backing
         assert backing is not None
-        if backing.kind in (MEMFD, COMMON):
+        if backing.kind in (MEMFD, COMMON, NAMED):
             number = self.memfds[backing.key]
             if not again and mode == os.O_RDWR:
                 for vma in vmas:
@@ -322,7 +327,7 @@ def probe_droppable(program: Program) -> Callable[[Results], bool]:
 def _open_mode(vma: VMA) -> int:
     """A shared mapping may be made writable later ("mw") only if its file was open for writing."""
     assert vma.backing is not None
-    if vma.shared or vma.backing.kind in (MEMFD, COMMON):
+    if vma.shared or vma.backing.kind in (MEMFD, COMMON, NAMED):
         return os.O_RDWR if "mw" in vma.flags.split() else os.O_RDONLY
     return os.O_RDONLY
 

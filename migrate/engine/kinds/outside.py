@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from migrate.engine.kernel.fdcalls import same_file
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kinds.opened import OpenFile
-from migrate.engine.kinds.vma import COMMON, MEMFD, SHMEM, VMA
+from migrate.engine.kinds.vma import OWN, VMA
 from migrate.errors import Problem
 
 
@@ -39,12 +39,12 @@ def who_has(link: str, family: Collection[int]) -> list[int]:
 
 
 def shared_memory(vmas: Sequence[VMA], proc: Proc, family: Collection[int] = ()) -> list[Problem]:
-    """Memory without a name that another process, which is not of its ``family``, has mapped too: what one writes, the
+    """Memory of their own that another process, which is not of its ``family``, has mapped too: what one writes, the
     other would no longer see. Looks through /proc/*/maps of every process that we may look at."""
     wanted: dict[bytes, VMA] = {}
     for vma in vmas:
         backing = vma.backing
-        if vma.shared and backing is not None and backing.kind in (SHMEM, MEMFD, COMMON):
+        if vma.shared and backing is not None and backing.kind in OWN:
             device = f"{os.major(backing.dev):02x}:{os.minor(backing.dev):02x}"
             wanted.setdefault(f" {device} {backing.ino} ".encode(), vma)
     found: dict[bytes, Problem] = {}

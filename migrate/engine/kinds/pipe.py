@@ -78,7 +78,7 @@ class Pipe:
             placing.program.syscall("fcntl", writing, F_SETPIPE_SZ, self.capacity, label=label, expect=self.capacity)
         return reading, writing
 
-    def open(self, placing: Placing, held: tuple[int, int], flags: int, own: bool) -> int:
+    def open(self, placing: Placing, held: tuple[int, ...], flags: int, own: bool) -> int:
         """A description of one end. ``own``: the held one is still free to become it."""
         mode = flags & os.O_ACCMODE
         if self.path is not None:
@@ -89,7 +89,7 @@ class Pipe:
             number = placing.reopen(held[0], mode | os.O_NONBLOCK)
         return number
 
-    def fill(self, placing: Placing, held: tuple[int, int]) -> None:
+    def fill(self, placing: Placing, held: tuple[int, ...]) -> None:
         """Write what was in it. The held end does not block: a pipe that is too small is an error."""
         if self.path is not None and self.chunks:
             self._check_unused(placing, held[0])

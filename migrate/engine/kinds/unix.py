@@ -1,5 +1,5 @@
-"""Unix sockets (unix(7)): connected ones, both ends together, with what is queued in them, and single ones. As data,
-and how they are made again; how they are read is in kinds/unix_reader.py.
+"""Unix sockets (unix(7)) connected to each other, both ends together, with what is queued in them. As data, and
+how they are made again; how they are read is in kinds/unix_reader.py, the others are in kinds/unix_single.py.
 
 Order: the pair, what was queued (before anything forbids to send), then options and shutdowns, then the end that nobody
 has any more is closed. Sockets get their names when all that were accepted under these have been connected anew.
@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 from migrate.engine.kernel.prctl import PR_SET_SECUREBITS
 from migrate.engine.kinds.credentials import SECBIT_NO_SETUID_FIXUP
-from migrate.engine.kinds.needs import DIRECTORY, FileNeed
+from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.kinds.opened import Key
 from migrate.engine.kinds.placing import Placing
-from migrate.engine.kinds.unix_names import Node, bound
-from migrate.engine.program import OpKind, Program
+from migrate.engine.kinds.unix_names import bound
+from migrate.engine.program import Arg, Buffer, OpKind, Program
 
 AF_UNIX, SOL_SOCKET, SCM_CREDENTIALS = 1, 1, 2
 STREAM, DGRAM = 1, 2
@@ -93,6 +92,11 @@ class UnixPair:
         return self.ends[0].key
 
     @property
+    def keys(self) -> tuple[Key, ...]:
+        """Of its sockets, in the order in which `make` gives them."""
+        return tuple(end.key for end in self.ends)
+
+    @property
     def volume(self) -> int:
         """Bytes of contents."""
         return sum(len(message.content) for end in self.ends for message in end.waiting)
@@ -105,7 +109,7 @@ class UnixPair:
         if self.name and self.kind != DGRAM:
             return self._connect(placing)
         seen = next(end for end in self.ends if end.open)
-        with _acting_as(placing, seen):
+        with acting_as(placing, seen.peer, seen.groups):
             first, second = placing.sockets(AF_UNIX, self.kind)
         held = placing.hold(first), placing.hold(second)
         for end, number in zip(self.ends, held, strict=True):
@@ -125,55 +129,70 @@ class UnixPair:
             with bound(placing, connecting, client.name):
                 pass
         with bound(placing, listening, server.name) as address:
-            with _acting_as(placing, client):
+            with acting_as(placing, client.peer, client.groups):
                 placing.program.syscall("listen", listening, 1, label=f"{placing.label}: made anew")
-            with _acting_as(placing, server):
+            with acting_as(placing, server.peer, server.groups):
                 placing.program.syscall("connect", connecting, *address, label=f"{placing.label}: connected anew")
         accepted = placing.hold(placing.call("accept4", listening, 0, 0, _NEW))
         placing.drop(listening)
         return (accepted, connecting) if at == 0 else (connecting, accepted)
 
-    def fill(self, placing: Placing, held: tuple[int, int]) -> None:
+    def fill(self, placing: Placing, held: tuple[int, ...]) -> None:
         """What is queued, and all that it is besides."""
         label, whole = placing.label, all(end.open for end in self.ends)
         for end, other in zip(self.ends, reversed(held), strict=True):
             if end.waiting:
-                size = struct.pack("<i", _LARGEST)
-                _set(placing, other, SO_SNDBUF, size)
-                _set(placing, other, SO_SNDBUFFORCE, size, ignore=True)
+                enlarge(placing, other)
             for message in end.waiting:
-                _send(placing, other, message)
+                send(placing, other, message)
         for end, number in zip(self.ends, held, strict=True):
-            for option, value in end.options:
-                _give(placing, number, option, value)
+            give_all(placing, number, end.options)
             if end.shutdown and (whole or self.kind == DGRAM):  # else it comes by itself when the other one is closed
                 placing.program.syscall("shutdown", number, end.shutdown - 1, label=f"{label}: shutdown")
         for position in (0, 1):
             self._part(placing, held, position)
 
-    def _part(self, placing: Placing, held: tuple[int, int], gone: int) -> None:
+    def _part(self, placing: Placing, held: tuple[int, ...], gone: int) -> None:
         """Close an end that nobody has. What it has not read is what resets the other one (unix_release_sock(),
         net/unix/af_unix.c)."""
         if self.ends[gone].open:
             return
         if self.ends[1 - gone].reset:
-            _send(placing, held[1 - gone], Message(b"\0", None))
+            send(placing, held[1 - gone], Message(b"\0", None))
         placing.drop(held[gone])
 
 
-def _send(placing: Placing, number: int, message: Message) -> None:
-    program, label, size = placing.program, f"{placing.label}: contents", len(message.content)
+def send(
+    placing: Placing, number: int, message: Message, address: tuple[Arg, int] | None = None, by: str = ""
+) -> None:
+    """To who it is connected to, or to ``address``."""
+    program, label, size = placing.program, f"{placing.label}: contents{by}", len(message.content)
     flags = _MSG_DONTWAIT | _MSG_NOSIGNAL
-    content = program.data(message.content)
+    content, (name, length) = program.data(message.content), address or (0, 0)
     if message.sender is None:
-        program.syscall("sendto", number, content, size, flags, 0, 0, label=label, expect=size)
+        program.syscall("sendto", number, content, size, flags, name, length, label=label, expect=size)
         return
     who = message.sender
     vector = program.data(struct.pack("<QQ", 0, size), pointers={0: content})
     control = program.data(struct.pack("<QiiiII4x", 28, SOL_SOCKET, SCM_CREDENTIALS, who.pid, who.uid, who.gid))
-    header = struct.pack("<QI4xQQQQi4x", 0, 0, 0, 1, 0, control.size, 0)  # msghdr
-    room = program.data(header, pointers={16: vector, 32: control})
+    pointers = {16: vector, 32: control}
+    if isinstance(name, Buffer):
+        pointers[0] = name
+    header = struct.pack("<QI4xQQQQi4x", 0, length, 0, 1, 0, control.size, 0)  # msghdr
+    room = program.data(header, pointers=pointers)
     program.syscall("sendmsg", number, room, flags, label=f"{label} from pid {who.pid}", expect=size)
+
+
+def enlarge(placing: Placing, number: int) -> None:
+    """Its buffer, so that all fits in that it has sent; what it is to be comes with its options."""
+    size = struct.pack("<i", _LARGEST)
+    _set(placing, number, SO_SNDBUF, size)
+    _set(placing, number, SO_SNDBUFFORCE, size, ignore=True)
+
+
+def give_all(placing: Placing, number: int, options: Sequence[tuple[int, bytes]]) -> None:
+    for option, value in options:
+        _give(placing, number, option, value)
 
 
 def _give(placing: Placing, number: int, option: int, value: bytes) -> None:
@@ -198,11 +217,10 @@ def _set(placing: Placing, number: int, option: int, value: bytes, ignore: bool 
 
 
 @contextmanager
-def _acting_as(placing: Placing, end: UnixEnd | UnixSocket) -> Iterator[None]:
+def acting_as(placing: Placing, who: Sender, groups: Sequence[int]) -> Iterator[None]:
     """As the user that is seen, as far as a socket takes note of him, but with root's capabilities; root again
     afterwards. (Credentials are restored later, all of them.)"""
     program: Program = placing.program
-    who, groups = end.peer, end.groups
     if not who.uid and not who.gid and not groups:
         yield
         return
@@ -220,48 +238,3 @@ def _acting_as(placing: Placing, end: UnixEnd | UnixSocket) -> Iterator[None]:
 def new_socket(placing: Placing, kind: int) -> int:
     """Close-on-exec and non-blocking."""
     return placing.call("socket", AF_UNIX, kind | _NEW, 0)
-
-
-@dataclass(frozen=True)
-class UnixSocket:
-    """One that is not connected. ``backlog``: of listen(2), -1 where it does not listen; ``peer``, ``groups``: as whom
-    who connects sees it. ``node``: the file that its name leads to, with its owner and mode, or None."""
-
-    key: Key
-    kind: int
-    name: bytes
-    node: Node | None
-    backlog: int
-    peer: Sender
-    groups: tuple[int, ...]
-    shutdown: int
-    options: tuple[tuple[int, bytes], ...]
-
-    maker: ClassVar[int] = 0  # nobody in particular
-
-    @property
-    def volume(self) -> int:
-        """Bytes of contents."""
-        return 0
-
-    def needs(self, where: str) -> list[FileNeed]:
-        return [] if self.node is None else [FileNeed(where, os.path.dirname(self.node.path), DIRECTORY)]
-
-    def make(self, placing: Placing) -> tuple[int, int]:
-        """Held."""
-        number = placing.hold(new_socket(placing, self.kind))
-        return number, number
-
-    def fill(self, placing: Placing, held: tuple[int, int]) -> None:
-        """All that it is. Its name comes when those connections are made that were accepted under it."""
-        number, _ = held
-        if self.name:
-            with bound(placing, number, self.name, self.node):
-                pass
-        for option, value in self.options:
-            _give(placing, number, option, value)
-        if self.backlog >= 0:
-            with _acting_as(placing, self):
-                placing.program.syscall("listen", number, self.backlog, label=f"{placing.label}: listens")
-        if self.shutdown:
-            placing.program.syscall("shutdown", number, self.shutdown - 1, label=f"{placing.label}: shutdown")

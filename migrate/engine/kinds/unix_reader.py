@@ -7,6 +7,7 @@ set back at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import select
@@ -19,11 +20,12 @@ from pathlib import Path
 
 from migrate.engine.kernel.fdcalls import pending_bytes, unsent_bytes
 from migrate.engine.kernel.sockdiag import LISTENING, UnixDiag, UnixShown
+from migrate.engine.kernel.status import status
 from migrate.engine.kinds import outside
 from migrate.engine.kinds.listing import went_away
+from migrate.engine.kinds.node import Node
 from migrate.engine.kinds.opened import OpenFile
 from migrate.engine.kinds.unix import (
-    BUFFERS,
     DGRAM,
     NOBODY,
     SO_PASSCRED,
@@ -32,23 +34,12 @@ from migrate.engine.kinds.unix import (
     Sender,
     UnixEnd,
     UnixPair,
-    UnixSocket,
 )
-from migrate.engine.kinds.unix_names import Node
+from migrate.engine.kinds.unix_options import SO_PEEK_OFF, changed_options
+from migrate.engine.kinds.unix_single import ITSELF, STRANGER, Caller, Datagram, UnixSocket
 from migrate.wording import printable
 
-SO_PEEK_OFF, SO_GET_FILTER, SO_PEERGROUPS = 42, 26, 59
-# Those that a unix socket heeds, and those that it merely remembers, by what they are called in asm-generic/socket.h
-OPTIONS = {
-    "SO_REUSEADDR": (2, 4), "SO_DONTROUTE": (5, 4), "SO_BROADCAST": (6, 4), "SO_KEEPALIVE": (9, 4),
-    "SO_OOBINLINE": (10, 4), "SO_NO_CHECK": (11, 4), "SO_PRIORITY": (12, 4), "SO_LINGER": (13, 8),
-    "SO_PASSCRED": (SO_PASSCRED, 4), "SO_RCVLOWAT": (18, 4), "SO_RCVTIMEO": (20, 16), "SO_SNDTIMEO": (21, 16),
-    "SO_TIMESTAMP": (29, 4), "SO_PASSSEC": (34, 4), "SO_TIMESTAMPNS": (35, 4), "SO_MARK": (36, 4),
-    "SO_TIMESTAMPING": (37, 4), "SO_RXQ_OVFL": (40, 4), "SO_WIFI_STATUS": (41, 4), "SO_PEEK_OFF": (SO_PEEK_OFF, 4),
-    "SO_NOFCS": (43, 4), "SO_SELECT_ERR_QUEUE": (45, 4), "SO_BUSY_POLL": (46, 4), "SO_TIMESTAMP_NEW": (63, 4),
-    "SO_TIMESTAMPNS_NEW": (64, 4), "SO_TIMESTAMPING_NEW": (65, 4), "SO_PREFER_BUSY_POLL": (69, 4),
-    "SO_PASSPIDFD": (76, 4), "SO_PASSRIGHTS": (83, 4), "SO_INQ": (84, 4),
-}  # fmt: skip
+SO_GET_FILTER, SO_PEERGROUPS = 26, 59
 _SOCKET, _CREDENTIALS = socket.SOL_SOCKET, struct.Struct("=iII")
 _SCM_PIDFD = 4
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
@@ -87,7 +78,8 @@ class UnixReader:
                 if frozen or not went_away(error):
                     raise
         self._shown: dict[int, UnixShown] = {}
-        self._pending: set[int] = set()  # who waits to be accepted by one of ours
+        self._pending: dict[int, int] = {}  # who waits to be accepted, and by which one of ours
+        self._hub: dict[int, int] = {}  # these, and datagram sockets that are connected one way: and to which one
         self._waiting_outside: set[int] = set()
         self._trouble = ""
         if self._files:
@@ -102,9 +94,14 @@ class UnixReader:
         try:
             found = [shown for ino in self._files if (shown := diag.ask(ino)) is not None]
             self._shown = {shown.ino: shown for shown in found}
+            self._pending = {ino: shown.ino for shown in found for ino in shown.pending}
             if any(shown.peer == 0 and shown.kind != DGRAM for shown in found):
-                self._pending = {ino for shown in found for ino in shown.pending}
-                self._waiting_outside = {ino for shown in diag.all() for ino in shown.pending} - self._pending
+                self._waiting_outside = {ino for shown in diag.all() for ino in shown.pending} - self._pending.keys()
+            self._hub = {ino: hub for ino, hub in self._pending.items() if ino in self._files}
+            for shown in found:
+                called = self._shown.get(shown.peer or 0)
+                if called is not None and called.ino != shown.ino and called.peer in (None, called.ino) and called.name:
+                    self._hub[shown.ino] = called.ino
         finally:
             diag.close()
 
@@ -124,8 +121,10 @@ class UnixReader:
             outside = self._waits(shown) and ino not in self._pending
             return "unix socket that another process has not accepted yet" if outside else None
         if shown.peer in self._shown:
-            mutual = self._shown[shown.peer].peer == ino
-            return None if mutual else "unix socket connected to one that is not connected to it"
+            if self._shown[shown.peer].peer == ino or ino in self._hub:
+                return None
+            without = "has no name" if self._shown[shown.peer].peer is None else "is connected to another one"
+            return f"unix socket connected to one that is not connected to it and {without}"
         who = self._known.holders(shown.peer)
         whose = "process " + ", ".join(map(str, who[:3])) if who else "a process that we may not see"
         return f"unix socket to {whose}"
@@ -141,12 +140,11 @@ class UnixReader:
         ino = file.key[1]
         if ino in self._refused:
             return None
-        if self._shown[ino].peer is None:
-            try:
-                return self._single(file, self._shown[ino])
-            except Unmovable as reason:
-                reason.tell(file)
-                return None
+        if ino in self._hub:
+            ino = self._hub[ino]
+            file = self._files[ino]
+        if self._shown[ino].peer in (None, ino):
+            return self._single(file, self._shown[ino])
         inos = sorted({ino, self._shown[ino].peer or ino})
         ends = []
         for each in inos:
@@ -162,18 +160,66 @@ class UnixReader:
                 ends.append(UnixEnd((file.key[0], 0), False, os.fsencode(found.getpeername())))
         return UnixPair(self._shown[ino].kind, (ends[0], ends[1]))
 
-    def _single(self, file: OpenFile, shown: UnixShown) -> UnixSocket:
+    def _single(self, file: OpenFile, shown: UnixShown) -> UnixSocket | None:
+        listens, calling = shown.state == LISTENING, [ino for ino, hub in self._hub.items() if hub == shown.ino]
+        found: list[Caller] = []
+        problems = len(self._refused)
+        try:
+            with _borrowed(file) as ours:
+                self._check(file, shown, ours)
+                if listens and len(calling) < max(len(shown.pending), shown.queued):
+                    whose = "that are closed by now" if 0 in shown.pending else "of another process"
+                    raise Unmovable(f"unix socket with connections {whose}, not accepted yet", _ACCEPT_IT)
+                peer, groups = self._peer(ours) if listens else (NOBODY, ())
+                backlog, options = shown.backlog if listens else -1, changed_options(ours)
+            name, node = _name(shown.name), self._node(file, shown)
+            for ino in calling:
+                try:
+                    found.append(self._caller(self._files[ino], self._shown[ino]))
+                except Unmovable as reason:
+                    reason.tell(self._files[ino])
+                    self._refused.add(ino)
+            waiting = self._datagrams(file, shown, found) if self._frozen and shown.kind == DGRAM else ()
+        except Unmovable as reason:
+            reason.tell(file)
+            self._refused.add(shown.ino)
+        if len(self._refused) > problems:
+            self._refused.update((shown.ino, *calling))
+            return None
+        return UnixSocket(
+            *(file.key, shown.kind, name, node, backlog, peer, groups, shown.shutdown, options),
+            *(tuple(found), waiting, shown.peer == shown.ino),
+        )
+
+    def _caller(self, file: OpenFile, shown: UnixShown) -> Caller:
+        end, node = self._end(file, shown), self._node(file, shown)
+        if shown.kind == DGRAM:
+            return Caller(end, NOBODY, (), node)
         with _borrowed(file) as found:
-            self._check(file, shown, found)
-            listens = shown.state == LISTENING
-            if listens and shown.queued:
-                raise Unmovable("unix socket with connections that have not been accepted", _ACCEPT_IT)
-            if not listens and shown.kind == DGRAM and _polls(found) & select.POLLIN and not shown.shutdown & 1:
-                raise Unmovable("unix socket that is not connected, with datagrams in it", _READ_IT)
-            peer, groups = self._peer(found) if listens else (NOBODY, ())
-            backlog, options = shown.backlog if listens else -1, _options(found)
-        name, node = _name(shown.name), self._node(file, shown)
-        return UnixSocket(file.key, shown.kind, name, node, backlog, peer, groups, shown.shutdown, options)
+            if unsent_bytes(found.fileno()):  # which cannot be looked at: nobody has the end that it went to
+                what = "unix socket that has sent something over a connection that has not been accepted yet"
+                raise Unmovable(what, _ACCEPT_IT)
+        lines = status(file.dump.proc.text("status"))
+        return Caller(end, Sender(file.dump.own_pid, lines.uids[1], lines.gids[1]), lines.groups, node)
+
+    def _datagrams(self, file: OpenFile, shown: UnixShown, callers: Sequence[Caller]) -> tuple[Datagram, ...]:
+        """Who has sent them shows by name; one without a name may have been any that has none."""
+        names = {_name(shown.name): ITSELF} if shown.peer == shown.ino else {}
+        for position, caller in enumerate(callers):
+            names.setdefault(caller.end.name, position)
+        found = []
+        with _borrowed(file) as ours:
+            for message, name in self._waiting(ours, shown):
+                by = names.get(name, STRANGER)
+                if by == STRANGER and name.startswith(b"\0"):
+                    whose = f"unix socket with a datagram from {printable(os.fsdecode(name[1:]))}"
+                    raise Unmovable(f"{whose}, an abstract name, which is not connected to it", _READ_IT)
+                found.append(Datagram(message, by, name if by == STRANGER else b""))
+        if all(datagram.by != STRANGER for datagram in found):
+            everything = [datagram.message for datagram in found]
+            everything += [message for caller in callers for message in caller.end.waiting]
+            self._check_all(everything, shown, [shown.ino, *(caller.end.key[1] for caller in callers)])
+        return tuple(found)
 
     def _node(self, file: OpenFile, shown: UnixShown) -> Node | None:
         """None as well where its name leads to another file, or to none: then nobody finds the socket by it."""
@@ -198,16 +244,20 @@ class UnixReader:
         with _borrowed(file) as found:
             self._check(file, shown, found)
             reset = bool(_polls(found) & select.POLLERR)
-            waiting = tuple(self._waiting(found, shown)) if self._frozen else ()
-            if self._frozen and shown.peer and shown.kind != STREAM:
-                self._check_all(waiting, shown)
+            queue = list(self._waiting(found, shown)) if self._frozen else []
+            waiting = tuple(message for message, _ in queue)
+            if shown.ino in self._hub:
+                called = _name(self._shown[self._hub[shown.ino]].name)
+                if any(name != called for _, name in queue):
+                    what = "unix socket with datagrams in it that are not of the one which it is connected to"
+                    raise Unmovable(what, _READ_IT)
+            elif self._frozen and shown.peer and shown.kind != STREAM:
+                self._check_all(waiting, shown, [shown.peer])
             peer, groups = self._peer(found)
             name = _name(shown.name)
-            return UnixEnd(file.key, True, name, peer, groups, shown.shutdown, reset, _options(found), waiting)
+            return UnixEnd(file.key, True, name, peer, groups, shown.shutdown, reset, changed_options(found), waiting)
 
     def _check(self, file: OpenFile, shown: UnixShown, found: socket.socket) -> None:
-        if shown.ino in self._pending:
-            raise Unmovable("unix socket whose connection has not been accepted yet", _ACCEPT_IT)
         if file.info.lines.get("scm_fds", ["0"]) != ["0"]:
             raise Unmovable("unix socket with descriptors in it that have not been received (SCM_RIGHTS)", _READ_IT)
         events = _polls(found)
@@ -218,11 +268,13 @@ class UnixReader:
         if found.getsockopt(_SOCKET, SO_GET_FILTER, 0):
             raise Unmovable("unix socket with a packet filter (SO_ATTACH_FILTER)", _CLOSE_IT)
 
-    def _check_all(self, waiting: Sequence[Message], shown: UnixShown) -> None:
+    def _check_all(self, waiting: Sequence[Message], shown: UnixShown, senders: Sequence[int]) -> None:
         """An empty message at which somebody has looked before is passed over by SO_PEEK_OFF from then on. But it takes
         room in the buffer of its sender; so compare with what the others take in that of another."""
-        with _borrowed(self._files[shown.peer or 0]) as sender:
-            taken = unsent_bytes(sender.fileno())
+        taken = 0
+        for ino in senders:
+            with _borrowed(self._files[ino]) as sender:
+                taken += unsent_bytes(sender.fileno())
         first, second = socket.socketpair(socket.AF_UNIX, shown.kind)
         with first, second:
             first.setsockopt(_SOCKET, socket.SO_SNDBUF, 1 << 30)
@@ -238,7 +290,12 @@ class UnixReader:
 
     def _peer(self, found: socket.socket) -> tuple[Sender, tuple[int, ...]]:
         pid, uid, gid = _CREDENTIALS.unpack(found.getsockopt(_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        groups = found.getsockopt(_SOCKET, SO_PEERGROUPS, 1024)
+        try:
+            groups = found.getsockopt(_SOCKET, SO_PEERGROUPS, 1024)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            return NOBODY, ()  # nobody is noted: datagram sockets that were connected by connect(2)
         return Sender(self._own.get(pid, 0), uid, gid), struct.unpack(f"={len(groups) // 4}I", groups)
 
     def _sender(self, raw: bytes) -> Sender | None:
@@ -252,7 +309,8 @@ class UnixReader:
 
     # What is queued
 
-    def _waiting(self, found: socket.socket, shown: UnixShown) -> Iterator[Message]:
+    def _waiting(self, found: socket.socket, shown: UnixShown) -> Iterator[tuple[Message, bytes]]:
+        """And the names of who has sent them."""
         left = pending_bytes(found.fileno())
         if not left if shown.kind == STREAM else not _polls(found) & select.POLLIN:
             return
@@ -261,14 +319,14 @@ class UnixReader:
                 message = self._look(found, left if shown.kind == STREAM else _MESSAGE)
                 if message is None:
                     return
-                left -= len(message.content)
+                left -= len(message[0].content)
                 yield message
 
-    def _look(self, found: socket.socket, size: int) -> Message | None:
+    def _look(self, found: socket.socket, size: int) -> tuple[Message, bytes] | None:
         """At the next message, or at what one sender has written to a stream; None at the end. Only what there is comes
         with a sender, if one that has not been noted."""
         try:
-            content, control, flags, _ = found.recvmsg(size, _CONTROL, _PEEK)
+            content, control, flags, name = found.recvmsg(size, _CONTROL, _PEEK)
         except BlockingIOError:
             return None
         senders = [raw for _, kind, raw in control if kind == socket.SCM_CREDENTIALS]
@@ -280,7 +338,8 @@ class UnixReader:
             raise Unmovable("unix socket with descriptors in it that have not been received (SCM_RIGHTS)", _READ_IT)
         if flags & socket.MSG_TRUNC:
             raise Unmovable(f"unix socket with a message of more than {_MESSAGE >> 20} MiB in it", _READ_IT)
-        return Message(content, self._sender(senders[0])) if senders else None
+        sent_by = name if isinstance(name, bytes) else os.fsencode(name or "")
+        return (Message(content, self._sender(senders[0])), sent_by) if senders else None
 
 
 class Known:
@@ -306,26 +365,6 @@ def _name(raw: bytes) -> bytes:
 def _device(number: int) -> int:
     """As the kernel keeps it (MKDEV)."""
     return os.major(number) << 20 | os.minor(number)
-
-
-def _options(found: socket.socket) -> tuple[tuple[int, bytes], ...]:
-    usual = _usual(found.type)
-    changed = [(number, value) for number, value in _all_options(found) if usual.get(number) != value]
-    return (*changed, *((number, found.getsockopt(_SOCKET, number, 4)) for number in BUFFERS))
-
-
-@lru_cache
-def _usual(kind: int) -> dict[int, bytes]:
-    with socket.socket(socket.AF_UNIX, kind) as fresh:
-        return dict(_all_options(fresh))
-
-
-def _all_options(found: socket.socket) -> Iterator[tuple[int, bytes]]:
-    for number, size in OPTIONS.values():
-        try:
-            yield number, found.getsockopt(_SOCKET, number, size)
-        except OSError:  # not known to this kernel
-            continue
 
 
 @lru_cache

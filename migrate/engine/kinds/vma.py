@@ -6,16 +6,20 @@ two-letter codes, because most of what a VMA is besides its line in maps is ther
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from migrate.engine.kernel.maps import Mapping
+from migrate.engine.kinds.node import Node
 from migrate.errors import Problem
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 RW = PROT_READ | PROT_WRITE
 
-FILE, SHMEM, MEMFD, ZERO, COMMON = "file", "shmem", "memfd", "zero", "common"
+FILE, SHMEM, MEMFD, ZERO, COMMON, NAMED = "file", "shmem", "memfd", "zero", "common", "named"
+ZERO_DEVICE = os.makedev(1, 5)
+OWN = (SHMEM, MEMFD, COMMON, NAMED)  # what is in them is nowhere else
 
 RT = "[rt-vdso]"  # not in maps: what belongs to the proxy of a vDSO (see `own_vdso`), and is not the task's
 SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", RT)  # the kernel's own pages that can be moved with mremap(2)
@@ -35,7 +39,8 @@ class Backing:
 
     ``kind``: "file", a regular file; "shmem", memory shared without a name (mmap(2) MAP_SHARED | MAP_ANONYMOUS, or of
     /dev/zero), which every process shows as ``/dev/zero (deleted)``; "memfd"; "zero", a private mapping of /dev/zero;
-    "common", what would be "shmem", but for other processes of the tree that have it mapped too (`kinds.common`).
+    "common", what would be "shmem", but for other processes of the tree that have it mapped too (`kinds.common`);
+    "named", shared memory of shm_open(3), with the ``node`` of its file.
     """
 
     kind: str
@@ -45,6 +50,7 @@ class Backing:
     size: int  # bytes
     mtime_ns: int
     seals: int = 0  # of a memfd: F_GET_SEALS
+    node: Node | None = None
 
     @property
     def key(self) -> tuple[int, int]:
@@ -95,7 +101,7 @@ class VMA:
         were written travel; those of a shared one are in the file."""
         if self.special:
             return False
-        return not self.shared or (self.backing is not None and self.backing.kind in (SHMEM, MEMFD, COMMON))
+        return not self.shared or (self.backing is not None and self.backing.kind in OWN)
 
     @property
     def fill_prot(self) -> int:
@@ -162,7 +168,7 @@ def memfds(vmas: Iterable[VMA]) -> list[Backing]:
     for each (see `address_space`)."""
     found: dict[tuple[int, int], Backing] = {}
     for vma in vmas:
-        if vma.backing is not None and vma.backing.kind in (MEMFD, COMMON):
+        if vma.backing is not None and vma.backing.kind in (MEMFD, COMMON, NAMED):
             found.setdefault(vma.backing.key, vma.backing)
     return list(found.values())
 

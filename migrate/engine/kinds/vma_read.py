@@ -12,19 +12,18 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 from migrate.engine.kernel.maps import Mapping, SmapsEntry, maps, smaps
 from migrate.engine.kernel.mountinfo import mountinfo
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kinds import mempolicy
-from migrate.engine.kinds.needs import DEVICE, FileNeed
-from migrate.engine.kinds.needs import FILE as NEED_FILE
+from migrate.engine.kinds import mapped, mempolicy, named
+from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.kinds.vma import (
-    COMMON,
     FILE,
     MEMFD,
+    NAMED,
     NOISE,
     PROT_WRITE,
     SHMEM,
@@ -32,6 +31,7 @@ from migrate.engine.kinds.vma import (
     VMA,
     VSYSCALL,
     ZERO,
+    ZERO_DEVICE,
     Backing,
     coalesce,
     refusal,
@@ -39,7 +39,6 @@ from migrate.engine.kinds.vma import (
 from migrate.errors import Problem
 
 _F_GET_SEALS = 1034  # fcntl(2)
-_ZERO_DEVICE = os.makedev(1, 5)
 _CHUNK = 1 << 14  # bytes; about 20 entries of smaps
 
 
@@ -71,7 +70,7 @@ class AddressSpaceReader:
         self._result: list[VMA] = []
         self._by_line: dict[str, VMA] = {}  # of the last reading
         self._registered: set[int] = set()  # starts of VMAs seen with write-tracking
-        self._backings: dict[tuple[int, int, int, str], Backing | Problem] = {}
+        self._backings: dict[tuple[int, int, int, str, bool], Backing | Problem] = {}
         self._flag_strings: dict[frozenset[str], str] = {}
 
     @property
@@ -159,11 +158,12 @@ class AddressSpaceReader:
         found: dict[Backing, Backing] = {}
         for vma in self._by_line.values():
             backing = vma.backing
-            if backing is None or backing.kind != MEMFD or backing in found:
+            if backing is None or backing.kind not in (MEMFD, NAMED) or backing in found:
                 continue
             link = f"map_files/{vma.start:x}-{vma.end:x}"
             try:
-                found[backing] = replace(backing, size=self.proc.stat(link).st_size, seals=self._seals(link))
+                seals = self._seals(link) if backing.kind == MEMFD else 0
+                found[backing] = replace(backing, size=self.proc.stat(link).st_size, seals=seals)
             except (FileNotFoundError, _Vanished):
                 continue  # unmapped since
         changed = {was: now for was, now in found.items() if was != now}
@@ -178,7 +178,7 @@ class AddressSpaceReader:
 
     def needs(self) -> list[FileNeed]:
         """What the destination's file system must have."""
-        return mapped_files(self._result, self.where)
+        return mapped.files(self._result, self.where)
 
     # Flags
 
@@ -265,7 +265,8 @@ class AddressSpaceReader:
 
     def _backing(self, mapping: Mapping) -> Backing | None:
         """None for what is refused."""
-        key = (mapping.major, mapping.minor, mapping.inode, mapping.path)
+        travels = mapping.shared and mapping.path.startswith(named.PLACE)  # a private view of it is one of a file
+        key = (mapping.major, mapping.minor, mapping.inode, mapping.path, travels)
         known = self._backings.get(key)
         if known is None:
             place = f"{self.where} {mapping.start:x}-{mapping.end:x}"
@@ -300,11 +301,18 @@ class AddressSpaceReader:
                 continue
             if found is not None and (found.st_dev, found.st_ino) != (there.st_dev, there.st_ino):
                 continue
-            if stat.S_ISCHR(there.st_mode) and there.st_rdev == _ZERO_DEVICE:
+            if stat.S_ISCHR(there.st_mode) and there.st_rdev == ZERO_DEVICE:
                 return Backing(ZERO, there.st_dev, there.st_ino, name, 0, 0)
             if not stat.S_ISREG(there.st_mode):
                 return Problem(place, f"memory of a device ({name})", "close the device before the move")
+            node = named.node_of(self.proc, path, there) if mapping.shared and exact else None
+            if node is not None:
+                return Backing(NAMED, there.st_dev, there.st_ino, name, there.st_size, 0, node=node)
             return Backing(FILE, there.st_dev, there.st_ino, name, there.st_size, there.st_mtime_ns)
+        if mapping.deleted and mapping.shared and found is not None and (real := named.name_of(self.proc, path, found)):
+            # sem_open(3) makes a semaphore under another name, and links it to its own when it can be used.
+            if (node := named.node_of(self.proc, real, found)) is not None:
+                return Backing(NAMED, found.st_dev, found.st_ino, real, found.st_size, 0, node=node)
         if mapping.deleted and mapping.shared and found is not None and _is_memory(self.proc, found):
             # What nobody can open any more is memory that is shared without a name, such as semaphores (sem_open(3))
             # whose names have been taken away. (One that is open too is seen to by the descriptors.)
@@ -372,36 +380,3 @@ def _line(mapping: Mapping) -> str:
         return head
     path = m.path.replace("\n", "\\012")
     return f"{head:<73}{path}" + (" (deleted)" if m.deleted else "")
-
-
-def mapped_objects(vmas: Iterable[VMA]) -> dict[tuple[int, int], tuple[tuple[int, int], ...]]:
-    """For each shared memory object, the ranges (offset, length) that are mapped, so that their contents travel with
-    the memory."""
-    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for vma in vmas:
-        if vma.shared and vma.backing is not None and vma.backing.kind in (SHMEM, MEMFD, COMMON):
-            found.setdefault(vma.backing.key, []).append((vma.offset, vma.size))
-    return {key: tuple(sorted(ranges)) for key, ranges in found.items()}
-
-
-def mapped_files(vmas: Iterable[VMA], who: str) -> list[FileNeed]:
-    """What the destination's file system must have for these areas of ``who``. A file that is only read must have the
-    same content; one that is mapped for writing changes while the task runs."""
-    found: dict[str, FileNeed] = {}
-    for vma in vmas:
-        backing = vma.backing
-        if backing is None or backing.kind not in (FILE, ZERO):
-            continue
-        where = f"{who} {vma.start:x}-{vma.end:x}"
-        if backing.kind == ZERO:
-            found.setdefault(backing.path, FileNeed(where, backing.path, DEVICE, rdev=_ZERO_DEVICE))
-            continue
-        writes = vma.shared and "mw" in vma.flags.split()
-        need = found.get(backing.path)
-        if need is None or (writes and not need.writable):
-            found[backing.path] = FileNeed(
-                *(where, backing.path, NEED_FILE, backing.size, backing.mtime_ns),
-                content=not writes,
-                writable=writes,
-            )
-    return list(found.values())
