@@ -115,7 +115,8 @@ class Compiler:
     def arming(self, image: ProcessImage, ground: Ground) -> Linked:
         """What the overseer runs then: all threads stopped, in their registers."""
         tids = tuple(thread.tid for thread in image.threads)
-        inputs = image.process.pid, ground.hole, ground.channels.control, tids, ground.carrier.size
+        confinement = task.confine([thread.state for thread in image.threads], ground.hole.buffer)
+        inputs = image.process.pid, ground.hole, ground.channels.control, tids, ground.carrier.size, confinement
         if self._arming is None or self._arming[0] != inputs:
             self._arming = inputs, Arming(*inputs)
         return self._arming[1].dressed(dresses(image.threads, ground.carrier))

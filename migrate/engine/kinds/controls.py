@@ -2,7 +2,7 @@
 
 Some belong to the process (its mm or signal struct), some to each thread, whatever libc makes of it. Not kept: the
 audit login uid and the autogroup (of the session, not of the program), the core-scheduling cookie and Yama's
-PR_SET_PTRACER (cannot be read), seccomp and syscall user dispatch (refused for now).
+PR_SET_PTRACER (cannot be read), syscall user dispatch (refused for now). Seccomp is in a file of its own.
 """
 
 from __future__ import annotations
@@ -191,14 +191,9 @@ def _chosen(which: int, state: int) -> bool:
     return enabled if which == prctl.PR_SPEC_L1D_FLUSH else not enabled
 
 
-def refusals(where: str, seccomp: int, dispatch: bytes | None) -> list[Problem]:
-    """What stands between a thread and its system calls. ``seccomp``: of status; ``dispatch``: struct
-    ptrace_sud_config of PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG (Linux 6.4; None where there is no such request, and no
-    way to know)."""
-    found = []
-    if seccomp:
-        mode = {1: "strict", 2: "filter"}.get(seccomp, str(seccomp))
-        found.append(Problem(where, f"is under seccomp ({mode} mode), which cannot be moved yet"))
+def refusals(where: str, dispatch: bytes | None) -> list[Problem]:
+    """What stands between a thread and its system calls. ``dispatch``: struct ptrace_sud_config of
+    PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG (Linux 6.4; None where there is no such request, and no way to know)."""
     if dispatch is not None and struct.unpack_from("<Q", dispatch)[0]:
-        found.append(Problem(where, "uses syscall user dispatch, which cannot be moved yet"))
-    return found
+        return [Problem(where, "uses syscall user dispatch, which cannot be moved yet")]
+    return []
