@@ -19,7 +19,7 @@ from migrate.engine.kernel.timens import Offsets, offsets
 from migrate.engine.kinds import mapping, task, timers
 from migrate.engine.program import MAX_PROGRAM, Linked, OpKind, Program
 from migrate.engine.program.listing import describe_failure
-from migrate.errors import Failed, NoRoomToFork, NotCommitted, NumberTaken, OpFailed
+from migrate.errors import Failed, NoRoomToFork, NotCommitted, NumberTaken, OpFailed, Problem, Refused
 from migrate.transport.agent import Agent, AgentError, Nonsense, Pending, Reply, making_sense
 
 OVERSEER, RESTOREE = 0, 1  # slots: that of the first restoree, and of its descendants those behind it
@@ -235,6 +235,18 @@ class Destination:
             if not all(offset + size <= its.xsave_size <= _XSAVE_MOST for _, offset, size in its.components):
                 raise ValueError(f"a CPU with {its.xsave_size} bytes of registers")
             return Inside(found, its, own(results), by_id(results), can_drop, refused(results), reply.number("pid"))
+
+    async def join(self, group: str | None) -> None:
+        """Have all that the overseer will make in that control group; None: where the agent is. Refused where that
+        cannot be."""
+        if group is None:
+            return
+        try:
+            await self.agent.request("cgroup", path=group)
+        except AgentError as error:
+            if error.kind != "os":
+                raise
+            raise Refused([Problem("destination", f"no control group {group} (--cgroup): {error}")]) from error
 
     async def run(self, slot: int, program: Program, return_image: bool = False) -> Running:
         """Send a program; what is awaited is only that it is on its way."""

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from migrate.engine import vdso
+from migrate.engine import namespaces, vdso
 from migrate.engine.kernel.accounting import timers
 from migrate.engine.kernel.maps import smaps
 from migrate.engine.kernel.pagemap import Pagemap
@@ -185,6 +185,8 @@ class Dumper:
             dispatch = None if frozen else ptrace.syscall_dispatch(state.tid)  # the rehearsal's business
             problems += refusals(f"thread {state.tid}", dispatch) + thread.seccomp.refusals(f"thread {state.tid}")
             threads.append(ThreadImage(thread.identity.tid, self._registers(state), state.xstate, thread))
+        if not frozen:
+            problems += namespaces.problems(self.proc, f"pid {self.proc.pid}")
         if problems or fs is None:
             raise Refused(problems)
         if frozen and process.actions.nodefer and not self._nodefer:

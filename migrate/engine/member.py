@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from select import POLLIN, poll
 from typing import Any
 
+from migrate.engine import core_scheduling, namespaces
 from migrate.engine.aftercare import KILL_PATIENCE, check, take_back
 from migrate.engine.cpu import Cpu
 from migrate.engine.dump import Dumper, Stopped
@@ -104,6 +105,7 @@ class Member:
         needs = [*dumper.spaces.needs(), *table.needs(pid), *(fs.needs(f"pid {pid}") if fs else ())]
         executable, trouble = look_at_exe(proc)
         trouble += shared_memory(vmas, proc, self._family)
+        trouble += namespaces.problems(proc, f"pid {pid}") + core_scheduling.problems(proc)
         shifted = task_offsets(proc)
         return Preview(
             pid=own_pid(raw),
@@ -121,6 +123,7 @@ class Member:
             vdso=own.vdso,
             clock_offsets=(shifted.monotonic, shifted.boottime),
             kin=kin,
+            cgroup=_cgroup(proc),
         )
 
     # Rounds
@@ -388,6 +391,15 @@ def area_of(vma: VMA) -> Area:
         return Area(vma.start, vma.end, content, readable)
     key = (os.major(backing.dev), os.minor(backing.dev), backing.ino)
     return Area(vma.start, vma.end, Content.SHARED, readable, key, vma.offset, backing.kind == SHMEM)
+
+
+def _cgroup(proc: Proc) -> str:
+    """Of version 2, whose line has the number 0 (cgroups(7), /proc/PID/cgroup)."""
+    try:
+        lines = proc.text("cgroup").splitlines()
+    except FileNotFoundError:
+        return ""  # a kernel without
+    return next((line[3:] for line in lines if line.startswith("0::")), "")
 
 
 def _own_cpu() -> Cpu:

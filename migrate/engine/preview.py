@@ -18,7 +18,8 @@ class Preview:
 
     ``pid`` and ``tids`` as the process itself numbers them; ``streams``: standard streams that lead outside and write;
     ``descriptors``: numbers in use; ``limits`` and ``status``: texts of these files of /proc; ``resident``: bytes;
-    ``clock_offsets``: of its time namespace; ``kin``: what it is to the others that move with it.
+    ``clock_offsets``: of its time namespace; ``kin``: what it is to the others that move with it; ``cgroup``: the
+    control group of version 2, as /proc/PID/cgroup shows it, or empty.
     """
 
     pid: int
@@ -36,6 +37,7 @@ class Preview:
     vdso: VDSO
     clock_offsets: tuple[int, int]
     kin: Kin
+    cgroup: str
 
 
 @dataclass(frozen=True)

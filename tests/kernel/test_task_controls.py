@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from migrate.engine import core_scheduling
 from migrate.engine.kernel import prctl as pr
+from migrate.engine.kernel.proc import Proc
 from migrate.engine.kinds.controls import ProcessControls, ThreadControls, refusals
 from migrate.engine.program import Program
 from tests.kernel.actors import Actor, collect, destination, syscall
@@ -199,3 +203,47 @@ def test_numbers_are_those_of_the_headers() -> None:
     both = ours.keys() & known.keys()
     assert len(both) > 30
     assert {name: ours[name] for name in both} == {name: known[name] for name in both}
+
+
+def _alone(nice: int) -> None:
+    os.setsid()  # which comes with a group of its own
+    Path("/proc/self/autogroup").write_text(str(nice))
+
+
+def test_autogroup() -> None:
+    with Actor() as source, Actor() as there:
+        source.call(_alone, 7)
+        there.call(_alone, 0)
+        before = collect(source).process.controls
+        assert before.autogroup == 7
+        _restore_process(before, there)
+        assert collect(there).process.controls == before
+        assert Path(f"/proc/{there.pid}/autogroup").read_text().endswith(" nice 7\n")
+
+
+def test_a_kernel_without_autogroups() -> None:
+    """Nothing is to be set there."""
+    with Actor() as there:
+        program = Program("controls")
+        controls = replace(collect(there).process.controls, autogroup=3)
+        controls.restore_early(program, destination().oom_score_adj)
+        image = program.content.replace(b"/proc/self/autogroup\0", b"/proc/self/autogr_up\0")
+        assert image != program.content
+        program.content[:] = image
+        there.run(program)
+
+
+def test_cookies_of_core_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused for each thread that has one; without SMT, as here or in a guest mostly, none can have one."""
+    with Proc(os.getpid()) as proc:
+        first = proc.tids()[0]
+        monkeypatch.setattr(core_scheduling, "cookie", lambda tid: int(tid == first))
+        assert [problem.where for problem in core_scheduling.problems(proc)] == [f"thread {first}"]
+    monkeypatch.undo()
+    try:
+        syscall("prctl", 62, 1, 0, 0, 0)  # PR_SCHED_CORE_CREATE
+        made = True
+    except OSError as error:
+        assert error.errno in (errno.EINVAL, errno.ENODEV)
+        made = False
+    assert bool(core_scheduling.cookie(os.getpid())) == made

@@ -52,6 +52,12 @@ static void have(const char *kind)
 			_exit(0);
 		check(!waitid(P_PID, child, &info, WEXITED | WNOWAIT));
 		dprintf(1, "%d\n", child);
+	} else if (!strcmp(kind, "tracee")) { /* which ends with its tracer */
+		check((child = fork()) >= 0);
+		if (!child)
+			for (;;)
+				pause();
+		check(!ptrace(PTRACE_SEIZE, child, 0, PTRACE_O_EXITKILL));
 	} else if (!strncmp(kind, "traces=", 7)) {
 		check(!ptrace(PTRACE_SEIZE, atoi(kind + 7), 0, 0));
 	} else {

@@ -37,6 +37,7 @@ from migrate.engine.remote_calls import Confinement, RemoteCall
 from migrate.errors import Problem
 
 PROCESS_FILES = ("stat", "status", "limits", "oom_score_adj", "coredump_filter", "timers")  # to be held open
+OPTIONAL_FILES = ("autogroup",)  # the same, where the kernel has them
 THREAD_FILES = ("status",)
 CAP_SYS_RESOURCE = 24
 
@@ -154,7 +155,7 @@ class ProcessOutside:
     """What is known of a process without asking it."""
 
     pid: int  # as it knows itself
-    files: Mapping[str, bytes]  # contents of PROCESS_FILES
+    files: Mapping[str, bytes]  # contents of PROCESS_FILES and OPTIONAL_FILES
     queue: Sequence[bytes]  # PTRACE_PEEKSIGINFO with PTRACE_PEEKSIGINFO_SHARED
     stopped: bool  # in a group-stop when the tracer came
 
@@ -194,7 +195,7 @@ def collect_process(
             interval_timers=interval(results),
             posix_timers=posix(results),
             limits=Limits.from_text(files["limits"].decode()),
-            controls=controls(results, numbers.flags, files["oom_score_adj"], files["coredump_filter"]),
+            controls=controls(results, numbers.flags, files),
         )
 
     return decode
