@@ -233,6 +233,7 @@ class Migration:
         room = max(self.originals.ids) + 1 + (SPARE if member else 0)
         inside = await self.destination.start_overseer(as_init, clocks.namespace, room)
         await self.destination.join(self._group)
+        await self.destination.name_host(preview.surroundings.names)
         with making_sense(self.destination.agent.name, "its vDSO"):
             judged = [preflight.kernel_problems(each, inside) for each in previews]
         problems = [problem for found, _ in judged for problem in found]

@@ -70,9 +70,9 @@ def control_group(wanted: str | None, previews: Sequence[Preview]) -> tuple[str 
     """The control group to be in there (see `agents.cgroup`), and why there can be none. ``wanted``: of --cgroup."""
     if wanted != KEEP:
         return wanted, []
-    first, problems = previews[0].cgroup, []
+    first, problems = previews[0].surroundings.cgroup, []
     for each in previews:
-        found = each.cgroup
+        found = each.surroundings.cgroup
         if not found:
             what = "is in no control group of version 2 that could be kept"
         elif found.endswith(" (deleted)"):

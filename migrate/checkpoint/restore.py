@@ -212,6 +212,7 @@ class _Restoring:
             as_init, clocks, len(previews), os.getpid() if self.job.stdio else 0
         )
         await self._destination.join(group)
+        await self._destination.name_host(preview.surroundings.names)
         with making_sense(self.agent.name, "its vDSO"):
             judged = [preflight.kernel_problems(each, inside) for each in previews]
         problems = [problem for found, _ in judged for problem in found]

@@ -15,10 +15,9 @@ from contextlib import contextmanager, suppress
 from select import POLLIN, poll
 from typing import Any
 
-from migrate.engine import core_scheduling, namespaces
 from migrate.engine.aftercare import KILL_PATIENCE, check, take_back
-from migrate.engine.cpu import Cpu
 from migrate.engine.dump import Dumper, Stopped
+from migrate.engine.hostname import HostNames
 from migrate.engine.image.codec import encode
 from migrate.engine.kernel.probes import has_forced_reads
 from migrate.engine.kernel.proc import Proc
@@ -40,14 +39,14 @@ from migrate.engine.memory.tracker import Scan, Tracker
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Program
-from migrate.engine.standing import own_pid
+from migrate.engine.standing import own_cpu, own_pid
+from migrate.engine.surroundings import Surroundings
 from migrate.engine.tracee import leftovers
 from migrate.engine.tracee.claim import Claim
 from migrate.engine.tracee.swallow import swallow
 from migrate.engine.tracee.tree import Tracee
 from migrate.engine.wire import Writer
 from migrate.errors import Failed, Passing
-from migrate.pie import local
 
 Answer = tuple[dict[str, Any], bytes]
 SendPages = Callable[[int, bytes, memoryview], None]  # flags, meta, contents
@@ -81,6 +80,7 @@ class Member:
         self._areas_without: frozenset[int] = frozenset()
         self._rate: float | None = None  # bytes per second that the link took in the last round
         self._killed = False
+        self._names: HostNames | None = None
         self._writer = Writer()
         self.preview: Preview | None = None  # of one that was met when the others were on their way already
 
@@ -105,13 +105,14 @@ class Member:
         needs = [*dumper.spaces.needs(), *table.needs(pid), *(fs.needs(f"pid {pid}") if fs else ())]
         executable, trouble = look_at_exe(proc)
         trouble += shared_memory(vmas, proc, self._family)
-        trouble += namespaces.problems(proc, f"pid {pid}") + core_scheduling.problems(proc)
+        surroundings, strange = Surroundings.of(proc, f"pid {pid}")
+        self._names = surroundings.names
         shifted = task_offsets(proc)
         return Preview(
             pid=own_pid(raw),
             comm=proc.text("comm").removesuffix("\n"),
             tids=tuple(own_pid(proc.read(f"task/{tid}/status")) for tid in proc.tids()),
-            problems=(*(each for each in problems if not isinstance(each, Passing)), *trouble, *own.problems),
+            problems=(*(each for each in problems if not isinstance(each, Passing)), *trouble, *strange, *own.problems),
             vmas=tuple(vmas),
             needs=(*needs, executable),
             streams=table.streams,
@@ -119,11 +120,11 @@ class Member:
             limits=proc.text("limits"),
             status=raw,
             resident=parsed.vm.get("VmRSS", 0) << 10,
-            cpu=_own_cpu(),
+            cpu=own_cpu(),
             vdso=own.vdso,
             clock_offsets=(shifted.monotonic, shifted.boottime),
             kin=kin,
-            cgroup=_cgroup(proc),
+            surroundings=surroundings,
         )
 
     # Rounds
@@ -279,6 +280,8 @@ class Member:
         """Stop it for good."""
         stopped = self.dumper.stop_outside()
         self._frozen = True
+        if HostNames.of(self.dumper.proc) != self._names:
+            raise Failed(f"pid {self.pid} has changed its host name meanwhile (sethostname(2), unshare(2)); try again")
         return stopped
 
     def changed(self) -> bool:
@@ -391,18 +394,3 @@ def area_of(vma: VMA) -> Area:
         return Area(vma.start, vma.end, content, readable)
     key = (os.major(backing.dev), os.minor(backing.dev), backing.ino)
     return Area(vma.start, vma.end, Content.SHARED, readable, key, vma.offset, backing.kind == SHMEM)
-
-
-def _cgroup(proc: Proc) -> str:
-    """Of version 2, whose line has the number 0 (cgroups(7), /proc/PID/cgroup)."""
-    try:
-        lines = proc.text("cgroup").splitlines()
-    except FileNotFoundError:
-        return ""  # a kernel without
-    return next((line[3:] for line in lines if line.startswith("0::")), "")
-
-
-def _own_cpu() -> Cpu:
-    program = Program("the CPU")
-    decode = Cpu.collect(program)
-    return decode(local.run(program.link()))

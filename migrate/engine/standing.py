@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from migrate.engine.cpu import Cpu
 from migrate.engine.kinds import task
 from migrate.engine.kinds.restart import uninterrupted
 from migrate.engine.kinds.scheduling import cpu_mask, default_slice
@@ -37,3 +38,10 @@ def host() -> task.Host:
     program = Program("the host")
     decode = default_slice(program)
     return task.Host(cpu_mask(Path("/sys/devices/system/cpu/online").read_text()), decode(local.run(program.link())))
+
+
+def own_cpu() -> Cpu:
+    """That of this host."""
+    program = Program("the CPU")
+    decode = Cpu.collect(program)
+    return decode(local.run(program.link()))

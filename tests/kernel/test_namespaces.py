@@ -1,16 +1,24 @@
-"""Namespaces that a process has made for itself are refused by name, before anything is touched; and what traces it."""
+"""Namespaces that a process has made for itself: moved, or refused by name before anything is touched. And what traces
+it."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
+import struct
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from migrate.engine.hostname import HostNames
+from migrate.engine.program.ops import Check
 from tests.driven import fresh_directory
+from tests.kernel.actors import Actor, syscall
 from tests.kernel.checkpoints import Job, Keep, dump, keeping, migrate, restore
 from tests.tasks import children, status_field, wait_until
 from tests.victims import Victims
@@ -48,7 +56,6 @@ def refused(job: Job, directory: Path, *words: str) -> None:
     ("option", "words"),
     [
         ("--user", "is in a user namespace (user:["),
-        ("--uts", "is in a UTS namespace (uts:["),
         ("--ipc", "is in an IPC namespace (ipc:["),
         ("--net", "is in a network namespace (net:["),
         ("--cgroup", "is in a cgroup namespace (cgroup:["),
@@ -73,6 +80,55 @@ def test_mounts_of_its_own(tmp_path: Path, keep: Keep) -> None:
     dump(same, tmp_path / "same")
     again, _ = restore(tmp_path / "same")
     keep(again)
+
+
+def names(pid: int) -> list[str]:
+    files = ["/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname"]
+    shown = subprocess.run(["nsenter", f"--target={pid}", "--uts", "cat", *files], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout.split()
+
+
+def test_host_name_of_its_own(tmp_path: Path, keep: Keep) -> None:
+    """Of parent and child, in one namespace; ours keeps its own. And once more, from where it was restored."""
+    ours = socket.gethostname()
+    renamed = "echo moving.example > /proc/sys/kernel/hostname; echo far > /proc/sys/kernel/domainname"
+    script = f"{renamed}; sleep 1000; exit 0"
+    job = keep(Job.start("unshare", "--uts", "sh", "-c", script))
+    wait_until("asleep", lambda: [status_field(pid, "Name") for pid in children(job.pid)] == [["sleep"]])
+    for number in ("first", "second"):
+        dump(job, tmp_path / number)
+        job, _ = restore(tmp_path / number)
+        keep(job)
+        (child,) = children(job.pid)
+        assert names(job.pid) == ["moving.example", "far"] and socket.gethostname() == ours
+        assert os.readlink(f"/proc/{child}/ns/uts") == os.readlink(f"/proc/{job.pid}/ns/uts")
+        assert os.readlink("/proc/self/ns/uts") != os.readlink(f"/proc/{job.pid}/ns/uts")
+    os.kill(child, signal.SIGKILL)
+    job.wait_gone()
+
+
+def powerless() -> None:
+    """capset(2): nothing but CAP_SYS_ADMIN is given up."""
+    caps = struct.pack("<6I", *(word & ~bit for word, bit in zip(own(), (1 << 21, 1 << 21, 0, 0, 0, 0), strict=True)))
+    syscall("capset", struct.pack("<Ii", 0x20080522, 0), caps)
+
+
+def own() -> tuple[int, ...]:
+    caps = bytearray(24)
+    syscall("capget", struct.pack("<Ii", 0x20080522, 0), caps)
+    return struct.unpack("<6I", caps)
+
+
+def test_a_host_that_gives_no_names() -> None:
+    """The first op fails, so that the host is not given a name in place of the namespace."""
+    program = HostNames(b"moving", b"far").enter()
+    assert [op.name for op in program.branches[0]] == ["unshare", "sethostname", "setdomainname"]
+    with Actor() as there:
+        there.call(powerless)
+        assert there.attempt(program) == ("UTS namespace with the name moving", -errno.EPERM)
+    assert {op.check for op in program.branches[0]} == {Check.OK}
+    assert socket.gethostname() != "moving"
 
 
 @pytest.mark.parametrize(("flag", "word"), [(0x20000000, "PID"), (0x80, "time")])
