@@ -12,7 +12,7 @@ import signal
 import socket
 from collections.abc import Sequence
 
-from agents import settling
+from agents import cgroup, settling
 from agents.commitment import Commitment
 from agents.journal import PREPARED, RELEASED
 from agents.overseer import Overseer, RestorerDied
@@ -36,6 +36,7 @@ class Custody:
         self._commitment: Commitment | None = None
         self._logs: list[str] = []
         self._rooms: list[str] = []  # directories that the restorees make, and the commit takes away
+        self._groups: list[str] = []  # control groups that were made for it
         self._page_failure: PagesFailed | None = None
         self._called_off: PagesFailed | None = None
 
@@ -144,6 +145,8 @@ class Custody:
                         commitment.end_all()
             finally:
                 self._forget_logs()
+                cgroup.remove(self._groups)
+                self._groups = []
                 while self._rooms:
                     shutil.rmtree(self._rooms.pop(), ignore_errors=True)  # where it was made; it follows no link
 

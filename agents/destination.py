@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from agents import hostfacts, libc, pages, private, settling
+from agents import cgroup, hostfacts, libc, pages, private, settling
 from agents.commitment import Commitment
 from agents.custody import ENDING, Custody, PagesFailed
 from agents.elf import elf
@@ -280,6 +280,13 @@ class Agent(Custody):
             for fd in streams if record is None else [record, *streams]:
                 os.close(fd)
         return {"pid": self._overseer.pid, "maps": self._overseer.maps()}, b""
+
+    def verb_cgroup(self, blob: bytes, path: str) -> Reply:
+        """The overseer, and so all that it will make, in that control group; see `agents.cgroup`."""
+        if self._overseer is None:
+            raise ValueError("there is no overseer")
+        self._groups += cgroup.join(self._overseer.pid, path)
+        return {}, b""
 
     def _started(
         self, restorees: int, new_pid_namespace: bool, record: int | None, streams: Sequence[int]

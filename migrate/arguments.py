@@ -11,7 +11,7 @@ from migrate.checkpoint import arguments as checkpoint
 from migrate.checkpoint.jobs import Job
 from migrate.errors import UsageError
 from migrate.options import Connection, Inquiry, Options
-from migrate.parsing import Help, Parser, checked, positive, process_number
+from migrate.parsing import Help, Parser, add_cgroup, checked, positive, process_number
 from migrate.transport.target import parse as parse_destination
 from migrate.wording import parse_bandwidth, parse_duration
 
@@ -167,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         help="if the connection breaks in the commit: how long to try to learn what became of it, with the process "
         "stopped (default: 60s)",
     )
+    add_cgroup(how, "on the destination")
     how.add_argument(
         "--stdio",
         metavar="null|FILE",

@@ -194,6 +194,8 @@ class Migration:
         problems = [problem for each in previews for problem in each.problems]
         others = max(0, self.originals.memory - preview.resident)
         problems += preflight.host_problems(preview, facts, self.options.no_clock, others)
+        self._group, homeless = preflight.control_group(self.options.cgroup, previews)
+        problems += homeless
         for each in previews:
             problems += preflight.process_problems(each, facts)
         needed = tuple(need for each in previews for need in each.needs)
@@ -231,6 +233,8 @@ class Migration:
         member = len(previews) > 1 or bool(preview.kin.zombies)
         room = max(self.originals.ids) + 1 + (SPARE if member else 0)
         inside = await self.destination.start_overseer(as_init, clocks.namespace, room)
+        await self.destination.join(self._group)
+        await self.destination.name_host(preview.surroundings.names)
         with making_sense(self.destination.agent.name, "its vDSO"):
             judged = [preflight.kernel_problems(each, inside) for each in previews]
         problems = [problem for found, _ in judged for problem in found]

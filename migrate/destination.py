@@ -14,12 +14,13 @@ from migrate import faults
 from migrate.engine import births, overseer, vdso
 from migrate.engine.clocks import Clocks, enter_time_namespace
 from migrate.engine.cpu import Cpu
+from migrate.engine.hostname import HostNames
 from migrate.engine.kernel.maps import Mapping, maps
 from migrate.engine.kernel.timens import Offsets, offsets
 from migrate.engine.kinds import mapping, task, timers
 from migrate.engine.program import MAX_PROGRAM, Linked, OpKind, Program
 from migrate.engine.program.listing import describe_failure
-from migrate.errors import Failed, NoRoomToFork, NotCommitted, NumberTaken, OpFailed
+from migrate.errors import Failed, NoRoomToFork, NotCommitted, NumberTaken, OpFailed, Problem, Refused
 from migrate.transport.agent import Agent, AgentError, Nonsense, Pending, Reply, making_sense
 
 OVERSEER, RESTOREE = 0, 1  # slots: that of the first restoree, and of its descendants those behind it
@@ -235,6 +236,28 @@ class Destination:
             if not all(offset + size <= its.xsave_size <= _XSAVE_MOST for _, offset, size in its.components):
                 raise ValueError(f"a CPU with {its.xsave_size} bytes of registers")
             return Inside(found, its, own(results), by_id(results), can_drop, refused(results), reply.number("pid"))
+
+    async def name_host(self, names: HostNames | None) -> None:
+        """Have all that the overseer will make in a UTS namespace of that name; None: in ours there. Refused where that
+        cannot be."""
+        if names is None:
+            return
+        try:
+            await (await self.run(OVERSEER, names.enter())).done()
+        except OpFailed as error:
+            raise Refused([Problem("destination kernel", str(error))]) from error
+
+    async def join(self, group: str | None) -> None:
+        """Have all that the overseer will make in that control group; None: where the agent is. Refused where that
+        cannot be."""
+        if group is None:
+            return
+        try:
+            await self.agent.request("cgroup", path=group)
+        except AgentError as error:
+            if error.kind != "os":
+                raise
+            raise Refused([Problem("destination", f"no control group {group} (--cgroup): {error}")]) from error
 
     async def run(self, slot: int, program: Program, return_image: bool = False) -> Running:
         """Send a program; what is awaited is only that it is on its way."""

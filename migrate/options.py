@@ -52,6 +52,7 @@ class Options:
     no_clock: bool = False
     verify: bool = False
     reconnect_for: float = 60.0  # seconds
+    cgroup: str | None = None  # "keep", or the path of one; None: that of the agent
     stdio: str | None = None  # None: a log file; "null": /dev/null; else a file on the destination
     log: str | None = None
     json: bool = False

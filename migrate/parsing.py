@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
+from agents.cgroup import check_path
 from migrate.errors import UsageError
 
 T = TypeVar("T")
@@ -42,6 +43,24 @@ def positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(f"{text!r} is not a positive number")
     return int(text)
+
+
+def control_group(text: str) -> str:
+    """The value of --cgroup."""
+    if text == "keep":
+        return text
+    return check_path(text)
+
+
+def add_cgroup(parser: argparse._ArgumentGroup, where: str) -> None:
+    """``where``: "here"."""
+    parser.add_argument(
+        "--cgroup",
+        metavar="keep|PATH",
+        type=checked(control_group),
+        help=f"which control group it is in {where}: one of the name that it has, or that of PATH below the mount of "
+        "cgroup v2; made if missing, without limits of its own (default: that of the agent)",
+    )
 
 
 def process_number(text: str) -> int:

@@ -63,6 +63,30 @@ def _jump(what: str, advice: str) -> Problem:
     return Problem("destination kernel", f"{what}: {consequence}", f"{advice}; or let it jump (--no-clock)")
 
 
+KEEP = "keep"
+
+
+def control_group(wanted: str | None, previews: Sequence[Preview]) -> tuple[str | None, list[Problem]]:
+    """The control group to be in there (see `agents.cgroup`), and why there can be none. ``wanted``: of --cgroup."""
+    if wanted != KEEP:
+        return wanted, []
+    first, problems = previews[0].surroundings.cgroup, []
+    for each in previews:
+        found = each.surroundings.cgroup
+        if not found:
+            what = "is in no control group of version 2 that could be kept"
+        elif found.endswith(" (deleted)"):
+            what = f"its control group {found.removesuffix(' (deleted)')} has been removed"
+        elif found.startswith("/.."):
+            what = f"its control group ({found}) is outside of the cgroup namespace of the command"
+        elif found != first:
+            what = f"is in the control group {found}, and process {previews[0].pid} in {first}"
+        else:
+            continue
+        problems.append(Problem(f"pid {each.pid}", f"{what} (--cgroup keep)", "name one by --cgroup PATH"))
+    return first, problems
+
+
 def process_problems(preview: Preview, facts: Facts) -> list[Problem]:
     """What the destination cannot give to the process, as far as it shows from outside."""
     where = f"pid {preview.pid}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from migrate.checkpoint.jobs import STREAM, Dump, Job, Restore, Show
 from migrate.errors import UsageError
-from migrate.parsing import Help, Parser, checked, process_number
+from migrate.parsing import Help, Parser, add_cgroup, checked, process_number
 from migrate.wording import parse_duration
 
 VERBS = ("dump", "restore", "show")
@@ -169,6 +169,7 @@ def _restore_parser() -> Parser:
     how.add_argument(
         "--no-clock", action="store_true", help="let CLOCK_MONOTONIC and CLOCK_BOOTTIME jump without time namespaces"
     )
+    add_cgroup(how, "here")
     _output(parser)
     return parser
 

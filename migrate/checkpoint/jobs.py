@@ -36,6 +36,7 @@ class Restore:
     stdio: bool = False
     cpu_check: Literal["all", "xstate", "off"] = "all"
     no_clock: bool = False
+    cgroup: str | None = None  # "keep", or the path of one; None: that of the command
     json: bool = False
     verbose: int = 0
     quiet: bool = False

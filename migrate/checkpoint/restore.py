@@ -198,6 +198,8 @@ class _Restoring:
         problems = preflight.host_problems(preview, facts, self.job.no_clock, others)
         for each in previews:
             problems += preflight.process_problems(each, facts)
+        group, homeless = preflight.control_group(self.job.cgroup, previews)
+        problems += homeless
         wrong, taken = await self._files(tuple(need for each in previews for need in each.needs))
         if problems or wrong:
             raise Refused([*problems, *wrong])
@@ -210,6 +212,8 @@ class _Restoring:
         inside = await self._destination.start_overseer(
             as_init, clocks, len(previews), os.getpid() if self.job.stdio else 0
         )
+        await self._destination.join(group)
+        await self._destination.name_host(preview.surroundings.names)
         with making_sense(self.agent.name, "its vDSO"):
             judged = [preflight.kernel_problems(each, inside) for each in previews]
         problems = [problem for found, _ in judged for problem in found]

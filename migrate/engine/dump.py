@@ -14,14 +14,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from migrate.engine import vdso
+from migrate.engine import namespaces, vdso
 from migrate.engine.kernel.accounting import timers
 from migrate.engine.kernel.maps import smaps
 from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
-from migrate.engine.kinds import address_space, children, common, mapped, own_vdso, task
+from migrate.engine.kinds import address_space, children, common, mapped, own_vdso, seccomp, task
 from migrate.engine.kinds.controls import refusals
 from migrate.engine.kinds.descriptor_reader import DescriptorReader
 from migrate.engine.kinds.descriptors import DescriptorTable
@@ -109,16 +108,14 @@ class Dumper:
         self, options: DumpOptions | None = None
     ) -> tuple[list[VMA], DescriptorTable, FsState | None, list[Problem]]:
         """What can be seen without stopping it, and why it cannot be moved as far as that tells."""
-        where = f"pid {self.proc.pid}"
         self.vmas = self._look_at_vdso()
         table, problems = self.table or self.files.dump(options or DumpOptions(mapped=mapped.objects(self.vmas)))
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
-        more += mapped.unseen(self.vmas, where)
-        seccomp = status(self.proc.text("status")).seccomp
-        problems = [*self.spaces.problems, *problems, *more, *refusals(where, seccomp, None)]
+        more += mapped.unseen(self.vmas, f"pid {self.proc.pid}")
+        problems = [*self.spaces.problems, *problems, *more]
         born = {pid for pid in children.seen(self.proc) if not children.ended(pid)} - self.family
         if born:
-            problems.append(children.refusal(where, sorted(born)))
+            problems.append(children.refusal(f"pid {self.proc.pid}", sorted(born)))
         self._texts.hold()
         return self.vmas, table, fs, problems
 
@@ -183,11 +180,15 @@ class Dumper:
                 problems.append(children.refusal(f"pid {self.proc.pid}", sorted(strange)))
         threads = []
         for state in states:
-            outside = task.ThreadOutside(statuses[state.tid], state.signal_mask, state.pending, _rseq(state))
+            status = statuses[state.tid]
+            filters = ptrace.seccomp_filters(state.tid) if seccomp.mode_of(status) == seccomp.FILTER else []
+            outside = task.ThreadOutside(status, state.signal_mask, state.pending, _rseq(state), filters)
             thread = self._thread(results[state.tid], outside, state.tid)
             dispatch = None if frozen else ptrace.syscall_dispatch(state.tid)  # the rehearsal's business
-            problems += refusals(f"thread {state.tid}", thread.seccomp, dispatch)
+            problems += refusals(f"thread {state.tid}", dispatch) + thread.seccomp.refusals(f"thread {state.tid}")
             threads.append(ThreadImage(thread.identity.tid, self._registers(state), state.xstate, thread))
+        if not frozen:
+            problems += namespaces.problems(self.proc, f"pid {self.proc.pid}")
         if problems or fs is None:
             raise Refused(problems)
         if frozen and process.actions.nodefer and not self._nodefer:
@@ -214,7 +215,8 @@ class Dumper:
 
     def _thread(self, results: Results, outside: task.ThreadOutside, tid: int) -> task.Thread:
         """The very same object as the last time where nothing has changed: then nobody has to look at it again."""
-        answers = results.image, outside.mask, outside.queue, outside.rseq, task.lasting(outside.status)
+        lasting = task.lasting(outside.status)
+        answers = results.image, outside.mask, outside.queue, outside.rseq, outside.filters, lasting
         known = self._threads.get(tid)
         if known is None or known[0] != answers:
             known = self._threads[tid] = answers, self._decode_thread(results, outside)

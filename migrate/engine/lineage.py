@@ -117,7 +117,7 @@ def _stand_in(program: Program, tree: Sequence[Kin], orphans: Sequence[int], nur
     args = overseer.clone_args(program, 0, stack, overseer.STACK_ROOM, session, SIGCHLD)
     made = program.clone(args, child, label=f"{who} (clone3)", code=nursery.hole.start + ENTER)
     status = program.space(8)
-    program.syscall("wait4", made, status, overseer.WALL, 0, label=f"wait for {who}")
+    program.syscall("wait4", made, status, WALL, 0, label=f"wait for {who}")
     program.op(OpKind.CHECK, status, 0xFFFFFFFF, 0, label=f"how {who} has ended")
     nothing = program.data(bytes(32))
     program.syscall("rt_sigaction", SIGCHLD, nothing, 0, 8, label=f"nothing is told of the end of {who}")
@@ -160,10 +160,10 @@ def removal(each: Kin, parent_slot: int) -> Iterator[tuple[int, Program]]:
     who = f"pid {each.pid}, which has ended meanwhile"
     program = Program(f"the end of {who}")
     program.syscall("kill", each.pid, overseer.SIGKILL, label=f"kill {who}")
-    program.syscall("wait4", each.pid, 0, overseer.WALL, 0, label=f"wait for {who}", expect=each.pid)
+    program.syscall("wait4", each.pid, 0, WALL, 0, label=f"wait for {who}", expect=each.pid)
     yield OVERSEER, program
     program = Program(f"the child pid {each.pid}, which has ended")
-    program.syscall("wait4", each.pid, 0, overseer.WALL, 0, label=f"wait for {who}", expect=each.pid)
+    program.syscall("wait4", each.pid, 0, WALL, 0, label=f"wait for {who}", expect=each.pid)
     if each.exit_signal:
         nothing = program.data(bytes(32))
         program.syscall("rt_sigaction", each.exit_signal, nothing, 0, 8, label=f"nothing is told of the end of {who}")

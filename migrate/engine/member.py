@@ -18,6 +18,7 @@ from migrate.engine.aftercare import KILL_PATIENCE, check, take_back
 from migrate.engine.areas import area_of
 from migrate.engine.cpu import own_cpu
 from migrate.engine.dump import Dumper, Stopped
+from migrate.engine.hostname import HostNames
 from migrate.engine.house import at_rest
 from migrate.engine.image.codec import encode
 from migrate.engine.kernel.probes import has_forced_reads
@@ -41,6 +42,7 @@ from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Program
 from migrate.engine.standing import own_pid
+from migrate.engine.surroundings import Surroundings
 from migrate.engine.tracee import leftovers
 from migrate.engine.tracee.claim import Claim
 from migrate.engine.tracee.swallow import swallow
@@ -80,6 +82,7 @@ class Member:
         self._areas_without: frozenset[int] = frozenset()
         self._rate: float | None = None  # bytes per second that the link took in the last round
         self._killed = False
+        self._names: HostNames | None = None
         self._writer = Writer()
         self.preview: Preview | None = None  # of one that was met when the others were on their way already
         self.landlord: Member | None = None  # the first of those whose memory it shares (CLONE_VM), if it is another
@@ -119,12 +122,14 @@ class Member:
         needs = [*dumper.spaces.needs(), *table.needs(pid), *(fs.needs(f"pid {pid}") if fs else ())]
         executable, trouble = look_at_exe(proc)
         trouble += shared_memory(vmas, proc, self._family)
+        surroundings, strange = Surroundings.of(proc, f"pid {pid}")
+        self._names = surroundings.names
         shifted = task_offsets(proc)
         return Preview(
             pid=own_pid(raw),
             comm=proc.text("comm").removesuffix("\n"),
             tids=tuple(own_pid(proc.read(f"task/{tid}/status")) for tid in proc.tids()),
-            problems=(*(each for each in problems if not isinstance(each, Passing)), *trouble, *own.problems),
+            problems=(*(each for each in problems if not isinstance(each, Passing)), *trouble, *strange, *own.problems),
             vmas=() if self.landlord is not None else tuple(vmas),
             needs=(*needs, executable),
             streams=table.streams,
@@ -136,6 +141,7 @@ class Member:
             vdso=own.vdso,
             clock_offsets=(shifted.monotonic, shifted.boottime),
             kin=kin,
+            surroundings=surroundings,
         )
 
     # Rounds
@@ -300,6 +306,8 @@ class Member:
         """Stop it for good."""
         stopped = self.dumper.stop_outside()
         self._frozen = True
+        if HostNames.of(self.dumper.proc) != self._names:
+            raise Failed(f"pid {self.pid} has changed its host name meanwhile (sethostname(2), unshare(2)); try again")
         return stopped
 
     def changed(self) -> bool:

@@ -14,26 +14,26 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.program import Buffer, Linked, OpKind, Program
-from migrate.pie import BARE_SYSCALL
+from migrate.engine.remote_calls import (
+    NT_PRSTATUS,
+    PTRACE_SETREGSET,
+    REGISTERS,
+    WALL,
+    Caller,
+    Confinement,
+    iovec_of,
+    wait_for,
+)
 
 # ptrace(2), sys/ptrace.h
-PTRACE_CONT, PTRACE_DETACH, PTRACE_SYSCALL, PTRACE_SETOPTIONS = 7, 17, 24, 0x4200
-PTRACE_GETREGSET, PTRACE_SETREGSET, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_SETSIGMASK = (
-    0x4204,
-    0x4205,
-    0x4206,
-    0x4207,
-    0x420B,
-)
+PTRACE_CONT, PTRACE_DETACH, PTRACE_SETOPTIONS, PTRACE_SEIZE, PTRACE_INTERRUPT = 7, 17, 0x4200, 0x4206, 0x4207
+PTRACE_SETSIGMASK = 0x420B
 OPTIONS = 0x100001  # PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD
+_SUSPEND = 1 << 21  # PTRACE_O_SUSPEND_SECCOMP
 _FREE = 0x1  # without PTRACE_O_EXITKILL
-NT_PRSTATUS, NT_X86_XSTATE = 1, 0x202
-_REGISTERS = 27 * 8  # bytes of user_regs_struct
-WALL = 0x40000000  # wait4(2): children of any kind
+NT_X86_XSTATE = 0x202
 STOP_EVENT = 0x80057F  # wait status: PTRACE_EVENT_STOP << 16 | SIGTRAP << 8 | stopped
-STOP_SYSCALL = 0x857F  # wait status: (SIGTRAP | 0x80) << 8 | stopped
 STOP_SIGSTOP = 0x137F  # wait status: SIGSTOP << 8 | stopped
 SIGCHLD, SIGKILL, SIGPIPE, SIGSTOP, SIG_BLOCK = 17, 9, 13, 19, 0
 PR_SET_PDEATHSIG = 1
@@ -122,36 +122,41 @@ class Dress:
 
 
 class Arming:
-    """Seize the parked threads, take the restorer's socket and mapping away, and set their registers. They stay
-    stopped. What is not of the registers is compiled when it is made. ``tenant``: the mapping is another one's, who
-    shares its memory and comes after it."""
+    """Seize the parked threads, have them confined, take the restorer's socket and mapping away, and set their
+    registers. They stay stopped. What is not of the registers is compiled when it is made. ``tenant``: the mapping is
+    another one's, who shares its memory and comes after it."""
 
     def __init__(
-        self, main: int, hole: Hole, control: int, tids: Sequence[int], xsave_size: int, tenant: bool = False
+        self,
+        main: int,
+        hole: Hole,
+        control: int,
+        tids: Sequence[int],
+        xsave_size: int,
+        tenant: bool = False,
+        confinement: Confinement | None = None,
     ) -> None:
         program = Program(f"the registers of pid {main}")
         status = program.space(8)
-
-        def wait(tid: int, expected: int, label: str) -> None:
-            program.syscall("wait4", tid, status, WALL, 0, label=label, expect=tid)
-            program.op(OpKind.CHECK, status, 0xFFFFFF, expected, label=label)
-
+        caller = Caller(program, hole.start)
         for tid in tids:
             if tid != main:
                 program.syscall("ptrace", PTRACE_SEIZE, tid, 0, OPTIONS, label=f"seize thread {tid}")
             program.syscall("ptrace", PTRACE_INTERRUPT, tid, 0, 0, label=f"stop thread {tid}")
         for tid in tids:
-            wait(tid, STOP_EVENT, f"stop of thread {tid}")
-        _leave_behind(program, main, hole, control, wait, tenant)
+            wait_for(program, status, tid, STOP_EVENT, f"stop of thread {tid}")
+        if confinement is not None:
+            _confine(program, caller, main, tids, confinement)
+        _leave_behind(caller, main, hole, control, tenant)
         self._places = []
         for tid in tids:
-            registers, xsave, mask = program.space(_REGISTERS), program.space(xsave_size, align=64), program.space(8)
+            registers, xsave, mask = program.space(REGISTERS), program.space(xsave_size, align=64), program.space(8)
             self._places.append((registers, xsave, mask))
             for what, number, buffer in (
                 ("registers", NT_PRSTATUS, registers),
                 ("vector registers", NT_X86_XSTATE, xsave),
             ):
-                iovec, label = _iovec(program, buffer), f"{what} of thread {tid}"
+                iovec, label = iovec_of(program, buffer), f"{what} of thread {tid}"
                 program.syscall("ptrace", PTRACE_SETREGSET, tid, number, iovec, label=label)
             program.syscall("ptrace", PTRACE_SETSIGMASK, tid, 8, mask, label=f"signal mask of thread {tid}")
         self._linked = program.link()
@@ -169,34 +174,26 @@ class Arming:
         return replace(self._linked, image=bytes(image))
 
 
-def _leave_behind(program: Program, main: int, hole: Hole, control: int, wait: object, tenant: bool) -> None:
-    """What the restorer itself is of, by the main thread and with the restorer's own `syscall` instruction: its socket,
-    which it may not have come to close since it answered, and its memory, the last thing it ever does."""
-    assert callable(wait)
-    # user_regs_struct: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs gs…
-    got = program.space(_REGISTERS)
-    iovec = _iovec(program, got)
-    calls = (
-        ("close", (control, 0), f"close the restorer's socket in pid {main}", False),
-        ("munmap", (hole.start, hole.size), f"unmap the restorer from pid {main}", True),
-    )
-    for name, args, label, checked in calls[:1] if tenant else calls:
-        program.syscall("ptrace", PTRACE_GETREGSET, main, NT_PRSTATUS, iovec, label=label)
-        values = ((10, NUMBERS[name]), (13, args[1]), (14, args[0]), (15, -1), (16, hole.start + BARE_SYSCALL))
-        for index, value in values:
-            number = program.data(struct.pack("<q", value))
-            program.op(OpKind.COPY, got.at(index * 8), number, 8, label=label)
-        program.syscall("ptrace", PTRACE_SETREGSET, main, NT_PRSTATUS, iovec, label=label)
-        for _ in ("entry", "exit"):
-            program.syscall("ptrace", PTRACE_SYSCALL, main, 0, 0, label=label)
-            wait(main, STOP_SYSCALL, label)
-        if checked:
-            program.syscall("ptrace", PTRACE_GETREGSET, main, NT_PRSTATUS, iovec, label=label)
-            program.op(OpKind.CHECK, got.at(10 * 8), 0xFFFF_FFFF_FFFF_FFFF, 0, label=label)
+def _confine(program: Program, caller: Caller, main: int, tids: Sequence[int], confinement: Confinement) -> None:
+    """From now on nothing that they are under counts, until they are untied: `_untie` sets options without this."""
+    for tid in tids:
+        label = f"suspend the seccomp of thread {tid}"
+        program.syscall("ptrace", PTRACE_SETOPTIONS, tid, 0, OPTIONS | _SUSPEND, label=label)
+    size = len(confinement.content)
+    here, there = iovec_of(program, program.data(confinement.content)), struct.pack("<QQ", confinement.base, size)
+    label = f"seccomp filters of pid {main}"
+    program.syscall("process_vm_writev", main, here, 1, program.data(there), 1, 0, label=label, expect=size)
+    for call in confinement.calls:
+        tid = tids[call.thread]
+        caller.call(tid, call.name, call.args, f"{call.label} of thread {tid}")
 
 
-def _iovec(program: Program, buffer: Buffer) -> Buffer:
-    return program.data(struct.pack("<QQ", 0, buffer.size), pointers={0: buffer})
+def _leave_behind(caller: Caller, main: int, hole: Hole, control: int, tenant: bool) -> None:
+    """What the restorer itself is of, by the main thread: its socket, which it may not have come to close since it
+    answered, and its memory, the last thing it ever does."""
+    caller.call(main, "close", (control,), f"close the restorer's socket in pid {main}", checked=False)
+    if not tenant:
+        caller.call(main, "munmap", (hole.start, hole.size), f"unmap the restorer from pid {main}")
 
 
 Late = Callable[[Program], None]

@@ -8,6 +8,7 @@ from migrate.engine.cpu import Cpu
 from migrate.engine.kin import Kin
 from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.kinds.vma import VMA
+from migrate.engine.surroundings import Surroundings
 from migrate.engine.vdso import VDSO
 from migrate.errors import Problem
 
@@ -18,7 +19,8 @@ class Preview:
 
     ``pid`` and ``tids`` as the process itself numbers them; ``streams``: standard streams that lead outside and write;
     ``descriptors``: numbers in use; ``limits`` and ``status``: texts of these files of /proc; ``resident``: bytes;
-    ``clock_offsets``: of its time namespace; ``kin``: what it is to the others that move with it.
+    ``clock_offsets``: of its time namespace; ``kin``: what it is to the others that move with it; ``surroundings``:
+    what it is in.
     """
 
     pid: int
@@ -36,6 +38,7 @@ class Preview:
     vdso: VDSO
     clock_offsets: tuple[int, int]
     kin: Kin
+    surroundings: Surroundings
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,9 @@ class Compiler:
         """What the overseer runs then: all threads stopped, in their registers."""
         tids = tuple(thread.tid for thread in image.threads)
         tenant = not image.kin.owns(MEMORY)
-        inputs = image.process.pid, ground.whole, ground.channels.control, tids, ground.carrier.size, tenant
+        confinement = task.confine([thread.state for thread in image.threads], ground.hole.buffer)
+        known = image.process.pid, ground.whole, ground.channels.control, tids, ground.carrier.size
+        inputs = *known, tenant, confinement
         if self._arming is None or self._arming[0] != inputs:
             self._arming = inputs, Arming(*inputs)
         return self._arming[1].dressed(dresses(image.threads, ground.carrier))

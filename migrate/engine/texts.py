@@ -15,7 +15,8 @@ _STATUS = 4096  # bytes to read of a status at first
 
 
 class Texts:
-    """`task.PROCESS_FILES` of one process, `task.THREAD_FILES` of its threads. Close it after use."""
+    """`task.PROCESS_FILES` and `task.OPTIONAL_FILES` of one process, `task.THREAD_FILES` of its threads. Close it after
+    use."""
 
     def __init__(self, proc: Proc) -> None:
         self._proc = proc
@@ -31,7 +32,7 @@ class Texts:
 
     def process(self) -> dict[str, bytes]:
         """Those of the process, by name."""
-        return {name: self.read(self._proc.pid, name) for name in task.PROCESS_FILES}
+        return {name: self.read(self._proc.pid, name) for name in (*task.PROCESS_FILES, *task.OPTIONAL_FILES)}
 
     def read(self, tid: int, name: str) -> bytes:
         """One of them."""
@@ -58,7 +59,7 @@ class Texts:
         held = self._held.get(tid)
         if held is None:
             if tid == self._proc.pid:
-                held = HeldFiles(self._proc, task.PROCESS_FILES)
+                held = HeldFiles(self._proc, task.PROCESS_FILES, task.OPTIONAL_FILES)
             else:
                 with self._proc.thread(tid) as thread:
                     held = HeldFiles(thread, task.THREAD_FILES)

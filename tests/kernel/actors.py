@@ -29,6 +29,7 @@ from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.kinds.identity import Rseq
 from migrate.engine.kinds.scheduling import cpu_mask, default_slice
 from migrate.engine.kinds.task import (
+    OPTIONAL_FILES,
     PROCESS_FILES,
     THREAD_FILES,
     Destination,
@@ -236,8 +237,8 @@ class Task:
 
 def collect(actor: Actor) -> Task:
     """Everything, as the source would, but that the actor runs the programs by itself."""
-    with Proc(actor.pid) as proc, HeldFiles(proc, PROCESS_FILES) as files:
-        content = {name: files.read(name) for name in PROCESS_FILES}
+    with Proc(actor.pid) as proc, HeldFiles(proc, PROCESS_FILES, OPTIONAL_FILES) as files:
+        content = {name: files.read(name) for name in (*PROCESS_FILES, *OPTIONAL_FILES)}
     with actor.stopped() as tid:
         mask = ptrace.get_signal_mask(tid)
         shared, private = (ptrace.pending_signals(tid, which) for which in (True, False))

@@ -10,8 +10,9 @@ import pytest
 
 from agents import journal, settling
 from migrate.engine import overseer
-from migrate.engine.overseer import PTRACE_INTERRUPT, PTRACE_SEIZE, STOP_EVENT, WALL, Records
+from migrate.engine.overseer import PTRACE_INTERRUPT, PTRACE_SEIZE, STOP_EVENT, Records
 from migrate.engine.program import OpKind, Program
+from migrate.engine.remote_calls import WALL
 from migrate.engine.restore import THREAD_FLAGS
 from migrate.faults import _spoiled
 from tests.kernel.restoree import Restoree, unused_pid

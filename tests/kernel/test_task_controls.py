@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
-import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cffi import FFI
 
+from migrate.engine import core_scheduling
 from migrate.engine.kernel import prctl as pr
+from migrate.engine.kernel.proc import Proc
 from migrate.engine.kinds.controls import ProcessControls, ThreadControls, refusals
 from migrate.engine.program import Program
 from tests.kernel.actors import Actor, collect, destination, syscall
@@ -189,25 +191,8 @@ def test_problems() -> None:
 
 def test_refusals() -> None:
     off, on = bytes(32), (1).to_bytes(8, "little") + bytes(24)
-    assert refusals("thread 7", 0, None) == refusals("thread 7", 0, off) == []
-    assert "seccomp (filter mode)" in refusals("thread 7", 2, None)[0].what
-    assert "user dispatch" in refusals("thread 7", 0, on)[0].what
-
-
-def _no_new_privs_and_seccomp() -> None:
-    _prctl(pr.PR_SET_NO_NEW_PRIVS, 1)
-    ffi = FFI()
-    code = ffi.from_buffer(struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000))  # BPF_RET | BPF_K: allow
-    syscall("seccomp", 1, 0, struct.pack("<HxxxxxxQ", 1, int(ffi.cast("uintptr_t", code))))
-
-
-def test_seccomp_is_noticed() -> None:
-    with Actor() as source:
-        assert collect(source).thread.seccomp == 0
-        source.call(_no_new_privs_and_seccomp)
-        thread = collect(source).thread
-        assert thread.seccomp == 2
-        assert any("seccomp" in problem.what for problem in thread.problems("pid 1", destination()))
+    assert refusals("thread 7", None) == refusals("thread 7", off) == []
+    assert "user dispatch" in refusals("thread 7", on)[0].what
 
 
 def test_numbers_are_those_of_the_headers() -> None:
@@ -218,3 +203,47 @@ def test_numbers_are_those_of_the_headers() -> None:
     both = ours.keys() & known.keys()
     assert len(both) > 30
     assert {name: ours[name] for name in both} == {name: known[name] for name in both}
+
+
+def _alone(nice: int) -> None:
+    os.setsid()  # which comes with a group of its own
+    Path("/proc/self/autogroup").write_text(str(nice))
+
+
+def test_autogroup() -> None:
+    with Actor() as source, Actor() as there:
+        source.call(_alone, 7)
+        there.call(_alone, 0)
+        before = collect(source).process.controls
+        assert before.autogroup == 7
+        _restore_process(before, there)
+        assert collect(there).process.controls == before
+        assert Path(f"/proc/{there.pid}/autogroup").read_text().endswith(" nice 7\n")
+
+
+def test_a_kernel_without_autogroups() -> None:
+    """Nothing is to be set there."""
+    with Actor() as there:
+        program = Program("controls")
+        controls = replace(collect(there).process.controls, autogroup=3)
+        controls.restore_early(program, destination().oom_score_adj)
+        image = program.content.replace(b"/proc/self/autogroup\0", b"/proc/self/autogr_up\0")
+        assert image != program.content
+        program.content[:] = image
+        there.run(program)
+
+
+def test_cookies_of_core_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused for each thread that has one; without SMT, as here or in a guest mostly, none can have one."""
+    with Proc(os.getpid()) as proc:
+        first = proc.tids()[0]
+        monkeypatch.setattr(core_scheduling, "cookie", lambda tid: int(tid == first))
+        assert [problem.where for problem in core_scheduling.problems(proc)] == [f"thread {first}"]
+    monkeypatch.undo()
+    try:
+        syscall("prctl", 62, 1, 0, 0, 0)  # PR_SCHED_CORE_CREATE
+        made = True
+    except OSError as error:
+        assert error.errno in (errno.EINVAL, errno.ENODEV)
+        made = False
+    assert bool(core_scheduling.cookie(os.getpid())) == made

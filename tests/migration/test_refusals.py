@@ -44,7 +44,8 @@ def _says(outcome: Outcome, *reasons: str) -> None:
         ("io_uring", "fd 5: io_uring instance"),
         ("userfaultfd", "fd 5: userfaultfd"),
         ("hugetlb", "huge"),
-        ("seccomp", "is under seccomp (filter mode)"),
+        ("listener", "fd 5: seccomp notification descriptor"),
+        ("notifying", "has a seccomp filter that asks another process"),
     ],
 )
 def test_what_cannot_be_moved(journeys: Journeys, kind: str, reason: str) -> None:
@@ -52,8 +53,8 @@ def test_what_cannot_be_moved(journeys: Journeys, kind: str, reason: str) -> Non
 
 
 def test_every_reason_at_once(journeys: Journeys) -> None:
-    kinds = ("socket", "terminal", "io_uring", "userfaultfd", "hugetlb", "seccomp")
-    reasons = ("fd 5: socket", "fd 6: terminal", "fd 7: io_uring", "fd 8: userfaultfd", "huge", "seccomp")
+    kinds = ("socket", "terminal", "io_uring", "userfaultfd", "hugetlb", "listener")
+    reasons = ("fd 5: socket", "fd 6: terminal", "fd 7: io_uring", "fd 8: userfaultfd", "huge", "fd 9: seccomp")
     _refused(journeys.start("refused", *kinds), *reasons)
 
 

@@ -20,8 +20,13 @@ static void place(int fd)
 
 static void have(const char *kind)
 {
-	struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-	struct sock_fprog program = { 1, &allow };
+	struct sock_filter asks[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_swapoff, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { sizeof(asks) / sizeof(*asks), asks };
 	struct io_uring_params params = { 0 };
 	siginfo_t info;
 	pid_t child;
@@ -36,14 +41,23 @@ static void have(const char *kind)
 		place(syscall(SYS_userfaultfd, UFFD_USER_MODE_ONLY));
 	} else if (!strcmp(kind, "hugetlb")) { /* never touched, so no huge page has to be there */
 		check(mmap(NULL, 2 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1, 0) != MAP_FAILED);
-	} else if (!strcmp(kind, "seccomp")) {
+	} else if (!strcmp(kind, "notifying")) {
 		check(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+	} else if (!strcmp(kind, "listener")) {
+		check(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+		place(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program));
 	} else if (!strcmp(kind, "zombie")) {
 		check((child = fork()) >= 0);
 		if (!child)
 			_exit(0);
 		check(!waitid(P_PID, child, &info, WEXITED | WNOWAIT));
 		dprintf(1, "%d\n", child);
+	} else if (!strcmp(kind, "tracee")) { /* which ends with its tracer */
+		check((child = fork()) >= 0);
+		if (!child)
+			for (;;)
+				pause();
+		check(!ptrace(PTRACE_SEIZE, child, 0, PTRACE_O_EXITKILL));
 	} else if (!strncmp(kind, "traces=", 7)) {
 		check(!ptrace(PTRACE_SEIZE, atoi(kind + 7), 0, 0));
 	} else {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -15,14 +16,18 @@ MAYBE_MORE = 3000  # bytes; a shorter read was the last one
 
 
 class HeldFiles:
-    """Some files of one process or thread. A context manager; `close` it otherwise."""
+    """Some files of one process or thread. A context manager; `close` it otherwise. ``optional``: those that not every
+    kernel has; they read as empty then."""
 
-    def __init__(self, proc: Proc, names: Iterable[str]) -> None:
-        self._path = proc.path
+    def __init__(self, proc: Proc, names: Iterable[str], optional: Iterable[str] = ()) -> None:
+        self._path, self._optional = proc.path, frozenset(optional)
         self._fds: dict[str, int] = {}
         try:
             for name in names:
                 self._fds[name] = proc.open(name)
+            for name in optional:
+                with suppress(FileNotFoundError):
+                    self._fds[name] = proc.open(name)
         except OSError:
             self.close()
             raise
@@ -33,7 +38,9 @@ class HeldFiles:
 
     def read(self, name: str) -> bytes:
         """Its content now. OSError, with the path, when the process is gone (ESRCH)."""
-        fd = self._fds[name]
+        fd = self._fds.get(name, -1)
+        if fd < 0 and name in self._optional:
+            return b""
         try:
             content = os.pread(fd, _CHUNK, 0)
             # A seq_file gives whole records up to a page, whatever is asked for; what is far from that was the end.

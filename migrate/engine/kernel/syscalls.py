@@ -119,6 +119,8 @@ NUMBERS: dict[str, int] = {
     "sync": 162,
     "mount": 165,
     "umount2": 166,
+    "sethostname": 170,
+    "setdomainname": 171,
     "gettid": 186,
     "readahead": 187,
     "tkill": 200,

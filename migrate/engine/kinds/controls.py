@@ -1,14 +1,14 @@
 """What prctl(2), arch_prctl(2) and personality(2) set, and what stands beside them in /proc/PID.
 
 Some belong to the process (its mm or signal struct), some to each thread, whatever libc makes of it. Not kept: the
-audit login uid and the autogroup (of the session, not of the program), the core-scheduling cookie and Yama's
-PR_SET_PTRACER (cannot be read), seccomp and syscall user dispatch (refused for now).
+audit login uid and Yama's PR_SET_PTRACER (cannot be read), syscall user dispatch (refused for now). Seccomp has a
+file of its own.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from migrate.engine.kernel import prctl
@@ -21,7 +21,7 @@ DUMPABLE_ROOT = 2  # SUID_DUMP_ROOT
 IO_FLUSHER = 0x00080000 | 0x00100000
 PERSONALITY_ASK = 0xFFFFFFFF
 AT_FDCWD, O_WRONLY = -100, 1
-ENXIO = 6
+ENOENT, ENXIO, EBADF = 2, 6, 9
 _SPECULATION = {
     prctl.PR_SPEC_STORE_BYPASS: "speculative store bypass",
     prctl.PR_SPEC_INDIRECT_BRANCH: "indirect branch speculation",
@@ -41,10 +41,12 @@ class ProcessControls:
     io_flusher: bool
     oom_score_adj: int
     coredump_filter: int
+    autogroup: int  # nice value of the group of its session (sched(7), "The autogroup feature"), 0 where there is none
 
     @classmethod
-    def collect(cls, program: Program) -> Callable[[Results, int, bytes, bytes], ProcessControls]:
-        """Five ops. The decoder also takes the flags of stat, and the contents of oom_score_adj and coredump_filter.
+    def collect(cls, program: Program) -> Callable[[Results, int, Mapping[str, bytes]], ProcessControls]:
+        """Five ops. The decoder also takes the flags of stat, and the contents of oom_score_adj, coredump_filter and
+        autogroup.
 
         PR_GET_IO_FLUSHER is not asked: it wants CAP_SYS_RESOURCE even for looking, and the flags show it. They are
         those of the main thread, and are taken to be every thread's: it is set once, by the servers of storage, before
@@ -57,7 +59,7 @@ class ProcessControls:
         mdwe = program.syscall("prctl", prctl.PR_GET_MDWE, 0, 0, 0, 0, label="memory-deny-write-execute", ignore=True)
         merge = program.syscall("prctl", prctl.PR_GET_MEMORY_MERGE, 0, 0, 0, 0, label="memory merge", ignore=True)
 
-        def decode(results: Results, flags: int, oom_score_adj: bytes, coredump_filter: bytes) -> ProcessControls:
+        def decode(results: Results, flags: int, files: Mapping[str, bytes]) -> ProcessControls:
             return cls(
                 dumpable=results.of(dumpable),
                 child_subreaper=bool(_INT.unpack(results.bytes(subreaper))[0]),
@@ -65,8 +67,9 @@ class ProcessControls:
                 mdwe=max(results.of(mdwe), 0),  # a kernel that knows no such thing has none set
                 memory_merge=results.of(merge) > 0,
                 io_flusher=flags & IO_FLUSHER == IO_FLUSHER,
-                oom_score_adj=int(oom_score_adj),
-                coredump_filter=int(coredump_filter, 16),
+                oom_score_adj=int(files["oom_score_adj"]),
+                coredump_filter=int(files["coredump_filter"], 16),
+                autogroup=int((files["autogroup"].split() or [b"0"])[-1]),  # "/autogroup-25 nice 0"
             )
 
         return decode
@@ -97,6 +100,9 @@ class ProcessControls:
         if self.oom_score_adj != oom_score_adj:
             _write(program, "/proc/self/oom_score_adj", str(self.oom_score_adj))
         _write(program, "/proc/self/coredump_filter", f"{self.coredump_filter:#x}")
+        if self.autogroup:
+            # Of its session, so the same for all that are in that. A kernel without has nothing that could be set.
+            _write(program, "/proc/self/autogroup", str(self.autogroup), ENOENT)
 
     def restore_late(self, program: Program) -> None:
         """After the last change of credentials, which resets dumpable, and after the last executable mapping.
@@ -109,10 +115,13 @@ class ProcessControls:
             program.syscall("prctl", prctl.PR_SET_MDWE, self.mdwe, 0, 0, 0, label="memory-deny-write-execute")
 
 
-def _write(program: Program, path: str, text: str) -> None:
-    fd = program.syscall("openat", AT_FDCWD, program.string(path), O_WRONLY, 0, label=path)
-    program.syscall("write", fd, program.string(text), len(text), label=path, expect=len(text))
-    program.syscall("close", fd, label=path)
+def _write(program: Program, path: str, text: str, missing: int | None = None) -> None:
+    """``missing``: the errno with which opening it may fail."""
+    wrong = None if missing is None else EBADF  # then
+    fd = program.syscall("openat", AT_FDCWD, program.string(path), O_WRONLY, 0, label=path, errno_ok=missing)
+    expect = len(text) if missing is None else None
+    program.syscall("write", fd, program.string(text), len(text), label=path, expect=expect, errno_ok=wrong)
+    program.syscall("close", fd, label=path, errno_ok=wrong)
 
 
 @dataclass(frozen=True)
@@ -191,14 +200,9 @@ def _chosen(which: int, state: int) -> bool:
     return enabled if which == prctl.PR_SPEC_L1D_FLUSH else not enabled
 
 
-def refusals(where: str, seccomp: int, dispatch: bytes | None) -> list[Problem]:
-    """What stands between a thread and its system calls. ``seccomp``: of status; ``dispatch``: struct
-    ptrace_sud_config of PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG (Linux 6.4; None where there is no such request, and no
-    way to know)."""
-    found = []
-    if seccomp:
-        mode = {1: "strict", 2: "filter"}.get(seccomp, str(seccomp))
-        found.append(Problem(where, f"is under seccomp ({mode} mode), which cannot be moved yet"))
+def refusals(where: str, dispatch: bytes | None) -> list[Problem]:
+    """What stands between a thread and its system calls. ``dispatch``: struct ptrace_sud_config of
+    PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG (Linux 6.4; None where there is no such request, and no way to know)."""
     if dispatch is not None and struct.unpack_from("<Q", dispatch)[0]:
-        found.append(Problem(where, "uses syscall user dispatch, which cannot be moved yet"))
-    return found
+        return [Problem(where, "uses syscall user dispatch, which cannot be moved yet")]
+    return []

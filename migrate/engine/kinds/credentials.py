@@ -92,8 +92,9 @@ class Credentials:
             return []
         return [f"{where}: the destination's bounding set lacks {_names(missing)}, so its programs cannot gain that"]
 
-    def restore(self, program: Program, bounding: int = (1 << 64) - 1) -> None:
-        """Run by the thread itself, as the last thing that needs root. ``bounding``: what the restorer may have.
+    def restore(self, program: Program, bounding: int = (1 << 64) - 1, held: int = 0) -> None:
+        """Run by the thread itself, as the last thing that needs root. ``bounding``: what the restorer may have;
+        ``held``: what it must keep for a while yet, see `capset`.
 
         Order: ids while we may, without the kernel taking capabilities away for it (NO_SETUID_FIXUP); inheritable
         before the bounding set shrinks, as it may hold what that does not (cap_capset, security/commoncap.c); ambient
@@ -111,7 +112,7 @@ class Credentials:
             if ids[3] != ids[1]:
                 program.syscall(call, ids[3], label=call[3:], expect=ids[1])
                 program.syscall(call, _CHANGES_NOTHING, label=call[3:], expect=ids[3])
-        full = self.permitted | 1 << CAP_SETPCAP
+        full = self.permitted | held | 1 << CAP_SETPCAP
         _capset(program, full, full, self.inheritable, "inheritable capabilities")
         program.syscall("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, label="ambient capabilities")
         for cap in _bits(self.ambient):
@@ -121,9 +122,15 @@ class Credentials:
             # EINVAL: a capability that this kernel does not know
             program.syscall("prctl", PR_CAPBSET_DROP, cap, 0, 0, 0, label=f"drop {capability(cap)}", errno_ok=EINVAL)
         program.syscall("prctl", PR_SET_SECUREBITS, self.securebits, 0, 0, 0, label="securebits")
-        _capset(program, self.effective, self.permitted, self.inheritable, "capabilities")
+        _capset(program, self.effective | held, self.permitted | held, self.inheritable, "capabilities")
         if self.no_new_privs:
             program.syscall("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, label="no_new_privs")
+
+    def capset(self, base: int) -> tuple[bytes, tuple[int, int]]:
+        """What must lie at the address ``base``, and the arguments of the capset(2) that takes away what was held. To
+        have less changes nothing else (commit_creds, kernel/cred.c)."""
+        sets = _cap_data(self.effective, self.permitted, self.inheritable)
+        return _CAP_HEADER + sets, (base, base + len(_CAP_HEADER))
 
 
 @lru_cache(maxsize=64)
@@ -153,10 +160,12 @@ def _parse(ids: bytes, groups: bytes, caps: bytes, securebits: int) -> Credentia
 
 
 def _capset(program: Program, effective: int, permitted: int, inheritable: int, label: str) -> None:
-    low = [mask & 0xFFFF_FFFF for mask in (effective, permitted, inheritable)]
-    high = [mask >> 32 for mask in (effective, permitted, inheritable)]
-    data: Buffer = program.data(_CAP_DATA.pack(*low, *high))
+    data: Buffer = program.data(_cap_data(effective, permitted, inheritable))
     program.syscall("capset", program.data(_CAP_HEADER), data, label=label)
+
+
+def _cap_data(*sets: int) -> bytes:
+    return _CAP_DATA.pack(*(mask & 0xFFFF_FFFF for mask in sets), *(mask >> 32 for mask in sets))
 
 
 def _bits(mask: int) -> list[int]:

@@ -10,6 +10,7 @@ Restoring takes steps, each for all before the next is begun for any:
 2. `restore_process_signals`: the main thread, when all threads exist: a timer may name any of them.
 3. `restore_thread`: each thread itself; after it the thread is no longer root.
 4. `restore_process_late`: the main thread, when all threads are done.
+5. `confine`: what is to be done from outside, when all of it is (see `migrate.engine.kinds.seccomp`).
 
 All signals are blocked all the time; masks are set by the tracer, and so is being stopped.
 """
@@ -22,17 +23,21 @@ from dataclasses import dataclass
 from migrate.engine.kernel.accounting import PosixTimer as ListedTimer
 from migrate.engine.kernel.procformat import ProcFormatError
 from migrate.engine.kernel.stat import stat
-from migrate.engine.kinds.controls import ProcessControls, ThreadControls, refusals
+from migrate.engine.kinds import seccomp
+from migrate.engine.kinds.controls import ProcessControls, ThreadControls
 from migrate.engine.kinds.credentials import Credentials
 from migrate.engine.kinds.identity import Identity, Rseq
 from migrate.engine.kinds.limits import Limits
 from migrate.engine.kinds.scheduling import Scheduling, cpu_mask
+from migrate.engine.kinds.seccomp import Seccomp, mode_of
 from migrate.engine.kinds.signals import AlternateStack, SignalActions, SignalQueue
 from migrate.engine.kinds.timers import IntervalTimers, PosixTimers
 from migrate.engine.program import Program, Results
+from migrate.engine.remote_calls import Confinement, RemoteCall
 from migrate.errors import Problem
 
 PROCESS_FILES = ("stat", "status", "limits", "oom_score_adj", "coredump_filter", "timers")  # to be held open
+OPTIONAL_FILES = ("autogroup",)  # the same, where the kernel has them
 THREAD_FILES = ("status",)
 CAP_SYS_RESOURCE = 24
 
@@ -57,6 +62,7 @@ class Destination:
     cpus: int
     nodes: int
     timers_by_id: bool
+    seccomp: int | None  # mode of the agent; None: that kernel has no seccomp
 
     @classmethod
     def from_texts(
@@ -74,6 +80,7 @@ class Destination:
             cpu_mask(cpus),
             cpu_mask(nodes) or 1,
             timers_by_id,
+            mode_of(status) if b"\nSeccomp:\t" in status else None,
         )
 
     @property
@@ -119,16 +126,21 @@ class Thread:
     credentials: Credentials
     scheduling: Scheduling
     controls: ThreadControls
-    seccomp: int
+    seccomp: Seccomp
 
-    def problems(self, where: str, destination: Destination, dispatch: bytes | None = None) -> list[Problem]:
-        """What the destination cannot give. ``dispatch``: see `controls.refusals`."""
+    def problems(self, where: str, destination: Destination) -> list[Problem]:
+        """What the destination cannot give."""
         return [
-            *refusals(where, self.seccomp, dispatch),
+            *self.seccomp.problems(where, destination.effective, destination.seccomp),
             *self.queue.problems(where),
             *self.credentials.problems(where, destination.bounding, destination.securebits),
             *self.scheduling.problems(where, destination.nodes),
         ]
+
+    @property
+    def held(self) -> int:
+        """Capabilities that it has beyond its own until `confine`."""
+        return self.seccomp.held(self.credentials.no_new_privs, self.credentials.effective)
 
     def warnings(self, where: str, destination: Destination) -> list[str]:
         """What will be different there."""
@@ -143,7 +155,7 @@ class ProcessOutside:
     """What is known of a process without asking it."""
 
     pid: int  # as it knows itself
-    files: Mapping[str, bytes]  # contents of PROCESS_FILES
+    files: Mapping[str, bytes]  # contents of PROCESS_FILES and OPTIONAL_FILES
     queue: Sequence[bytes]  # PTRACE_PEEKSIGINFO with PTRACE_PEEKSIGINFO_SHARED
     stopped: bool  # in a group-stop when the tracer came
 
@@ -156,6 +168,7 @@ class ThreadOutside:
     mask: int  # PTRACE_GETSIGMASK
     queue: Sequence[bytes]  # PTRACE_PEEKSIGINFO
     rseq: Rseq | None  # PTRACE_GET_RSEQ_CONFIGURATION
+    filters: Sequence[tuple[int, bytes]] = ()  # flags and code of seccomp filters, the oldest first
 
 
 def collect_process(
@@ -182,7 +195,7 @@ def collect_process(
             interval_timers=interval(results),
             posix_timers=posix(results),
             limits=Limits.from_text(files["limits"].decode()),
-            controls=controls(results, numbers.flags, files["oom_score_adj"], files["coredump_filter"]),
+            controls=controls(results, numbers.flags, files),
         )
 
     return decode
@@ -206,7 +219,7 @@ def collect_thread(program: Program, host: Host) -> Callable[[Results, ThreadOut
             credentials(results, outside.status),
             scheduling(results, host.cpus, host.slice),
             controls(results),
-            _seccomp(outside.status),
+            Seccomp.from_outside(outside.status, outside.filters),
         )
 
     return decode
@@ -258,7 +271,7 @@ def restore_thread(
     if maker is None or not (maker is thread or thread.controls.inherited_from(maker.controls)):
         thread.controls.restore(program, process.controls.io_flusher)
     thread.queue.restore(program, thread.identity.tid)
-    thread.credentials.restore(program, destination.bounding)
+    thread.credentials.restore(program, destination.bounding, thread.held)
     thread.controls.restore_late(program)
 
 
@@ -266,6 +279,22 @@ def restore_process_late(program: Program, process: Process, destination: Destin
     """When no thread has anything left to do that a limit or a privilege decides."""
     process.limits.restore(program, destination.limits)
     process.controls.restore_late(program)
+
+
+def confine(threads: Sequence[Thread], base: int) -> Confinement | None:
+    """What is left when all threads of a process are as they were: their seccomp, and the capability that this takes.
+    None: nothing. ``base``: an address at which there is room in the process."""
+    installs = seccomp.plan([(each.seccomp, each.credentials.no_new_privs) for each in threads])
+    if not installs:
+        return None
+    content, places = seccomp.layout(installs, base)
+    calls = [RemoteCall(each.thread, "seccomp", each.call(places), each.label) for each in installs]
+    for at, thread in enumerate(threads):
+        if thread.held:
+            more, args = thread.credentials.capset(base + len(content))
+            content += more
+            calls.append(RemoteCall(at, "capset", args, "capabilities"))
+    return Confinement(base, content, tuple(calls))
 
 
 def lasting(status: bytes) -> bytes:
@@ -286,7 +315,3 @@ def _status_mask(status: bytes, name: bytes) -> int:
     start = at + len(name)
     return int(status[start : start + 16], 16)
 
-
-def _seccomp(status: bytes) -> int:
-    at = status.find(b"\nSeccomp:\t")  # missing where the kernel has none
-    return int(status[at + 10 : at + 11]) if at >= 0 else 0

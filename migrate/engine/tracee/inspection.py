@@ -12,7 +12,7 @@ from migrate.engine.kernel.status import Status, status
 from migrate.engine.tracee.claim import claimed
 from migrate.errors import Problem
 
-_CAP_SYS_PTRACE = 1 << 19  # linux/capability.h
+_CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 1 << 19, 1 << 21  # linux/capability.h
 _ELF32, _X86_64 = 1, 62  # elf.h: EI_CLASS and e_machine
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
@@ -44,7 +44,7 @@ def _reasons(proc: Proc, where: str) -> list[Problem]:
     rights = _rights(proc, its, where)
     if rights is not None:
         return [*found, rights]  # what follows needs them
-    return found + [p for p in (_threads(proc, where), _machine(proc, where)) if p is not None]
+    return found + [p for p in (*_threads(proc, where), _machine(proc, where)) if p is not None]
 
 
 def _not_a_process(pid: int, its: Status, numbers: Stat, where: str) -> Problem | None:
@@ -129,8 +129,10 @@ def _namespaces_differ(proc: Proc) -> bool:
         return False
 
 
-def _threads(proc: Proc, where: str) -> Problem | None:
-    """A thread traced on its own is as much in the way as the first one."""
+def _threads(proc: Proc, where: str) -> list[Problem]:
+    """A thread traced on its own is as much in the way as the first one, and one under seccomp as well."""
+    traced: list[Problem] = []
+    confined: list[Problem] = []
     for tid in proc.tids():
         try:
             text = proc.text(f"task/{tid}/status")
@@ -141,8 +143,21 @@ def _threads(proc: Proc, where: str) -> Problem | None:
         except ProcFormatError:
             continue  # it ended while it was read
         if tid != proc.pid and its.tracer_pid:
-            return Problem(where, f"its thread {tid} is traced already, by process {its.tracer_pid}")
-    return None
+            traced.append(Problem(where, f"its thread {tid} is traced already, by process {its.tracer_pid}"))
+        if its.seccomp:
+            confined += _seccomp(where, tid)
+    return traced[:1] + confined[:1]
+
+
+def _seccomp(where: str, tid: int) -> list[Problem]:
+    """What filters there are the kernel tells only who could have got around them, and only such a one may suspend
+    them while the process is looked at (PTRACE_SECCOMP_GET_FILTER, PTRACE_O_SUSPEND_SECCOMP in ptrace(2))."""
+    ours, what = status(Path("/proc/self/status").read_text()), f"its thread {tid} is under seccomp"
+    if ours.seccomp:
+        return [Problem(where, f"{what}, and so are we, who could not suspend it", "run it outside of that")]
+    if not ours.cap_eff & _CAP_SYS_ADMIN:
+        return [NoRights(where, f"{what}, which only CAP_SYS_ADMIN may look at and suspend", "run as root")]
+    return []
 
 
 def _machine(proc: Proc, where: str) -> Problem | None:

@@ -31,6 +31,7 @@ CONT, GETREGS, SETREGS, _DETACH, SYSCALL = 7, 12, 13, 17, 24
 SETOPTIONS, _GETSIGINFO = 0x4200, 0x4202
 GETREGSET, _SETREGSET, SEIZE, INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
 PEEKSIGINFO, GETSIGMASK, SETSIGMASK, GET_RSEQ_CONFIGURATION, _DISPATCH = 0x4209, 0x420A, 0x420B, 0x420F, 0x4211
+_SECCOMP_GET_FILTER, _SECCOMP_GET_METADATA = 0x420C, 0x420D
 
 EVENT_STOP = 128
 O_TRACESYSGOOD = 1
@@ -228,6 +229,27 @@ def syscall_dispatch(tid: int) -> bytes | None:
             raise
         return None
     return bytes(_ffi.buffer(out))
+
+
+_FILTER_MAX = 4096 * 8  # bytes: BPF_MAXINSNS of struct sock_filter
+
+
+def seccomp_filters(tid: int) -> list[tuple[int, bytes]]:
+    """Flags and code (of struct sock_filter) of each, the oldest first; of a thread in that mode. OSError: EACCES
+    without CAP_SYS_ADMIN or from under seccomp."""
+    found: list[tuple[int, bytes]] = []
+    out = _ffi.new("char[]", _FILTER_MAX)
+    while True:
+        try:
+            count = _request(_SECCOMP_GET_FILTER, "PTRACE_SECCOMP_GET_FILTER", tid, len(found), _address(out))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return found
+        metadata = _ffi.from_buffer(bytearray(struct.pack("<QQ", len(found), 0)))
+        _request(_SECCOMP_GET_METADATA, "PTRACE_SECCOMP_GET_METADATA", tid, 16, _address(metadata))
+        (flags,) = struct.unpack_from("<Q", _ffi.buffer(metadata), 8)
+        found.append((flags, bytes(_ffi.buffer(out, count * 8))))
 
 
 # Neighbours
