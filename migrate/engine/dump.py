@@ -40,6 +40,7 @@ from migrate.engine.texts import Texts
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.injection import Injection, Parasite
+from migrate.engine.tracee.instep import Steps, alone
 from migrate.engine.tracee.leaving import Code, Stacks, leave
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.rseq import registered
@@ -156,7 +157,7 @@ class Dumper:
         else:
             self.vmas = self.spaces.reread()
 
-    def image(self, frozen: bool, kin: Kin) -> ProcessImage:
+    def imaging(self, frozen: bool, kin: Kin) -> Steps[ProcessImage]:
         """The image of the stopped process, after `see_memory`. ``frozen``: for good, so what is read is final and
         files are flushed. Raises Refused with all that cannot be moved."""
         if self.spaces.vanished:
@@ -168,7 +169,7 @@ class Dumper:
         own = own_pid(statuses[self.proc.pid])
         guessed = self.tracee.registrations.guessed and not frozen
         sequences = [self._own_sequences(state) for state in states] if guessed else []
-        states, process, mm, results = self._ask_at_rest(
+        states, process, mm, results = yield from self._ask_at_rest(
             states, files, own, lambda: found.append(self._open_files(frozen))
         )
         ((table, fs, problems),) = found
@@ -224,13 +225,14 @@ class Dumper:
 
     def _ask_at_rest(
         self, states: list[ThreadState], files: Mapping[str, bytes], own: int, meanwhile: Callable[[], None]
-    ) -> tuple[list[ThreadState], task.Process, MM, dict[int, Results]]:
+    ) -> Steps[tuple[list[ThreadState], task.Process, MM, dict[int, Results]]]:
         """`_ask`, so that queues and timers fit together. Timers go off while the process is stopped: between a look at
         the queues and one at the timers a signal would be lost, the other way round it would come twice. None of them
         queues a second one while its first one waits, so this comes to an end. ``meanwhile`` is done once."""
         shared = self.tracee.shared_pending()
         for attempt in range(_UNREST):
-            process, mm, results = self._ask(states, files, shared, own, None if attempt else meanwhile)
+            asking = self._ask(states, files, shared, own, None if attempt else meanwhile)
+            process, mm, results = yield from asking
             before, shared = shared, self.tracee.shared_pending()
             same = before == shared
             if files["timers"]:  # which may be for a thread
@@ -248,12 +250,12 @@ class Dumper:
         shared: Sequence[bytes],
         own: int,
         meanwhile: Callable[[], None] | None,
-    ) -> tuple[task.Process, MM, dict[int, Results]]:
+    ) -> Steps[tuple[task.Process, MM, dict[int, Results]]]:
         """What only the task knows: every thread runs a program, the main thread a longer one."""
         main = self._main_program(files["timers"], own, states)
         programs = {state.tid: main.linked if state.tid == self.proc.pid else self._others for state in states}
-        parasite = self.parasite()
-        results = parasite.run(programs, states, meanwhile)
+        parasite = yield from self._injected()
+        results = yield from parasite.running(programs, states, meanwhile)
         self._room = max(self._room, parasite.needed)
         for tid, result in results.items():
             if result.failed is not None:
@@ -317,12 +319,14 @@ class Dumper:
 
     def parasite(self) -> Parasite:
         """The parasite, injected at the first call after a stop."""
+        return alone(self._injected())
+
+    def _injected(self) -> Steps[Parasite]:
         if self._parasite is None:
             self._standing = False  # it has memory of its own
-            with ExitStack() as stack:
-                parasite = stack.enter_context(Injection(self.tracee, blob(), self._room))
-                self._inside = stack.pop_all()
-            self._parasite = parasite
+            injection = Injection(self.tracee, blob(), self._room)
+            self._parasite = yield from injection.entering()
+            self._inside.push(injection)
         return self._parasite
 
     def stop(self) -> None:

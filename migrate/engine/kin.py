@@ -93,8 +93,11 @@ def kin_of(proc: Proc, members: Sequence[int]) -> Kin:
 
 
 def _own(status: str) -> Callable[[str], int]:
-    fields = dict(line.partition(":")[::2] for line in status.splitlines())
-    return lambda name: int(fields[name].split()[-1])
+    def last(name: str) -> int:
+        start = status.index(f"\n{name}:\t")
+        return int(status[start : status.index("\n", start + 1)].rpartition("\t")[2])
+
+    return last
 
 
 def problems(processes: Sequence[Proc], tree: Sequence[Kin]) -> list[Problem]:

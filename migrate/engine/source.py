@@ -20,6 +20,7 @@ from migrate.engine.member import Answer, Member
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.roster import Roster, SendMemberPages
+from migrate.engine.tracee.instep import in_step
 from migrate.errors import Failed, Passing, Refused
 
 _PAUSES = (0.003, 0.01, 0.03, 0.1, 0.3)  # seconds between tries
@@ -208,12 +209,13 @@ class Source:
         roster.check()
         roster.find_common()
         roster.read_files(frozen)
+        making = [dumper.imaging(frozen, each) for dumper, each in zip(dumpers, roster.tree, strict=True)]
         images, problems = [], []
-        for dumper, each in zip(dumpers, roster.tree, strict=True):
-            try:
-                images.append(dumper.image(frozen, each))
-            except Refused as refusal:
-                problems += refusal.problems
+        for each in in_step(making):
+            if isinstance(each, Refused):
+                problems += each.problems
+            else:
+                images.append(each)
         if problems:
             raise Refused(problems)
         return images

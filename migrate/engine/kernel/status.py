@@ -67,6 +67,12 @@ class Status:
         return self.vm.get("VmLck", 0)
 
 
+def umask(text: str) -> int | None:
+    """That alone, for who needs no more of many processes; None of one that is ending."""
+    start = text.find("\nUmask:\t") + 1
+    return number(text[start + 7 : text.find("\n", start)], 8, "Umask", _FILE) if start else None
+
+
 def status(text: str) -> Status:
     """Parse it. Raises ProcFormatError that names the line which is missing or odd."""
     fields: dict[str, str] = {}

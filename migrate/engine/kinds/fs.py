@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from migrate.engine.kernel import status
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kernel.status import status
 from migrate.engine.kinds.needs import DIRECTORY, FileNeed
 from migrate.engine.kinds.opened import Dump, DumpOptions
 from migrate.engine.program import Program
@@ -26,7 +26,7 @@ class FsState:
         """None when there are problems."""
         dump = Dump(proc, pidfd, options or DumpOptions())
         cwd, root = proc.link("cwd"), proc.link("root")
-        umask = status(proc.text("status")).umask
+        umask = status.umask(proc.text("status"))
         if dump.prefix and root != "/":
             dump.refuse("root", f"chroot ({root}) in another mount namespace")
         for name, path in (("cwd", cwd), ("root", root)):

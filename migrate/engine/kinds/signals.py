@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from migrate.engine.program import Program, Results
 from migrate.errors import Problem
@@ -46,7 +46,7 @@ class SignalActions:
 
     actions: tuple[Action, ...]
 
-    @property
+    @cached_property
     def nodefer(self) -> bool:
         """Whether there are signals that are not blocked while their handlers run."""
         return any(action.flags & SA_NODEFER for action in self.actions)

@@ -22,7 +22,8 @@ from migrate.engine.kernel.maps import PAGE
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.program import Linked, Program, Results
 from migrate.engine.tracee.area import HEADER_SIZE, header
-from migrate.engine.tracee.detour import ProcessEnded, Traveller, Trip, look, travel, travellers
+from migrate.engine.tracee.detour import ProcessEnded, Traveller, Trip, look, travellers
+from migrate.engine.tracee.instep import Leg, Steps, alone
 from migrate.engine.tracee.memory import RemoteAddress
 from migrate.engine.tracee.stub import ALIGN, whole_program
 from migrate.engine.tracee.together import Seen
@@ -32,6 +33,7 @@ from migrate.pie import RUN
 
 _STACK = 8192  # bytes; the interpreter needs a few hundred
 _DEFAULT_ROOM = 64 << 10  # bytes
+_TIMEOUT = 10.0  # seconds
 
 
 class Injection:
@@ -47,7 +49,11 @@ class Injection:
         self.code = RemoteAddress(0)  # where the blob is
 
     def __enter__(self) -> Parasite:
-        base = self._map(len(self._blob) + ALIGN + self._size)
+        return alone(self.entering())
+
+    def entering(self) -> Steps[Parasite]:
+        """The way in, in step with others."""
+        base = yield from self._map(len(self._blob) + ALIGN + self._size)
         self.code = RemoteAddress(base + HEADER_SIZE)
         try:
             self.tracee.memory.write(self.code, self._blob)
@@ -65,19 +71,19 @@ class Injection:
             if error is None:  # else that one tells more
                 raise
 
-    def room(self, size: int) -> RemoteAddress:
+    def room(self, size: int) -> Steps[RemoteAddress]:
         """``size`` bytes to use for a run; given back all at once when the next one begins."""
         base, length = self._areas[-1]
         start = HEADER_SIZE + (_up(len(self._blob), ALIGN) if len(self._areas) == 1 else 0)
         if start + size > length:
-            base, start = self._map(size), HEADER_SIZE
+            base, start = (yield from self._map(size)), HEADER_SIZE
         return RemoteAddress(base + start)
 
-    def _map(self, room: int) -> RemoteAddress:
+    def _map(self, room: int) -> Steps[RemoteAddress]:
         size = _up(HEADER_SIZE + room, PAGE)
         protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        base = self._call("mmap", 0, size, protection, flags, -1, 0)
+        base = yield from self._call("mmap", 0, size, protection, flags, -1, 0)
         if base < 0:
             what = f"mapping {size} bytes of executable memory in process {self.tracee.pid}"
             raise Failed(f"{what}: {os.strerror(-base)}")
@@ -88,13 +94,13 @@ class Injection:
     def _unmap(self) -> None:
         while self._areas:
             base, size = self._areas[-1]
-            result = self._call("munmap", base, size)
+            result = alone(self._call("munmap", base, size))
             if result < 0:
                 raise Failed(f"unmapping {base:#x} in process {self.tracee.pid}: {os.strerror(-result)}")
             self._areas.pop()
 
-    def _call(self, name: str, *args: int) -> int:
-        return self.tracee.remote_syscall(self.tracee.tids[0], NUMBERS[name], *args)
+    def _call(self, name: str, *args: int) -> Steps[int]:
+        return self.tracee.calling(self.tracee.tids[0], NUMBERS[name], *args)
 
 
 class Parasite:
@@ -115,8 +121,18 @@ class Parasite:
         programs: Mapping[int, Linked | Program],
         seen: Sequence[Seen] = (),
         meanwhile: Callable[[], None] | None = None,
-        timeout: float = 10.0,
+        timeout: float = _TIMEOUT,
     ) -> dict[int, Results]:
+        """`running`, with no other process."""
+        return alone(self.running(programs, seen, meanwhile, timeout))
+
+    def running(
+        self,
+        programs: Mapping[int, Linked | Program],
+        seen: Sequence[Seen] = (),
+        meanwhile: Callable[[], None] | None = None,
+        timeout: float = _TIMEOUT,
+    ) -> Steps[dict[int, Results]]:
         """Run one program in each of these threads, all at once. A program that failed says so in its results.
         ``seen``: the same threads in the same order, where they have been looked at since they stopped;
         ``meanwhile``: what to do ourselves while they run, which takes none of the ``timeout``.
@@ -135,7 +151,7 @@ class Parasite:
             slots.append(total)
             total += _STACK + stub_size + _up(len(program.image), ALIGN)
         self.needed = max(self.needed, total)
-        base = self._injection.room(total)
+        base = yield from self._injection.room(total)
         trips, writes, reads = [], [], []
         for traveller, slot, program in zip(people, slots, linked.values(), strict=True):
             entry = RemoteAddress(base + slot + _STACK)
@@ -146,7 +162,7 @@ class Parasite:
             reads.append((image, len(program.image)))
         try:
             tracee.memory.write_many(writes)
-            travel(trips, timeout, meanwhile)
+            yield Leg(trips, timeout, meanwhile)
             images = tracee.memory.read_many(reads)
         except ProcessLookupError as error:
             raise ProcessEnded(f"process {tracee.pid} was killed while it was being looked at") from error

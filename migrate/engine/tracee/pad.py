@@ -16,7 +16,8 @@ from pathlib import Path
 from migrate.engine.kernel.maps import PAGE, Mapping, maps
 from migrate.engine.kernel.pagemap import ENTRY, anonymous
 from migrate.engine.tracee.area import areas
-from migrate.engine.tracee.detour import Dispositions, ProcessEnded, Trip, look, travel, travellers
+from migrate.engine.tracee.detour import Dispositions, ProcessEnded, Trip, look, travellers
+from migrate.engine.tracee.instep import Leg, Steps
 from migrate.engine.tracee.memory import Memory, RemoteAddress
 from migrate.engine.tracee.rseq import Registrations
 from migrate.engine.tracee.stub import ALIGN, single_call
@@ -46,7 +47,7 @@ class Pad:
         self._seen: set[int] = set()  # pages that were looked at before they were written to
         self._copied: dict[int, bytes] = {}  # pages that are private only because of us, and what was in them
 
-    def call(self, tid: int, dispositions: Dispositions, number: int, *args: int, timeout: float = _TIMEOUT) -> int:
+    def call(self, tid: int, dispositions: Dispositions, number: int, *args: int) -> Steps[int]:
         """What the system call returned, -errno included. Raises ProcessEnded, ParasiteFailed, Refused."""
         template = single_call()
         place = self._find(template.size)
@@ -55,7 +56,7 @@ class Pad:
         values = dict.fromkeys(names, 0) | dict(zip(names, (arg & (1 << 64) - 1 for arg in args), strict=False))
         self.memory.force_write(place, template.fill(traveller.literals() | values | {"number": number}))
         try:
-            result = travel([Trip(traveller, place, template)], timeout)[tid]
+            result = (yield Leg([Trip(traveller, place, template)], _TIMEOUT))[tid]
         except ProcessEnded:
             raise
         except BaseException:

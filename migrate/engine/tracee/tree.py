@@ -15,6 +15,7 @@ from typing import Self
 
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import Dispositions, ProcessEnded, interrupted_sequences, look
+from migrate.engine.tracee.instep import Steps, alone
 from migrate.engine.tracee.memory import Memory
 from migrate.engine.tracee.pad import Pad
 from migrate.engine.tracee.registers import Registers
@@ -278,6 +279,10 @@ class Tracee:
     def remote_syscall(self, tid: int, number: int, *args: int) -> int:
         """One system call made by a stopped thread; what it returned, -errno included. The thread is as before then,
         and gets home without us too. Raises ProcessEnded, ParasiteFailed, Refused (seccomp)."""
+        return alone(self.calling(tid, number, *args))
+
+    def calling(self, tid: int, number: int, *args: int) -> Steps[int]:
+        """`remote_syscall`, in step with others."""
         return self.pad.call(tid, self.dispositions, number, *args)
 
     def on_the_way_home(self) -> bool:
