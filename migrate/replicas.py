@@ -17,13 +17,14 @@ from migrate.engine.descent import Descent
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel import maps
 from migrate.engine.kin import Kin
+from migrate.engine.kinds import terminals
 from migrate.engine.kinds.unix import UnixSocket
 from migrate.engine.kinds.unix_names import Node, place
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Linked, Program
-from migrate.errors import NoRoomToFork, Problem
+from migrate.errors import KinChanged, NoRoomToFork, NumberTaken, OpFailed, Problem
 from migrate.replica import Replica
 from migrate.transport.agent import making_sense
 
@@ -50,6 +51,8 @@ class Replicas:
         """The first, with its number, and nothing in its address space but the restorer. ``overseer``: as the agent
         sees it, with what it has ``mapped``."""
         ground, destination = self.first.ground, self.destination
+        if ground.own_terminals:
+            await (await destination.run(OVERSEER, terminals.own())).done()
         await destination.create(self.first.pid, ground.hole, ground.channels)
         program, self._parked = restore.clear_program(vdso.areas(mapped), ground.hole)
         self._overseer = overseer
@@ -78,6 +81,7 @@ class Replicas:
         if self.first.laid_out and faults.pretended("fork"):
             raise NoRoomToFork("pretended: no memory to fork")
         makers, there = generations[generation], [each for some in generations[: generation + 1] for each in some]
+        await self._make_terminals(makers)
         await self._run(lineage.creation(self.tree, self._nursery(), there, makers=makers))
         descent = Descent(self.tree)
         for maker in makers:
@@ -85,6 +89,17 @@ class Replicas:
                 await self.members[maker].bears([self.members[each] for each in born])
         if self.as_init and generation == len(generations) - 1:
             await self._number_outside(range(len(self.members)))
+
+    async def _make_terminals(self, makers: Iterable[int]) -> None:
+        """That become controlling terminals of these: before they have children, who inherit it."""
+        leaders = [position for position in makers if Descent(self.tree).holds(position)]
+        program = self.first.hold_terminals({self.tree[position].terminal for position in leaders})
+        if program is None:
+            return
+        try:
+            await (await self.destination.run(self.first.slot, program)).done()
+        except OpFailed as error:
+            raise NumberTaken(str(error)) from error
 
     def _nursery(self) -> lineage.Nursery:
         ground, seen = self.first.ground, 1 if self.as_init else self._overseer  # by the restorees
@@ -127,6 +142,7 @@ class Replicas:
         gone = [member for member in was if member not in members]
         parents = dict(self._parents())
         leaders = {member for member, each in zip(was, self.tree, strict=True) if each.session == each.pid}
+        holders = {member: each.terminal for member, each in zip(was, self.tree, strict=True) if each.terminal >= 0}
         ended = dict(zip(was, self.tree, strict=True))
         self.members, self.tree = members, tree
         now = dict(self._parents())
@@ -141,7 +157,10 @@ class Replicas:
             self._lend_by_others(member)
         there = [position for position, member in enumerate(members) if member in was]
         leading = [position for position, member in enumerate(members) if member in leaders]
-        await self._run(lineage.creation(tree, self._nursery(), there, leading))
+        holding = self._still_holding(holders)
+        await self._let_go_of_terminals({holders[member] for member in gone if member in holders and member in leaders})
+        await self._make_terminals(range(len(members)))
+        await self._run(lineage.creation(tree, self._nursery(), there, leading, holders=holding))
         born = [position for position in range(len(members)) if position not in there]
         for position in born:
             members[position].inherit(members[tree[position].parent])
@@ -149,6 +168,22 @@ class Replicas:
             await member.clear(self._parked)
         if self.as_init:
             await self._number_outside(born)
+
+    def _still_holding(self, before: Mapping[Replica, int]) -> list[int]:
+        """Positions of those that had their controlling terminal, and have it. Raises KinChanged."""
+        found = []
+        for position, (member, each) in enumerate(zip(self.members, self.tree, strict=True)):
+            if member in before and before[member] != each.terminal:
+                raise KinChanged(f"process {each.pid} has another controlling terminal by now")
+            if member in before:
+                found.append(position)
+        return found
+
+    async def _let_go_of_terminals(self, indexes: Collection[int]) -> None:
+        """Whose leaders have ended: a terminal is hung up with that."""
+        program = self.first.drop_terminals(indexes)
+        if program is not None:
+            await (await self.destination.run(self.first.slot, program)).done()
 
     def _parents(self) -> Iterator[tuple[Replica, Replica | None]]:
         for member, each in zip(self.members, self.tree, strict=True):
@@ -193,6 +228,9 @@ class Replicas:
             its, more = member.judge(image)
             problems += its
             warnings += more
+        if lost := [str(image.process.pid) for image in images if image.kin.outside]:
+            who = f"pid {', '.join(lost[:3])}{', …' if len(lost) > 3 else ''}"
+            warnings.append(f"the controlling terminal of {who} stays here: no Ctrl-C, no SIGHUP and no /dev/tty there")
         return problems, list(dict.fromkeys(warnings))
 
     def compile(self, images: Sequence[ProcessImage]) -> list[tuple[int, Linked]]:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 
 from migrate.engine.kin import SIGCHLD, Kin, Zombie
+from migrate.engine.kinds.terminal import path
 from migrate.errors import Problem
 
 _CORE = 0x80  # in a wait status
@@ -126,6 +127,20 @@ class Descent:
             found += self.makes(each)
         return found
 
+    # Terminals
+
+    def _leader_of(self, position: int) -> int | None:
+        """The leader of its session, where that has the same controlling terminal."""
+        each = self.tree[position]
+        leader = self._at.get(each.session)
+        return leader if leader is not None and self.tree[leader].terminal == each.terminal else None
+
+    def by_terminal(self, leader: int, children: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Those that a leader makes before it has its controlling terminal, for they have none, and the others."""
+        terminal = self.tree[leader].terminal
+        without = [child for child in children if terminal >= 0 and self.tree[child].terminal != terminal]
+        return without, [child for child in children if child not in without]
+
     # Groups
 
     @cached_property
@@ -148,10 +163,16 @@ class Descent:
     def ghosts(self) -> list[tuple[int, int]]:
         """Groups whose leader is gone: a position from where it can be made, and its number."""
         found: dict[int, int] = {}
-        for position, number in enumerate(self.groups):
+        wanted = [*enumerate(self.groups)]
+        wanted += [(position, each.foreground) for position, each in enumerate(self.tree) if self.holds(position)]
+        for position, number in wanted:
             if number and number not in self._numbers and number not in self.sessions:
                 found.setdefault(number, position)
         return [(position, number) for number, position in found.items()]
+
+    def holds(self, position: int) -> bool:
+        """Whether it leads a session that has a controlling terminal."""
+        return self.leads(position) and self.tree[position].terminal >= 0
 
     @property
     def numbers(self) -> set[int]:
@@ -171,6 +192,9 @@ class Descent:
             if position and not known and _exists(each.pgrp):
                 found.append(Problem(where, f"the leader of its process group {each.pgrp} is not among them"))
             elif position in self.orphans and (what := self._unadoptable(position)):
+                found.append(Problem(where, what))
+            if each.terminal >= 0 and self._leader_of(position) is None:
+                what = f"its controlling terminal {path(each.terminal)} moves, and the leader of its session does not"
                 found.append(Problem(where, what))
         return found
 

@@ -7,16 +7,21 @@ just then, it ends at the end of its control socket.
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from termios import TIOCSCTTY, TIOCSPGRP
 
 from migrate.engine import overseer
 from migrate.engine.descent import Descent
 from migrate.engine.kernel.prctl import PR_SET_CHILD_SUBREAPER, PR_SET_NAME
 from migrate.engine.kin import SIGCHLD, Kin, Zombie
 from migrate.engine.kinds.children import WALL, WEXITED, WNOWAIT
+from migrate.engine.kinds.placing import AT_FDCWD
+from migrate.engine.kinds.terminal import path
 from migrate.engine.overseer import Channels, Hole
-from migrate.engine.program import OpKind, Program
+from migrate.engine.program import Buffer, OpKind, Program
 from migrate.errors import KinChanged
 from migrate.pie import ENTER
 
@@ -41,10 +46,11 @@ def creation(
     there: Collection[int] = (0,),
     leaders: Collection[int] = (),
     makers: Iterable[int] | None = None,
+    holders: Collection[int] = (),
 ) -> Iterator[tuple[int, Program]]:
     """When some are there, at first the first one: slots and programs. ``there``: positions of those, and ``leaders``:
-    of those among them that lead their session by now; ``makers``: only what these make. Raises KinChanged: some could
-    only have been made earlier."""
+    of those among them that lead their session by now; ``makers``: only what these make; ``holders``: of those that
+    have their controlling terminal by now. Raises KinChanged: some could only have been made earlier."""
     descent = Descent(tree)
     for parent in descent.makers(there) if makers is None else makers:
         each = tree[parent]
@@ -56,7 +62,10 @@ def creation(
         if any(set(some) & set(there) for _, some in bereft):
             raise KinChanged(f"process {each.pid} has adopted another one out of a session without a leader")
         orphans = [child for child in descent.adopted_from(parent) if child not in there]
-        if not (early or late or leads or bereft or orphans):
+        holds = descent.holds(parent) and parent not in holders
+        if holds and any(tree[child].terminal == each.terminal for child in descent.makes(parent) if child in there):
+            raise KinChanged(f"process {each.pid} has got its controlling terminal meanwhile")
+        if not (early or late or leads or bereft or orphans or holds):
             continue
         adopters = sorted({tree[child].parent for child in orphans})
         for adopter in adopters:
@@ -66,7 +75,14 @@ def creation(
             _beget(program, tree, position, nursery)
         if leads:
             program.syscall("setsid", label="session", expect=each.pid)
-        for position in late:
+        before, after = descent.by_terminal(parent, late)
+        if before and parent in holders:
+            raise KinChanged(f"process {tree[before[0]].pid} has no controlling terminal, and its parent has one")
+        for position in before:
+            _beget(program, tree, position, nursery)
+        if holds:
+            _with_terminal(program, each.terminal, TIOCSCTTY, 0, "controlling terminal")
+        for position in after:
             _beget(program, tree, position, nursery)
         for number, some in bereft:
             program.syscall("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0, label="child subreaper, for now")
@@ -89,6 +105,15 @@ def creation(
                 socket = Program(f"the socket of pid {tree[position].pid}")
                 overseer.hand_over(socket, nursery.slots[position])
                 yield OVERSEER, socket
+
+
+def _with_terminal(program: Program, terminal: int, what: int, argument: Buffer | int, words: str) -> None:
+    """By the leader of a session."""
+    name, label = path(terminal), f"{words} {path(terminal)}"
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+    number = program.syscall("openat", AT_FDCWD, program.string(name), flags, 0, label=label)
+    program.syscall("ioctl", number, what, argument, label=label)
+    program.syscall("close", number, label=label)
 
 
 def _stand_in(program: Program, tree: Sequence[Kin], orphans: Sequence[int], nursery: Nursery, session: int) -> None:
@@ -152,14 +177,20 @@ def groups(tree: Sequence[Kin], hole: Hole) -> Iterator[tuple[int, Program]]:
         program = Program(f"a leader for process group {number}")
         _end(program, Zombie(number, 0, number, tree[position].session, 0, "ghost"), number, hole)
         yield position, program
-    dead = [(position, each) for position, member in enumerate(tree) for each in member.zombies]
+    dead = [(position, ended) for position, member in enumerate(tree) for ended in member.zombies]
     for leads in (True, False):
-        for position, each in dead:
-            if (each.pgrp == each.pid) == leads:
-                program = Program(f"pid {each.pid}, which has ended")
-                _end(program, each, descent.group(each.pgrp), hole)
+        for position, ended in dead:
+            if (ended.pgrp == ended.pid) == leads:
+                program = Program(f"pid {ended.pid}, which has ended")
+                _end(program, ended, descent.group(ended.pgrp), hole)
                 yield position, program
     yield from (_joins(tree, position, found[position]) for position in others)
+    for position, each in enumerate(tree):
+        if descent.holds(position) and each.foreground:
+            program = Program(f"the terminal of pid {each.pid}")
+            group = program.data(struct.pack("<i", descent.group(each.foreground)))
+            _with_terminal(program, each.terminal, TIOCSPGRP, group, "group in the foreground of")
+            yield position, program
     for position, number in ghosts:
         program = Program(f"the end of the leader of process group {number}")
         program.syscall("waitid", P_PID, number, 0, WEXITED | WALL, 0, label=f"wait for {number}")

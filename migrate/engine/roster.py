@@ -80,7 +80,8 @@ class Roster:
         self._family_of: list[int] = []
         self._next = 0
         self._fresh: set[int] = set()  # with which nothing has been done yet
-        self._related: dict[int, tuple[int, int]] = {}  # parent and session
+        self._related: dict[int, tuple[int, int, int]] = {}  # parent, session and terminal
+        self._terminals = kin.Terminals()
         try:
             if problems := why_not_traceable(pid):
                 raise Refused(problems)  # also where there is none
@@ -100,7 +101,7 @@ class Roster:
             try:
                 self._scan()
                 self.settle()
-                self.several = self.several or bool(self.tree[0].zombies)
+                self.several = self.several or not self.tree[0].single
                 borrowers = len(kin.descendants(self._pid)) > len(self.ids)
                 if not borrowers and not self._problems():
                     return
@@ -250,13 +251,14 @@ class Roster:
 
     def _relate(self) -> None:
         pids = [member.pid for member in self.all]
-        self.tree = [kin.kin_of(member.dumper.proc, pids) for member in self.all]
+        processes = [member.dumper.proc for member in self.all]
+        self.tree = self._terminals.told(processes, [kin.kin_of(proc, pids) for proc in processes])
         for member in self.all:
             member.dumper.follows = self.several
 
-    def _relations(self) -> dict[int, tuple[int, int]]:
+    def _relations(self) -> dict[int, tuple[int, int, int]]:
         return {
-            id: (self.ids[each.parent] if each.parent >= 0 else -1, each.session)
+            id: (self.ids[each.parent] if each.parent >= 0 else -1, each.session, each.terminal)
             for id, each in zip(self.ids, self.tree, strict=True)
         }
 

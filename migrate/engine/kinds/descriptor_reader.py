@@ -20,6 +20,7 @@ from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.inotify import Inotify
 from migrate.engine.kinds.listing import check_threads, open_files, went_away
 from migrate.engine.kinds.memfd import Memfd
+from migrate.engine.kinds.naming import name_of
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile, key_of
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.pidfd import PidFd
@@ -27,6 +28,8 @@ from migrate.engine.kinds.pipe import Pipe, is_pipe, leads_outside
 from migrate.engine.kinds.regular import Regular
 from migrate.engine.kinds.signalfd import SignalFd
 from migrate.engine.kinds.stdio import StandardStream
+from migrate.engine.kinds.terminal import MASTER, key
+from migrate.engine.kinds.terminal_reader import TerminalReader, is_terminal
 from migrate.engine.kinds.timerfd import TimerFd
 from migrate.engine.kinds.unix import UnixPair
 from migrate.engine.kinds.unix_reader import Known, UnixReader
@@ -40,17 +43,6 @@ ANONYMOUS: dict[str, Callable[[OpenFile], State | None]] = {
     "[signalfd]": SignalFd.dump,
     "inotify": Inotify.dump,
     "[pidfd]": PidFd.dump,
-}
-_NAMES = {
-    "[io_uring]": "io_uring instance",
-    "[perf_event]": "perf event",
-    "[userfaultfd]": "userfaultfd",
-    "[fanotify]": "fanotify group",
-    "bpf-map": "BPF map",
-    "bpf-prog": "BPF program",
-    "bpf_link": "BPF link",
-    "seccomp notify": "seccomp notification descriptor",
-    "[landlock-ruleset]": "Landlock rule set",
 }
 _QUIET_NS = 50_000_000  # older than this, a change that follows cannot have the same ctime (a tick is 10 ms at most)
 _LOOKS = 3  # at a process that runs
@@ -129,7 +121,7 @@ class DescriptorReader:
         fresh = [
             position
             for position, file in enumerate(files)
-            if keys[position] not in self._owners and _is_shareable(file)
+            if keys[position] not in self._owners and outside.is_shareable(file)
         ]
         if fresh:
             found = outside.holders([files[position] for position in fresh], self.family)
@@ -177,11 +169,12 @@ class Table:
             self.pipes.setdefault(file.key, []).append(file)
         sockets = [file for file in files if file.format == stat.S_IFSOCK and not file.flags & O_PATH]
         self.sockets = UnixReader(sockets, reader.sockets, options.frozen)
+        self.terminals = TerminalReader(files, options.frozen)
         self.room = options.limit
         self.leading = self._leading_outside()
-        self.stream_keys = {
-            file.key for file in files if id(file) in self.leading and stdio.NUMBERS & set(file.numbers)
-        }
+        streams = [file for file in files if id(file) in self.leading and stdio.NUMBERS & set(file.numbers)]
+        self.stream_keys = {file.key for file in streams}
+        self.stream_terminals = {device for file in streams if (device := self.terminals.device(file)) is not None}
 
     def build(self) -> DescriptorTable:
         descriptions: list[Description] = []
@@ -219,7 +212,8 @@ class Table:
         if id(file) in self.leading:
             return self._stream(file)
         if id(file) in self.elsewhere and not is_pipe(file):
-            file.refuse(f"{_name(file)} that process {self.elsewhere[id(file)][0]} has open too", _CLOSE_IT)
+            whose = f"process {self.elsewhere[id(file)][0]} has open too"
+            file.refuse(f"{name_of(file, ANONYMOUS)} that {whose}", _CLOSE_IT)
             return []
         identity = file.dump.pid, *file.identity()
         before = self.reader._states.get(identity)
@@ -244,7 +238,7 @@ class Table:
             maker = ANONYMOUS.get(kind)
             if maker is not None:
                 return maker(file)
-            file.refuse(_name(file), _CLOSE_IT)
+            file.refuse(name_of(file, ANONYMOUS), _CLOSE_IT)
             return None
         if file.link.startswith("pidfd:"):
             return PidFd.dump(file)
@@ -253,7 +247,7 @@ class Table:
         if file.format == stat.S_IFSOCK:
             return self._socket(file)
         if not file.link.startswith("/") or file.link.startswith(("/secretmem", "/dmabuf:")):
-            file.refuse(_name(file), _CLOSE_IT)
+            file.refuse(name_of(file, ANONYMOUS), _CLOSE_IT)
             return None
         return self._named(file)
 
@@ -261,10 +255,12 @@ class Table:
         """What has a path."""
         if file.format == stat.S_IFDIR:
             return Directory.dump(file)
+        if is_terminal(file):
+            return self._terminal(file)
         if file.format == stat.S_IFCHR:
             return Device.dump(file)
         if file.format != stat.S_IFREG:
-            file.refuse(_name(file), _CLOSE_IT)
+            file.refuse(name_of(file, ANONYMOUS), _CLOSE_IT)
             return None
         if Memfd.is_one(file.link) or (file.stat.st_nlink == 0 and file.link.endswith(" (deleted)")):
             return self._travelling(file)
@@ -290,6 +286,17 @@ class Table:
                 return None
             self._add(made)
         return Handle(self.handles[file.key], 0)
+
+    def _terminal(self, file: OpenFile) -> State | None:
+        single, index = self.terminals.single(file), self.terminals.index(file)
+        if single is not None or index is None:
+            return single
+        if key(index) not in self.handles:
+            made = self.terminals.dump(index)
+            if made is None:
+                return None
+            self._add(made)
+        return Handle(self.handles[key(index)], 0, int(file.stat.st_rdev != MASTER))
 
     def _socket(self, file: OpenFile) -> State | None:
         if file.key not in self.handles:
@@ -322,6 +329,8 @@ class Table:
                 if (leads := self.sockets.leading_outside(file)) is not None:
                     found[id(file)] = leads
             elif file.format == stat.S_IFCHR and file.stat.st_rdev not in EVERYWHERE:
+                if is_terminal(file) and self.terminals.inside(file):
+                    continue
                 terminal = os.major(file.stat.st_rdev) in (4, 5, *range(136, 144))
                 found[id(file)] = f"{'terminal' if terminal else 'device'} {file.link}"
         for ends in self.pipes.values():
@@ -344,7 +353,7 @@ class Table:
     def _stream(self, file: OpenFile) -> list[tuple[State, Owner | None, list[int]]]:
         """A standard stream, or refused. Of a description open for both, descriptor 0 reads and the others write."""
         what = self.leading[id(file)]
-        if file.key not in self.stream_keys:
+        if file.key not in self.stream_keys and self.terminals.device(file) not in self.stream_terminals:
             file.refuse(what, f"{_CLOSE_IT}; only standard streams may lead outside")
             return []
         if not file.writes:
@@ -375,14 +384,6 @@ def check_watches(dump: Dump | None, descriptions: list[Description], descriptor
                 dump.refuse(f"fd {descriptor.number}", what)
 
 
-def _is_shareable(file: OpenFile) -> bool:
-    """Whether another process that has it too would notice that it has gone. A regular file's offset is not counted:
-    shells leave them shared, and look at them no more."""
-    if file.flags & O_PATH:
-        return False
-    return not file.link.startswith("/") or is_pipe(file) or file.stat.st_nlink == 0 or Memfd.is_one(file.link)
-
-
 def _unwritten(before: os.stat_result, now: os.stat_result) -> bool:
     return (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (now.st_size, now.st_mtime_ns, now.st_ctime_ns)
 
@@ -393,19 +394,3 @@ def _is_still_there(file: OpenFile) -> bool:
         return file.dump.proc.link(file.entry) == file.link and key_of(file.dump.proc.stat(file.entry)) == file.key
     except FileNotFoundError:
         return False
-
-
-def _name(file: OpenFile) -> str:
-    """What to call it."""
-    kind = file.link.removeprefix("anon_inode:")
-    if kind != file.link:
-        return _NAMES.get(kind, kind.strip("[]") if kind in ANONYMOUS else f"descriptor of an unknown kind ({kind})")
-    if file.format == stat.S_IFBLK:
-        return f"block device {file.link}"
-    if file.link.startswith(("net:", "mnt:", "pid:", "user:", "uts:", "ipc:", "time:", "cgroup:")):
-        return f"namespace {file.link}"
-    if is_pipe(file):
-        return "pipe"
-    if file.format == stat.S_IFSOCK:
-        return "unix socket"
-    return f"file {file.link}" if file.format == stat.S_IFREG else f"descriptor of an unknown kind ({file.link})"
