@@ -142,7 +142,6 @@ class Replicas:
         gone = [member for member in was if member not in members]
         parents = dict(self._parents())
         leaders = {member for member, each in zip(was, self.tree, strict=True) if each.session == each.pid}
-        holders = {member: each.terminal for member, each in zip(was, self.tree, strict=True) if each.terminal >= 0}
         ended = dict(zip(was, self.tree, strict=True))
         self.members, self.tree = members, tree
         now = dict(self._parents())
@@ -157,8 +156,8 @@ class Replicas:
             self._lend_by_others(member)
         there = [position for position, member in enumerate(members) if member in was]
         leading = [position for position, member in enumerate(members) if member in leaders]
-        holding = self._still_holding(holders)
-        await self._let_go_of_terminals({holders[member] for member in gone if member in holders and member in leaders})
+        holding = self._still_holding(ended, {member.pid for member in gone})
+        await self._let_go_of_terminals({ended[member].terminal for member in gone if member in leaders})
         await self._make_terminals(range(len(members)))
         await self._run(lineage.creation(tree, self._nursery(), there, leading, holders=holding))
         born = [position for position in range(len(members)) if position not in there]
@@ -169,14 +168,17 @@ class Replicas:
         if self.as_init:
             await self._number_outside(born)
 
-    def _still_holding(self, before: Mapping[Replica, int]) -> list[int]:
-        """Positions of those that had their controlling terminal, and have it. Raises KinChanged."""
+    def _still_holding(self, before: Mapping[Replica, Kin], ended: Collection[int]) -> list[int]:
+        """Positions of those that had their controlling terminal, and have it. ``ended``: who is gone; with the leader
+        of a session its terminal is gone for all of it, here and there. Raises KinChanged."""
         found = []
         for position, (member, each) in enumerate(zip(self.members, self.tree, strict=True)):
-            if member in before and before[member] != each.terminal:
+            was = before.get(member)
+            if was is None or was.terminal < 0 or was.session in ended:
+                continue
+            if was.terminal != each.terminal:
                 raise KinChanged(f"process {each.pid} has another controlling terminal by now")
-            if member in before:
-                found.append(position)
+            found.append(position)
         return found
 
     async def _let_go_of_terminals(self, indexes: Collection[int]) -> None:

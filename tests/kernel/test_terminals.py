@@ -36,6 +36,27 @@ def test_there_and_on(victims: Victims, tmp_path: Path) -> None:
         family.verdict()
 
 
+def test_sessions_come_and_go(victims: Victims, tmp_path: Path) -> None:
+    """With their terminals, of which the numbers are used again."""
+    with tree(victims, tmp_path / "sessions", "sessions") as family:
+        family.move("--max-rounds", "3", "--no-converge", "continue")
+        family.verdict()
+
+
+@pytest.mark.parametrize("point", ["source-stopped", "source-collected", "source-halted"])
+def test_the_source_agent_is_killed(
+    victims: Victims, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    with tree(victims, tmp_path / "terminals", "terminals") as family:
+        before = family.everybody
+        monkeypatch.setenv("MIGRATE_FAULT", f"{point}:kill")
+        with pytest.raises(Failed):
+            family.move()
+        for pid in before:
+            wait_until("let go", lambda pid=pid: not states(pid) & {"T", "t"})
+        family.verdict()
+
+
 @pytest.mark.parametrize("point", ["rehearsed", "frozen", "restored", "halted"])
 def test_a_move_that_fails_leaves_all_of_it_as_it_was(victims: Victims, tmp_path: Path, point: str) -> None:
     with tree(victims, tmp_path / "terminals", "terminals") as family:
