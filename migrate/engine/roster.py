@@ -15,7 +15,7 @@ from migrate.engine import kin
 from migrate.engine.descent import Descent
 from migrate.engine.kernel.maps import proportional
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kernel.stat import words
+from migrate.engine.kernel.stat import PF_EXITING, words
 from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
 from migrate.engine.kinds import common
@@ -358,7 +358,8 @@ def mark_of(pid: int) -> Mark:
     started with (the last changes with prctl(PR_SET_MM) too: then it is begun anew for nothing)."""
     with Proc(pid) as proc:
         its = words(proc.text("stat"))
-    if its[0] in "ZX":
+    # One that is ending has no memory any more before it is a zombie (exit_mm() in do_exit(), kernel/exit.c).
+    if its[0] in "ZX" or int(its[6]) & PF_EXITING:
         raise ProcessLookupError(pid)
     return int(its[19]), int(its[23]), int(its[24]), int(its[25])
 

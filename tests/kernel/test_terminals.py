@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from migrate.errors import Failed
+from tests.kernel.checkpoints import migrate, reap
 from tests.kernel.onward import tree
 from tests.kernel.test_trees import alone, seen
 from tests.migration.scene import left_in, states
@@ -34,6 +37,29 @@ def test_there_and_on(victims: Victims, tmp_path: Path) -> None:
         family.move()
         family.move()
         family.verdict()
+
+
+@pytest.mark.parametrize("options", [(), ("--leave-running",)])
+def test_to_disk_and_back(victims: Victims, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Also beside those that go on, who have their terminals as they were."""
+    directory = tmp_path / "checkpoint"
+    with tree(victims, tmp_path / "terminals", "terminals") as family:
+        original = family.pid
+        before = terminals(original)
+        migrate("dump", *options, str(original), directory)
+        if not options:
+            assert family.starter.wait(30) == -signal.SIGKILL
+        told, _ = migrate("restore", directory)
+        family.pid = told["new_pid"]
+        family.left.append(original)
+        parent = int(status_field(family.pid, "PPid")[0])
+        if parent != os.getpid():
+            family.overseers.append(parent)
+        assert terminals(family.pid) == before
+        family.verdict()
+        if options:
+            assert family.starter.wait(30) == 0 and not family.err
+    reap()
 
 
 def test_sessions_come_and_go(victims: Victims, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 from tests import moves
@@ -20,6 +21,22 @@ def test_the_victim(journeys: Journeys) -> None:
     journey.move(*KEEP, look=False)
     journey.tell()
     journey.verdict()
+
+
+HOLD = "import os, pty, sys; pty.openpty(); print(os.listdir('/dev/pts'), flush=True); sys.stdin.read()"
+
+
+def test_numbers_that_are_taken(journeys: Journeys) -> None:
+    """They get a directory of terminals of their own, and keep theirs."""
+    pipe = subprocess.PIPE
+    with journeys.pair.b.popen(["python3", "-c", HOLD], stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout is not None and "'0'" in holder.stdout.readline()
+        journey = journeys.start("terminals")
+        outcome = journey.move(*KEEP, look=False)
+        assert "terminal /dev/pts/0 is taken on" in outcome.err
+        journey.tell()
+        journey.verdict()
+        holder.kill()
 
 
 def _name(outer: int) -> str:
