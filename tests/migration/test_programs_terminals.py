@@ -219,8 +219,41 @@ def test_tmux(journeys: Journeys) -> None:
     there.type(cat, "C-c")
     wait_until("the second pane gone", lambda: there("list-panes", "-t", "work:0").count("\n") == 1)
     there.type(jobs, "exit", "Enter")
-    wait_until("the session gone", lambda: not children(journey.task.outer))
+    try:
+        wait_until("the session gone", lambda: not children(journey.task.outer))
+    except TimeoutError as error:
+        raise AssertionError(f"{error}:\n{there.screen(jobs)}") from None
     there("kill-server")
+    journey.task.wait_gone()
+
+
+FLOOD = 'i=0; until [ -e "$VICTIM_GO" ]; do echo "n$((i++))"; done; echo end'
+
+
+def test_tmux_with_more_output_than_it_takes(journeys: Journeys) -> None:
+    """What is on its way through the terminal is neither lost nor there twice."""
+    pair = journeys.pair
+    directory = pair.directory / "flood"
+    directory.mkdir()
+    env = {"LC_ALL": "C.UTF-8", "TERM": "xterm", "SHELL": "/bin/bash"}
+    argv = ["tmux", "-D", "-S", str(directory / "tmux"), "-f", "/dev/null"]
+    journey = journeys.run("tmux", argv, env=env)
+    wait_until("its socket", lambda: (directory / "tmux").exists() or not journey.task.alive)
+    here, log = Tmux(pair.a, directory), directory / "log"
+    here("new-session", "-d", "-s", "flood", "cat")
+    here("pipe-pane", "-t", "flood:0", f"exec cat > {log}")
+    go = journey.directory / "go"
+    here("respawn-pane", "-k", "-t", "flood:0", f"export VICTIM_GO={go}; {FLOOD}; sleep 1; exec cat")
+    wait_until("a flood", lambda: log.exists() and log.stat().st_size > 100_000, 20)
+    outcome = journey.move(*KEEP, "--max-rounds", "3", look=False)
+    size = log.stat().st_size
+    wait_until("it goes on", lambda: log.stat().st_size > size + 100_000, 20)
+    journey.tell()
+    wait_until("its end", lambda: log.read_bytes().endswith(b"end\r\n"), 60)
+    lines = log.read_bytes().decode().replace("\r", "").split("\n")
+    numbers = [int(line[1:]) for line in lines[1:-2]]  # the first may be half of one
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), outcome.err
+    Tmux(pair.b, directory)("kill-server")
     journey.task.wait_gone()
 
 
