@@ -17,6 +17,8 @@ import struct
 import termios as tty
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import TypeVar
 
 from migrate.engine.kernel.fdcalls import same_file
@@ -55,7 +57,7 @@ from migrate.engine.kinds.terminal_input import (
 _MOST = 1 << 16  # bytes of one read
 _A_MOMENT = 0.001  # seconds; the worker that brings what was written to the line discipline takes microseconds
 _PATIENCE = 5.0  # seconds for output to find room again
-_TAKE_CARE = "only root can look at what waits in it without losing it"
+_AS_ROOT = "run migrate as root: nobody else can look at what waits in it without losing it"
 
 Found = tuple[Waiting, bytes, int]
 Result = TypeVar("Result")
@@ -73,6 +75,7 @@ class TerminalReader:
     def __init__(self, files: Sequence[OpenFile], frozen: bool) -> None:
         self._frozen = frozen
         self.masters: dict[int, OpenFile] = {}  # by number
+        self._contents: dict[int, Found] | None = None
         self._devices: dict[int, int | None] = {}  # of each terminal, by id of the file; None: hung up
         candidates = [file for file in files if is_terminal(file) and not file.flags & os.O_PATH]
         for file in candidates:
@@ -143,27 +146,44 @@ class TerminalReader:
             if packets and _events(master, select.POLLPRI) & select.POLLPRI:
                 file.refuse("terminal with a state of packet mode that has not been read", passing=True)
                 return None
-            waiting, output, flow = Waiting(), b"", 0
-            if self._frozen and opened:
-                slave = _peer(master, locked)
-                try:
+            if opened and not _may_type():
+                file.refuse("terminal", _AS_ROOT)
+                return None
+            if index in self.slaves and self._discipline(index):
+                file.refuse("terminal with another line discipline than N_TTY", "end what uses it")
+                return None
+            if index in self.slaves:
+                with self.slaves[index].duplicate() as slave:
                     exclusive = exclusive[0], bool(_number(slave, TIOCGEXCL))
-                    if _number(slave, tty.TIOCGETD):
-                        file.refuse("terminal with another line discipline than N_TTY", "end what uses it")
-                        return None
-                    if _may_hold(master, slave, settings):
-                        if not _may_type():
-                            file.refuse("terminal in which something waits", _TAKE_CARE, passing=True)
-                            return None
-                        waiting, output, flow = _apart(lambda: _look(master, slave, settings, packets))
-                finally:
-                    os.close(slave)
             size = _ask(master, tty.TIOCGWINSZ, 8)
+        if self._frozen and self._contents is None:
+            self._contents = self._look_at_all()
+        waiting, output, flow = (self._contents or {}).get(index, (Waiting(), b"", 0))
         mode = stat.S_IMODE(node.st_mode)
         return Pty(
             index, node.st_uid, node.st_gid, mode, settings, size, packets, locked, exclusive, opened, waiting, output,
             flow,
         )  # fmt: skip
+
+    def _look_at_all(self) -> dict[int, Found]:
+        """What waits in each: of all at once, for a child of ours takes its time to be born."""
+        with ExitStack() as stack:
+            looks: dict[int, Callable[[], Found]] = {}
+            for index, file in self.masters.items():
+                master = stack.enter_context(file.duplicate())
+                settings, packets = _ask(master, TCGETS2, TERMIOS_SIZE), bool(_number(master, TIOCGPKT))
+                if external(settings) or (packets and _events(master, select.POLLPRI) & select.POLLPRI):
+                    continue  # refused
+                if index in self.slaves or _events(master, 0) & select.POLLHUP:
+                    slave = _peer(master, bool(_number(master, TIOCGPTLCK)))
+                    stack.callback(os.close, slave)
+                    if _may_hold(master, slave, settings):
+                        looks[index] = partial(_look, master, slave, settings, packets)
+            return _apart(lambda: {index: look() for index, look in looks.items()}) if looks else {}
+
+    def _discipline(self, index: int) -> int:
+        with self.slaves[index].duplicate() as slave:
+            return _number(slave, tty.TIOCGETD)
 
 
 def _number_of(master: OpenFile) -> int:
