@@ -23,6 +23,7 @@ from migrate.destination import RESTOREE, Destination, Facts
 from migrate.ending import LEASE, Ending
 from migrate.engine import overseer, restore
 from migrate.engine.descent import Descent
+from migrate.engine.kinds import terminal, terminals
 from migrate.engine.memory.layout import choose_region, ranges
 from migrate.engine.preview import Preview
 from migrate.engine.program.listing import listing
@@ -228,9 +229,15 @@ class Migration:
         if used:
             name = self.destination.name
             self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
-        as_init = bool(used) or self.own_numbers
+        names = terminals.numbers(need for each in previews for need in each.needs)
+        clash = sorted(names & terminal.occupied(self._taken))
+        if clash:
+            name, what = self.destination.name, terminal.path(clash[0])
+            self.display.note(f"terminal {what} is taken on {name}: the process gets a /dev/pts of its own there")
+        as_init = bool(used) or bool(clash) or self.own_numbers
         self._clocks = clocks = Timekeeping(preview, facts)
-        member = len(previews) > 1 or bool(preview.kin.zombies)
+        member = len(previews) > 1 or not preview.kin.single
+        own_terminals = as_init and bool(names)
         room = max(self.originals.ids) + 1 + (SPARE if member else 0)
         inside = await self.destination.start_overseer(as_init, clocks.namespace, room)
         await self.destination.join(self._group)
@@ -260,7 +267,8 @@ class Migration:
             carrier=preview.cpu.carrier(inside.cpu),
             numbers={},
             stdio=await self._stdio(previews),
-            taken=self._taken,
+            taken=terminals.without(self._taken) if own_terminals else self._taken,
+            own_terminals=own_terminals,
             droppable=inside.droppable,
             member=member,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from migrate import preflight
 from migrate.destination import RESTOREE, Destination, Facts, Inside
 from migrate.engine import restore
+from migrate.engine.kinds import terminals
 from migrate.engine.memory.layout import collides
 from migrate.engine.preview import Preview
 from migrate.errors import KinChanged, Problem, Refused
@@ -90,7 +91,11 @@ class Following:
             raise Refused([*problems, *files])
         for each in previews:
             self._check(each)
+        if self.ground.own_terminals:
+            taken = terminals.without(taken)
         ground = replace(self.ground, taken=self.ground.taken | taken)
+        first = self.replicas.first  # who makes all terminals
+        first.ground = replace(first.ground, taken=first.ground.taken | taken)
         return [
             Replica(
                 self.destination,

@@ -3,13 +3,13 @@ released."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import replace
 
 from migrate.destination import Destination, Running
 from migrate.engine import restore, vdso
-from migrate.engine.kinds import address_space
+from migrate.engine.kinds import address_space, terminal, terminals
 from migrate.engine.kinds.mapping import droppable, kept
 from migrate.engine.kinds.node import Node
 from migrate.engine.kinds.own_vdso import RestoredVDSO
@@ -108,9 +108,11 @@ class Replica:
         if self.laid_out:
             self._vdso.withdraw(program)
             address_space.compile_difference(program, self._vmas, (), self.ground.whole)
-        for number in self.ground.numbers.values():
-            program.syscall("close", number, label="a memfd that was mapped")
-        self.ground = replace(self.ground, numbers={}, lenders={})
+        kept = {key: number for key, number in self.ground.numbers.items() if terminal.number_of(key) is not None}
+        for key, number in self.ground.numbers.items():
+            if key not in kept:
+                program.syscall("close", number, label="a memfd that was mapped")
+        self.ground = replace(self.ground, numbers=kept, lenders={})
         self._vmas, self.laid_out, self._remade = (), False, []
         self._filled.clear()
         self._compiler = restore.Compiler()
@@ -123,6 +125,32 @@ class Replica:
         lenders = {key: known[key] for key in self.ground.lenders if key in known and known[key][0] != self.pid}
         if lenders != self.ground.lenders:
             self.ground = replace(self.ground, lenders=lenders)
+
+    def hold_terminals(self, indexes: Collection[int]) -> Program | None:
+        """That makes the masters of ptys with these numbers, which it keeps until its descriptors are restored; None:
+        it has them. Raises NumberTaken."""
+        missing = sorted(index for index in indexes if terminal.key(index) not in self.ground.numbers)
+        if not missing:
+            return None
+        self._look_around()
+        program = Program(f"terminals of pid {self.pid} and its descendants")
+        for index in missing:
+            number = self.ground.scratch
+            terminals.make(program, index, number, self.ground.context)
+            numbers = {**self.ground.numbers, terminal.key(index): number}
+            self.ground = replace(self.ground, numbers=numbers)
+        return program
+
+    def drop_terminals(self, indexes: Collection[int]) -> Program | None:
+        """That closes these again; None: it has none of them."""
+        held = [terminal.key(index) for index in indexes if terminal.key(index) in self.ground.numbers]
+        if not held:
+            return None
+        program, numbers = Program(f"terminals of pid {self.pid} and its descendants"), dict(self.ground.numbers)
+        for key in held:
+            program.syscall("close", numbers.pop(key), label=f"terminal {key[1]}")
+        self.ground = replace(self.ground, numbers=numbers)
+        return program
 
     async def lay_out(self, layout: Layout) -> None:
         """Follow what the source found at a look."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from migrate import faults
+from migrate import changes, faults
 from migrate.destination import OVERSEER, RESTOREE, Destination, Staged
-from migrate.engine import births, lineage, overseer, restore, vdso
+from migrate.engine import lineage, overseer, restore, vdso
 from migrate.engine.descent import Descent
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel import maps
 from migrate.engine.kin import Kin
+from migrate.engine.kinds import terminals
 from migrate.engine.kinds.named import NamedMemory
 from migrate.engine.kinds.node import Node, discard, place
 from migrate.engine.kinds.unix_single import UnixSocket
@@ -26,9 +27,9 @@ from migrate.engine.overseer import Hole
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Linked, Program
-from migrate.engine.shares import FILES, KINDS, MEMORY, Kind
+from migrate.engine.shares import FILES, KINDS, MEMORY
 from migrate.engine.sharing import Sharing
-from migrate.errors import KinChanged, NoRoomToFork, Problem
+from migrate.errors import KinChanged, NoRoomToFork, NumberTaken, OpFailed, Problem
 from migrate.replica import Replica
 from migrate.transport.agent import making_sense
 
@@ -55,6 +56,8 @@ class Replicas:
         """The first, with its number, and nothing in its address space but the restorer. ``overseer``: as the agent
         sees it, with what it has ``mapped``."""
         ground, destination = self.first.ground, self.destination
+        if ground.own_terminals:
+            await (await destination.run(OVERSEER, terminals.own())).done()
         await destination.create(self.first.pid, ground.hole, ground.channels, ground.whole)
         program, self._parked = restore.clear_program(vdso.areas(mapped), ground.whole)
         self._overseer = overseer
@@ -82,6 +85,9 @@ class Replicas:
                 channels = member.ground.channels
                 member.ground = replace(member.ground, channels=replace(channels, control=free))
                 free -= 1
+            sockets = frozenset(member.ground.channels.control for member in self.members)
+            for member in self.members:
+                member.ground = replace(member.ground, sockets=sockets)
         for position, member in enumerate(self.members):
             member.move_in([self.members[each] for each in sharing.group(position, FILES)])
             landlord = self.members[sharing.group(position, MEMORY)[0]]
@@ -113,6 +119,7 @@ class Replicas:
         if self.first.laid_out and faults.pretended("fork"):
             raise NoRoomToFork("pretended: no memory to fork")
         makers, there = generations[generation], [each for some in generations[: generation + 1] for each in some]
+        await self._make_terminals(makers)
         await self._run(lineage.creation(self.tree, self._nursery(), there, makers=makers))
         descent, sharing = Descent(self.tree), Sharing(self.tree)
         for maker in makers:
@@ -123,6 +130,17 @@ class Replicas:
                 await self.members[house[0]].has_borne()
         if self.as_init and generation == len(generations) - 1:
             await self._number_outside(range(len(self.members)))
+
+    async def _make_terminals(self, makers: Iterable[int]) -> None:
+        """That become controlling terminals of these: before they have children, who inherit it."""
+        leaders = [position for position in makers if Descent(self.tree).holds(position)]
+        program = self.first.hold_terminals({self.tree[position].terminal for position in leaders})
+        if program is None:
+            return
+        try:
+            await (await self.destination.run(self.first.slot, program)).done()
+        except OpFailed as error:
+            raise NumberTaken(str(error)) from error
 
     def _nursery(self) -> lineage.Nursery:
         ground, seen = self.first.ground, 1 if self.as_init else self._overseer  # by the restorees
@@ -183,15 +201,18 @@ class Replicas:
             parent = parents[member]
             assert parent is not None
             programs += lineage.removal(ended[member], parent.slot)
-        programs += self._leave(before)
+        programs += changes.leaving(members, tree, before)
         await self._run(programs)
         for member in (*gone, *renewed):
             self._lend_by_others(member)
         self._house([member for member in members if member not in was])
         there = [position for position, member in enumerate(members) if member in was]
         leading = [position for position, member in enumerate(members) if member in leaders]
-        self._check_late(there)
-        await self._run(lineage.creation(tree, self._nursery(), there, leading, settled=there))
+        changes.check_late(tree, there)
+        holding = changes.still_holding(members, tree, ended, {member.pid for member in gone})
+        await self._let_go_of_terminals({ended[member].terminal for member in gone if member in leaders})
+        await self._make_terminals(range(len(members)))
+        await self._run(lineage.creation(tree, self._nursery(), there, leading, holders=holding, settled=there))
         born = [position for position in range(len(members)) if position not in there]
         for position in born:
             members[position].inherit(members[tree[position].parent])
@@ -200,55 +221,11 @@ class Replicas:
         if self.as_init:
             await self._number_outside(born)
 
-    def _leave(self, before: Mapping[Kind, Mapping[Replica, int]]) -> Iterator[tuple[int, Program]]:
-        """Programs for those that share less with each other than they did. ``before``: by whom they were, what was
-        the same for two of them that shared it. Raises KinChanged."""
-        sharing = Sharing(self.tree)
-        flags: dict[int, int] = {}
-        for kind in KINDS:
-            parts: dict[int, dict[int, list[int]]] = {}
-            for position, (member, label) in enumerate(zip(self.members, sharing.owners(kind), strict=True)):
-                if member in before[kind]:
-                    parts.setdefault(before[kind][member], {}).setdefault(label, []).append(position)
-            for some in parts.values():
-                for each in sorted(some.values(), key=len)[:-1]:
-                    if len(each) > 1 or not kind.leaves:
-                        who = f"process {self.tree[each[0]].pid}"
-                        raise KinChanged(f"{who} has ceased to share its {kind.words} with others meanwhile")
-                    flags[each[0]] = flags.get(each[0], 0) | kind.flag
-        for position, leaves in flags.items():
-            member, who = self.members[position], f"pid {self.tree[position].pid}"
-            program = Program(f"what {who} has for itself by now")
-            lineage.leave(program, leaves, member.ground.channels, member.ground.numbers.values(), who)
-            yield member.slot, program
-        for label in {*before[FILES].values()}:
-            table = [member for member in self.members if before[FILES].get(member) == label]
-            yield from self._clear_tables(table, len(table) < sum(each == label for each in before[FILES].values()))
-
-    def _clear_tables(self, some: Sequence[Replica], fewer: bool) -> Iterator[tuple[int, Program]]:
-        """Of those that had one descriptor table: what was of such as have not got that any more. ``fewer``: some of
-        them have ended."""
-        sharing = Sharing(self.tree)
-        owners = sharing.owners(FILES)
-        tables = {owners[self.members.index(member)] for member in some}
-        for position in tables if fewer or len(tables) > 1 else ():
-            grounds = [self.members[each].ground for each in sharing.group(position, FILES)]
-            keep = {number for each in grounds for number in (*each.channels.all, *each.numbers.values())}
-            program = Program(f"what others have left to pid {self.tree[position].pid}")
-            births.close_others(program, keep, "descriptors of others")
-            yield self.members[position].slot, program
-
-    def _check_late(self, there: Collection[int]) -> None:
-        """Raises KinChanged where those that are new share something that they could only have got when others were
-        made."""
-        sharing, maker = Sharing(self.tree), Descent(self.tree).maker
-        for kind in KINDS:
-            for child, label in sharing.passing[kind].items():
-                known = any(each in there for each in sharing.groups(kind)[label])
-                wrong = not known if child in there else known and sharing.label(maker[child], kind) != label
-                if wrong and (child in there or maker[child] in there):
-                    who = f"process {self.tree[child].pid}"
-                    raise KinChanged(f"{who} shares its {kind.words} with another one since it has been made here")
+    async def _let_go_of_terminals(self, indexes: Collection[int]) -> None:
+        """Whose leaders have ended: a terminal is hung up with that."""
+        program = self.first.drop_terminals(indexes)
+        if program is not None:
+            await (await self.destination.run(self.first.slot, program)).done()
 
     def _parents(self) -> Iterator[tuple[Replica, Replica | None]]:
         for member, each in zip(self.members, self.tree, strict=True):
@@ -293,6 +270,9 @@ class Replicas:
             its, more = member.judge(image)
             problems += its
             warnings += more
+        if lost := [str(image.process.pid) for image in images if image.kin.outside]:
+            who = f"pid {', '.join(lost[:3])}{', …' if len(lost) > 3 else ''}"
+            warnings.append(f"the controlling terminal of {who} stays here: no Ctrl-C, no SIGHUP and no /dev/tty there")
         return problems, list(dict.fromkeys(warnings))
 
     def compile(self, images: Sequence[ProcessImage]) -> list[tuple[int, Linked]]:

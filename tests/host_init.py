@@ -25,6 +25,7 @@ def main(hostname: str, directory: str, tmp: str, sshd: list[str]) -> None:
     socket.sethostname(hostname)
     mount("-t", "tmpfs", "-o", "mode=0755", "run", "/run")
     mount("-t", "tmpfs", "-o", "mode=1777", "shm", "/dev/shm")
+    mount("-t", "devpts", "-o", "newinstance,ptmxmode=0666,mode=0620,gid=5", "devpts", "/dev/pts")
     os.makedirs("/run/sshd", mode=0o755)
     os.makedirs("/run/lock", mode=0o1777)
     if tmp == "private":

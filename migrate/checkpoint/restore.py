@@ -29,7 +29,7 @@ from migrate.engine.clocks import Clocks, wanted_offsets
 from migrate.engine.descent import Descent
 from migrate.engine.image.codec import encode
 from migrate.engine.kernel.timens import Offsets
-from migrate.engine.kinds import needs
+from migrate.engine.kinds import needs, terminal, terminals
 from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.memory.layout import choose_region, ranges
 from migrate.engine.preview import Layout, Preview
@@ -206,7 +206,12 @@ class _Restoring:
         wanted = {tid for each in previews for tid in each.tids} | Descent(tree).numbers
         if used := sorted(facts.tids & wanted):
             self.display.note(f"pid {used[0]} is taken: the process gets a PID namespace of its own")
-        as_init = bool(used) or self.own_numbers
+        names = terminals.numbers(need for each in previews for need in each.needs)
+        if clash := sorted(names & terminal.occupied(taken)):
+            path = terminal.path(clash[0])
+            self.display.note(f"terminal {path} is taken: the process gets a /dev/pts of its own")
+        as_init = bool(used) or bool(clash) or self.own_numbers
+        own_terminals = as_init and bool(names)
         await self._begin(preview)
         clocks = self._clocks(preview, facts)
         inside = await self._destination.start_overseer(
@@ -233,9 +238,10 @@ class _Restoring:
             carrier=preview.cpu.carrier(inside.cpu),
             numbers={},
             stdio=await self._output(previews),
-            taken=taken,
+            taken=terminals.without(taken) if own_terminals else taken,
+            own_terminals=own_terminals,
             droppable=inside.droppable,
-            member=len(previews) > 1 or bool(tree[0].zombies),
+            member=len(previews) > 1 or not tree[0].single,
         )
         members = [
             Replica(self._destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, slot)

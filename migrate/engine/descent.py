@@ -2,6 +2,8 @@
 
 Which session a process is in is decided when it is made: it inherits that of its parent as it is then. So a restoree
 that leads a session makes the children that are in its former one first, then calls setsid(2), then makes the others.
+The same holds for the controlling terminal of a session, which a
+child has where its parent has it: those without it are made before the leader gets it, the others after that.
 Process groups can be joined at any time within a session (setpgid(2)), as long as their leader is there. One that was
 adopted (its parent has ended, and a subreaper has it) is made by a stand-in of that parent, which ends; and so is the
 leader of a session that has ended.
@@ -14,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 
 from migrate.engine.kin import SIGCHLD, Kin, Zombie
+from migrate.engine.kinds.terminal import path
 from migrate.errors import Problem
 
 _CORE = 0x80  # in a wait status
@@ -119,6 +122,59 @@ class Descent:
         for generation in self.generations(there):
             yield from generation
 
+    # Terminals
+
+    def holds(self, position: int) -> bool:
+        """Whether it leads a session that has a controlling terminal."""
+        return self.leads(position) and self.tree[position].terminal >= 0
+
+    @cached_property
+    def _born_with(self) -> list[int | None]:
+        """Of each the controlling terminal that it must inherit, -1 for none; None: any, for setsid(2) takes it away
+        again, before it makes others."""
+        found: list[int | None] = [each.terminal for each in self.tree]
+        for position in reversed(range(len(self.tree))):
+            if self.leads(position):
+                wanted = (found[child] for child in self.children(position)[0])
+                found[position] = next((terminal for terminal in wanted if terminal is not None), None)
+        return found
+
+    def times(self, maker: int) -> dict[int, range]:
+        """Of those that it makes itself, when they can be made: 0: before it leads its session; 1: before that has its
+        controlling terminal; 2: after all that. Each in the order of the tree."""
+        early, late = self.children(maker)
+        found = dict.fromkeys(early, range(1))
+        for child in late:
+            terminal = self._born_with[child]
+            if self._needed[child] is None or not self.leads(maker):
+                found[child] = range(3)
+            elif terminal is None or not self.holds(maker):
+                found[child] = range(1, 3)
+            else:
+                found[child] = range(1, 2) if terminal < 0 else range(2, 3)
+        return found
+
+    def _leader_of(self, position: int) -> int | None:
+        """The leader of its session, where that has the same controlling terminal."""
+        each = self.tree[position]
+        leader = self._at.get(each.session)
+        return leader if leader is not None and self.tree[leader].terminal == each.terminal else None
+
+    def _inherits_wrongly(self, position: int) -> bool:
+        """Whether who makes it never has the controlling terminal, or the lack of one, that it must inherit."""
+        wanted, maker = self._born_with[position], self.maker.get(position)
+        if wanted is None:
+            return False
+        if maker is None:
+            return wanted >= 0
+        above = self.tree[maker].terminal
+        early, late = self.children(maker)
+        if position in early:
+            return wanted != self._born_with[maker]
+        if position in late:
+            return wanted != above and not (wanted < 0 and self.leads(maker))
+        return wanted != (above if position in self.adopted_from(maker) else -1)
+
     # Groups
 
     @cached_property
@@ -141,7 +197,9 @@ class Descent:
     def ghosts(self) -> list[tuple[int, int]]:
         """Groups whose leader is gone: a position from where it can be made, and its number."""
         found: dict[int, int] = {}
-        for position, number in enumerate(self.groups):
+        wanted = [*enumerate(self.groups)]
+        wanted += [(position, each.foreground) for position, each in enumerate(self.tree) if self.holds(position)]
+        for position, number in wanted:
             if number and number not in self._numbers and number not in self.sessions:
                 found.setdefault(number, position)
         return [(position, number) for number, position in found.items()]
@@ -164,6 +222,13 @@ class Descent:
             if position and not known and _exists(each.pgrp):
                 found.append(Problem(where, f"the leader of its process group {each.pgrp} is not among them"))
             elif position in self.orphans and (what := self._unadoptable(position)):
+                found.append(Problem(where, what))
+            if each.terminal >= 0 and self._leader_of(position) is None:
+                what = f"its controlling terminal {path(each.terminal)} moves, and the leader of its session does not"
+                found.append(Problem(where, what))
+            elif self._inherits_wrongly(position):
+                terminal = path(each.terminal) if each.terminal >= 0 else "none"
+                what = f"its controlling terminal is {terminal}, and no order of making it again leads to that"
                 found.append(Problem(where, what))
         return found
 

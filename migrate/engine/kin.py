@@ -7,14 +7,16 @@ that matters. Numbers are the processes' own, of their PID namespace (NSpid and 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from migrate.engine.kernel.fdinfo import fdinfo
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.stat import stat, words
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.kinds import children
+from migrate.engine.kinds.terminal import MASTER, SLAVES
 from migrate.engine.shares import ACTIONS, ALONE, FILES, FS, MEMORY, Kind, Shares
 from migrate.errors import Problem
 from migrate.pie.calls import Calls
@@ -39,7 +41,9 @@ class Zombie:
 @dataclass(frozen=True)
 class Kin:
     """``parent``: its position in the tree, -1 for the first. ``exit_signal``: what the parent gets when it ends.
-    ``zombies``: children of its that have ended. ``shares``: what it shares with others of the tree."""
+    ``zombies``: children of its that have ended. ``shares``: what it shares with others of the tree. ``terminal``:
+    number of its controlling terminal, -1 for none; ``foreground``: process group that is in its foreground;
+    ``outside``: somebody else has the master of it."""
 
     pid: int
     parent: int = -1
@@ -48,6 +52,14 @@ class Kin:
     session: int = 0
     zombies: tuple[Zombie, ...] = ()
     shares: Shares = ALONE
+    terminal: int = -1
+    foreground: int = 0
+    outside: bool = False
+
+    @property
+    def single(self) -> bool:
+        """Whether one that has no descendants is made by itself: nobody else has to be there, nor anything else."""
+        return not self.zombies and self.terminal < 0
 
     def owns(self, kind: Kind) -> bool:
         """Whether it is the first of those that share it, or the only one that has it."""
@@ -89,7 +101,43 @@ def kin_of(proc: Proc, members: Sequence[int]) -> Kin:
     above, exit_signal = int(numbers[1]), int(numbers[35])
     parent = members.index(above) if proc.pid != members[0] and above in members else -1
     zombies = tuple(_zombies(proc))
-    return Kin(own("NSpid"), parent, exit_signal, own("NSpgid"), own("NSsid"), zombies)
+    device, group = int(numbers[4]), int(numbers[5])
+    terminal = os.minor(device) if device and os.major(device) == SLAVES else -1
+    kin = Kin(own("NSpid"), parent, exit_signal, own("NSpgid"), own("NSsid"), zombies)
+    return replace(kin, terminal=terminal, foreground=group, outside=bool(device))
+
+
+class Terminals:
+    """Which controlling terminals are inside. Remembers it for as long as everybody has the one that he had."""
+
+    def __init__(self) -> None:
+        self._known: tuple[object, frozenset[int]] = None, frozenset()
+
+    def told(self, processes: Sequence[Proc], tree: Sequence[Kin]) -> list[Kin]:
+        """What `kin_of` tells takes every terminal for one that is outside, and its groups as we number them."""
+        wanted = {kin.terminal for kin in tree if kin.terminal >= 0}
+        if not wanted:
+            return list(tree)
+        asked = tuple((kin.pid, kin.terminal) for kin in tree)
+        if self._known[0] != asked:
+            self._known = asked, frozenset(index for proc in processes for index in _masters(proc)) & wanted
+        own = {int(words(proc.text("stat"))[2]): kin.pgrp for proc, kin in zip(processes, tree, strict=True)}
+        return [self._told(kin, own) for kin in tree]
+
+    def _told(self, kin: Kin, own: Mapping[int, int]) -> Kin:
+        if kin.terminal not in self._known[1]:
+            return replace(kin, terminal=-1, foreground=0)
+        return replace(kin, foreground=own.get(kin.foreground, kin.foreground), outside=False)
+
+
+def _masters(proc: Proc) -> Iterator[int]:
+    """Numbers of the ptys that it has the master of."""
+    for name in proc.names("fd"):
+        try:
+            if proc.link(f"fd/{name}").endswith("/ptmx") and proc.stat(f"fd/{name}").st_rdev == MASTER:
+                yield int(fdinfo(proc.text(f"fdinfo/{name}")).one("tty-index"))
+        except FileNotFoundError:
+            continue
 
 
 def _own(status: str) -> Callable[[str], int]:

@@ -8,16 +8,21 @@ just then, it ends at the end of its control socket. What it is to share with ot
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from termios import TIOCSCTTY, TIOCSPGRP
 
 from migrate.engine import births, overseer
 from migrate.engine.descent import Descent
 from migrate.engine.kernel.prctl import PR_SET_CHILD_SUBREAPER, PR_SET_NAME
 from migrate.engine.kin import SIGCHLD, Kin, Zombie
 from migrate.engine.kinds.children import WALL, WEXITED, WNOWAIT
+from migrate.engine.kinds.placing import AT_FDCWD
+from migrate.engine.kinds.terminal import path
 from migrate.engine.overseer import Channels, Hole
-from migrate.engine.program import OpKind, Program
+from migrate.engine.program import Buffer, OpKind, Program
 from migrate.engine.shares import CLONE_FILES, CLONE_IO
 from migrate.engine.sharing import Birth, Leave, Sharing, Step
 from migrate.errors import KinChanged
@@ -48,16 +53,20 @@ def creation(
     there: Collection[int] = (0,),
     leaders: Collection[int] = (),
     makers: Iterable[int] | None = None,
+    holders: Collection[int] = (),
     settled: Collection[int] = (),
 ) -> Iterator[tuple[int, Program]]:
     """When some are there, at first the first one: slots and programs. ``there``: positions of those, and ``leaders``:
-    of those among them that lead their session by now; ``makers``: only what these make; ``settled``: who has made
-    others by now, or has had the time to. Raises KinChanged: some could only have been made earlier."""
+    of those among them that lead their session by now; ``makers``: only what these make; ``holders``: of those that
+    have their controlling terminal by now; ``settled``: who has made others by now, or has had the time to. Raises
+    KinChanged: some could only have been made earlier."""
     descent = Descent(tree)
     sharing = Sharing(tree, descent)
     for parent in descent.makers(there) if makers is None else makers:
         each = tree[parent]
-        early, late = ([child for child in some if child not in there] for some in descent.children(parent))
+        times = {child: when for child, when in descent.times(parent).items() if child not in there}
+        early = [child for child, when in times.items() if when[-1] == 0]
+        bare = [child for child, when in times.items() if when[-1] == 1]
         leads = descent.leads(parent) and parent not in leaders
         if early and parent in leaders:
             raise KinChanged(f"process {tree[early[0]].pid} is in the session that its parent has left meanwhile")
@@ -65,21 +74,28 @@ def creation(
         if any(set(some) & set(there) for _, some in bereft):
             raise KinChanged(f"process {each.pid} has adopted another one out of a session without a leader")
         orphans = [child for child in descent.adopted_from(parent) if child not in there]
-        if not (early or late or leads or bereft or orphans):
+        holds = descent.holds(parent) and parent not in holders
+        if holds and any(tree[child].terminal == each.terminal for child in descent.makes(parent) if child in there):
+            raise KinChanged(f"process {each.pid} has got its controlling terminal meanwhile")
+        if bare and parent in holders:
+            raise KinChanged(f"process {tree[bare[0]].pid} has no controlling terminal, and its parent has one")
+        if not (times or leads or bereft or orphans or holds):
             continue
         adopters = sorted({tree[child].parent for child in orphans})
         for adopter in adopters:
             yield nursery.slots[adopter], adopts()
         program = Program(f"the children of pid {each.pid}")
-        order = sharing.order(parent, early, late, parent in settled)
+        order = sharing.order(parent, times, parent in settled)
         if order is None:
             raise KinChanged(f"process {each.pid} has passed on what it shares in an order that is too late now")
-        before, after = order
+        before, without, after = order
         _make(program, tree, parent, before, nursery)
         if leads:
             program.syscall("setsid", label="session", expect=each.pid)
+        _make(program, tree, parent, without, nursery)
+        if holds:
+            _with_terminal(program, each.terminal, TIOCSCTTY, 0, "controlling terminal")
         _make(program, tree, parent, after, nursery)
-        early, late = ([step.child for step in steps if isinstance(step, Birth)] for steps in order)
         for number, some in bereft:
             program.syscall("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0, label="child subreaper, for now")
             _stand_in(program, tree, some, nursery, number)
@@ -89,7 +105,8 @@ def creation(
         yield nursery.slots[parent], program
         for adopter in adopters:
             yield nursery.slots[adopter], adopts(False)
-        born = [*early, *late, *(child for _, some in bereft for child in some), *orphans]
+        born = [step.child for steps in order for step in steps if isinstance(step, Birth)]
+        born += [*(child for _, some in bereft for child in some), *orphans]
         if born:
             adoption = Program(f"the adoption of the children of pid {each.pid}")
             for position in born:
@@ -101,6 +118,15 @@ def creation(
                 socket = Program(f"the socket of pid {tree[position].pid}")
                 births.hand_over(socket, nursery.slots[position])
                 yield OVERSEER, socket
+
+
+def _with_terminal(program: Program, terminal: int, what: int, argument: Buffer | int, words: str) -> None:
+    """By the leader of a session."""
+    name, label = path(terminal), f"{words} {path(terminal)}"
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+    number = program.syscall("openat", AT_FDCWD, program.string(name), flags, 0, label=label)
+    program.syscall("ioctl", number, what, argument, label=label)
+    program.syscall("close", number, label=label)
 
 
 def _stand_in(program: Program, tree: Sequence[Kin], orphans: Sequence[int], nursery: Nursery, session: int) -> None:
@@ -183,14 +209,20 @@ def groups(tree: Sequence[Kin], hole: Hole) -> Iterator[tuple[int, Program]]:
         program = Program(f"a leader for process group {number}")
         _end(program, Zombie(number, 0, number, tree[position].session, 0, "ghost"), number, hole)
         yield position, program
-    dead = [(position, each) for position, member in enumerate(tree) for each in member.zombies]
+    dead = [(position, ended) for position, member in enumerate(tree) for ended in member.zombies]
     for leads in (True, False):
-        for position, each in dead:
-            if (each.pgrp == each.pid) == leads:
-                program = Program(f"pid {each.pid}, which has ended")
-                _end(program, each, descent.group(each.pgrp), hole)
+        for position, ended in dead:
+            if (ended.pgrp == ended.pid) == leads:
+                program = Program(f"pid {ended.pid}, which has ended")
+                _end(program, ended, descent.group(ended.pgrp), hole)
                 yield position, program
     yield from (_joins(tree, position, found[position]) for position in others)
+    for position, each in enumerate(tree):
+        if descent.holds(position) and each.foreground:
+            program = Program(f"the terminal of pid {each.pid}")
+            group = program.data(struct.pack("<i", descent.group(each.foreground)))
+            _with_terminal(program, each.terminal, TIOCSPGRP, group, "group in the foreground of")
+            yield position, program
     for position, number in ghosts:
         program = Program(f"the end of the leader of process group {number}")
         program.syscall("waitid", P_PID, number, 0, WEXITED | WALL, 0, label=f"wait for {number}")

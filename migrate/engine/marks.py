@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kernel.stat import words
+from migrate.engine.kernel.stat import PF_EXITING, words
 
 Mark = tuple[int, ...]
 
@@ -13,7 +13,8 @@ def mark_of(pid: int) -> Mark:
     started with (the last changes with prctl(PR_SET_MM) too: then it is begun anew for nothing)."""
     with Proc(pid) as proc:
         its = words(proc.text("stat"))
-    if its[0] in "ZX":
+    # One that is ending has no memory any more before it is a zombie (exit_mm() in do_exit(), kernel/exit.c).
+    if its[0] in "ZX" or int(its[6]) & PF_EXITING:
         raise ProcessLookupError(pid)
     return int(its[19]), int(its[23]), int(its[24]), int(its[25])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from migrate.engine.kernel.mountinfo import mountinfo
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
+from migrate.engine.kinds.terminal import DIRECTORY
 from migrate.errors import Problem
 
 _WORDS = {
@@ -63,7 +64,8 @@ def _ours(name: str) -> str:
 
 
 def _mounts(proc: Proc, where: str) -> list[Problem]:
-    """What a mount namespace of its own shows that ours does not, but for the /proc of a PID namespace of its own."""
+    """What a mount namespace of its own shows that ours does not, but for what is made again with a PID namespace of
+    its own: /proc, and the directory of its terminals."""
     if link(proc, "mnt") == _ours("mnt"):
         return []
     own_numbers = link(proc, "pid") != _ours("pid")
@@ -71,7 +73,8 @@ def _mounts(proc: Proc, where: str) -> list[Problem]:
     more = [
         m.point
         for m in mountinfo(proc.text("mountinfo"))
-        if (m.point, m.major, m.minor) not in here and not (own_numbers and m.fstype == "proc")
+        if (m.point, m.major, m.minor) not in here
+        and not (own_numbers and (m.fstype == "proc" or (m.fstype, m.point) == ("devpts", DIRECTORY)))
     ]
     if not more:
         return []

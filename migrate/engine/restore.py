@@ -37,9 +37,10 @@ class Ground:
     ``numbers``: a descriptor for each memfd that is mapped; ``carrier``: of XSAVE images;
     ``stdio``: the file that takes the output of streams that led outside, or None; ``taken``: see `Context`;
     ``verdict``: what becomes of the vDSO; ``droppable``: the destination has MAP_DROPPABLE; ``lenders``: which memfds
-    are another restoree's; ``member``: it is one of several that move together; ``others``: descriptors of restorers
-    that share its table, and ``spare``: objects that these have made, by their numbers, as in ``numbers``; ``region``:
-    all holes, where some share their memory and cannot have the same.
+    are another restoree's; ``member``: it is one of several that move together; ``own_terminals``: they have a /dev/pts
+    of their own; ``others``: descriptors of restorers that share its table, and ``spare``: objects that these have
+    made, by their numbers, as in ``numbers``; ``sockets``: of all restorers, where some share a table, if only until
+    they have passed it on; ``region``: all holes, where some share their memory and cannot have the same.
     """
 
     hole: Hole
@@ -51,10 +52,12 @@ class Ground:
     taken: frozenset[str] = frozenset()
     verdict: vdso.Verdict | None = None
     droppable: bool = True
+    own_terminals: bool = False
     lenders: address_space.Lenders = field(default_factory=dict)
     member: bool = False
     others: frozenset[int] = frozenset()
     spare: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    sockets: frozenset[int] = frozenset()
     region: Hole | None = None
 
     @property
@@ -65,7 +68,7 @@ class Ground:
     @property
     def scratch(self) -> int:
         """A descriptor number that nothing uses before the descriptors are restored."""
-        return min((*self.channels.all, *self.numbers.values(), *self.others)) - 1
+        return min((*self.channels.all, *self.numbers.values(), *self.others, *self.sockets)) - 1
 
     @property
     def context(self) -> Context:
@@ -118,7 +121,7 @@ class Compiler:
         last = [
             *left,
             *self._part("threads", (states, tiles, process.controls, ground), _other_threads, image, ground),
-            *self._part("end", (process, states[0], tiles[0], vmas, ground), _main_thread, image, ground),
+            *self._part("end", (process, states[0], tiles[0], vmas, image.kin, ground), _main_thread, image, ground),
         ]
         return [first, taken, last]
 
@@ -230,6 +233,8 @@ def _other_threads(image: ProcessImage, ground: Ground) -> Iterator[Program]:
 def _main_thread(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     """What is of the whole process and needs all of its threads, and the main one itself."""
     program = Program(f"the end of pid {image.process.pid}")
+    if image.kin.terminal >= 0:
+        task.forget_terminal(program)
     task.restore_process_signals(program, image.process, ground.destination)
     _become(program, image.threads[0], image, ground)
     task.restore_process_late(program, image.process, ground.destination)

@@ -80,8 +80,9 @@ class Roster:
         self._family_of: list[int] = []
         self._next = 0
         self._fresh: set[int] = set()  # with which nothing has been done yet
-        self._related: dict[int, tuple[int, int, Shares]] = {}  # parent and session
+        self._related: dict[int, tuple[int, int, Shares, int]] = {}  # parent, session, shares and terminal
         self._sharers = Sharers()
+        self._terminals = kin.Terminals()
         try:
             if problems := why_not_traceable(pid):
                 raise Refused(problems)  # also where there is none
@@ -101,7 +102,7 @@ class Roster:
             try:
                 self._scan()
                 self.settle()
-                self.several = self.several or bool(self.tree[0].zombies)
+                self.several = self.several or not self.tree[0].single
                 borrowers = len(kin.descendants(self._pid)) > len(self.ids)
                 if not borrowers and not self._problems():
                     return
@@ -252,7 +253,8 @@ class Roster:
 
     def _relate(self) -> None:
         pids = [member.pid for member in self.all]
-        tree = [kin.kin_of(member.dumper.proc, pids) for member in self.all]
+        processes = [member.dumper.proc for member in self.all]
+        tree = self._terminals.told(processes, [kin.kin_of(proc, pids) for proc in processes])
         fresh = [self.members[id].pid for id in self._fresh if id in self.members]
         shares = self._sharers.find(pids, [each.pid for each in tree], fresh)
         self.tree = [replace(each, shares=its) for each, its in zip(tree, shares, strict=True)]
@@ -270,9 +272,9 @@ class Roster:
                 raise KinChanged(f"process {member.pid} shares its memory with others than before")
             member.lodge(house)
 
-    def _relations(self) -> dict[int, tuple[int, int, Shares]]:
+    def _relations(self) -> dict[int, tuple[int, int, Shares, int]]:
         return {
-            id: (self.ids[each.parent] if each.parent >= 0 else -1, each.session, each.shares)
+            id: (self.ids[each.parent] if each.parent >= 0 else -1, each.session, each.shares, each.terminal)
             for id, each in zip(self.ids, self.tree, strict=True)
         }
 

@@ -6,12 +6,13 @@ current directory, semaphores to undo) it does not matter what it has in the end
 one after the other; but what it has from its own maker, and gives up, it cannot have again. Memory, signal actions and
 I/O contexts are only passed on by who shares them in the end.
 
-That makes an order among the children of each. Where there is none, they cannot be moved.
+That makes an order among the children of each, within that of sessions and controlling terminals (`Descent.times`).
+Where there is none, they cannot be moved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +21,7 @@ from migrate.engine.kin import Kin
 from migrate.engine.shares import ALONE, KINDS, Kind
 from migrate.errors import Problem
 
+TIMES = range(3)  # see `Descent.times`
 _TRIES = 10_000  # at an order
 
 
@@ -117,26 +119,21 @@ class Sharing:
         """What it shares with its maker when it is made."""
         return sum(kind.flag for kind in KINDS if child in self.passing[kind])
 
-    def steps(self, maker: int, settled: bool = False) -> tuple[list[Step], list[Step]] | None:
-        """In which order it makes those that it makes itself: before it leads its session, and after that. None: there
-        is none. ``settled``: it has come to what it has in the end, and begins with that."""
-        early, late = self._descent.children(maker)
-        return self.order(maker, early, late, settled)
+    def steps(self, maker: int, settled: bool = False) -> list[list[Step]] | None:
+        """In which order it makes those that it makes itself: at each of the `Descent.times`. None: there is none.
+        ``settled``: it has come to what it has in the end, and begins with that."""
+        return self.order(maker, self._descent.times(maker), settled)
 
-    def order(
-        self, maker: int, early: Sequence[int], late: Sequence[int], settled: bool = False
-    ) -> tuple[list[Step], list[Step]] | None:
+    def order(self, maker: int, children: Collection[int], settled: bool = False) -> list[list[Step]] | None:
         """`steps` of some of its children."""
+        times = {child: when for child, when in self._descent.times(maker).items() if child in children}
         if not self.some:
-            return [Birth(child, 0) for child in early], [Birth(child, 0) for child in late]
-        found = _Search(self, maker, early, late, settled).found()
-        if found is None:
-            return None
-        first, second = found
-        return list(self._as_steps(first)), list(self._as_steps(second))
+            return [[Birth(child, 0) for child, when in times.items() if when[-1] == time] for time in TIMES]
+        made = _Search(self, maker, times, settled).found()
+        return None if made is None else [[*self._as_steps(each for each in made if each[0] == time)] for time in TIMES]
 
-    def _as_steps(self, made: Sequence[_Made]) -> Iterator[Step]:
-        for child, leaves in made:
+    def _as_steps(self, made: Iterable[_Made]) -> Iterator[Step]:
+        for _, child, leaves in made:
             if leaves:
                 yield Leave(leaves)
             if child is not None:
@@ -147,8 +144,7 @@ class Sharing:
         once by those that are there already."""
         found = [0]
         for maker in self._descent.makers():
-            early, late = ([child for child in some if child in born] for some in self._descent.children(maker))
-            steps = self.order(maker, early, late, maker not in born) or ([], [])
+            steps = self.order(maker, born, maker not in born) or ()
             made = [step.child for some in steps for step in some if isinstance(step, Birth)]
             found += [*made, *(each for each in self._descent.makes(maker) if each not in made)]
         return [each for each in found if each in born]
@@ -174,66 +170,60 @@ class Sharing:
         return Problem(f"pid {self.tree[other].pid}", f"{what}, and no order of making them again leads to that")
 
 
-_Made = tuple[int | None, int]  # who, and flags of what is left right before
+_Made = tuple[int, int | None, int]  # when, who, and flags of what is left right before
 
 
 class _Search:
     """For an order among the children of one maker, so that what it passes on is passed on in one go each, what it has
-    from its own maker first, and what it has in the end last."""
+    from its own maker first, and what it has in the end last; and each of them at one of its ``times``."""
 
-    def __init__(
-        self, sharing: Sharing, maker: int, early: Sequence[int], late: Sequence[int], settled: bool
-    ) -> None:
+    def __init__(self, sharing: Sharing, maker: int, times: Mapping[int, range], settled: bool) -> None:
         passing = sharing.passing
         self._wanted = {
-            child: {kind: passing[kind][child] for kind in KINDS if child in passing[kind]} for child in (*early, *late)
+            child: {kind: passing[kind][child] for kind in KINDS if child in passing[kind]} for child in times
         }
+        self._times = {child: when if self._wanted[child] else when[-1:] for child, when in times.items()}
         self._end = {kind: sharing.label(maker, kind) for kind in KINDS}
         self._begun = self._end if settled else {kind: passing[kind].get(maker, 0) for kind in KINDS}
-        self._early, self._late = [*early], [*late]
         self._tries = 0
 
-    def found(self) -> tuple[list[_Made], list[_Made]] | None:
-        """Who is made before it leads its session and after that, and what is to be left right before; None stands for
-        nobody, at the end."""
-        made = self._go([self._early, self._late], self._begun)
-        if made is None:
-            return None
-        count = len(self._early)
-        return (made[:count], made[count:]) if self._early or self._late else (made, [])
+    def found(self) -> list[_Made] | None:
+        """Who is made when, and what is to be left right before; None stands for nobody, at the end."""
+        return self._go([*self._times], self._begun, TIMES[0])
 
-    def _go(self, left: list[list[int]], held: dict[Kind, int]) -> list[_Made] | None:
+    def _go(self, left: list[int], held: dict[Kind, int], now: int) -> list[_Made] | None:
         self._tries += 1
         if self._tries > _TRIES:
             return None
         made: list[_Made] = []
-        for which in (0, 1):
-            for child in left[which]:
-                if all(held[kind] == label for kind, label in self._wanted[child].items()):
-                    made.append((child, 0))
-            done = {child for child, _ in made}
-            left = [[child for child in some if child not in done] for some in left]
-            if left[which]:
+        while True:
+            ready = {child for child in left if now in self._times[child] and self._fits(child, held)}
+            made += [(now, child, 0) for child in left if child in ready]
+            left = [child for child in left if child not in ready]
+            if any(self._times[child][-1] == now for child in left):
                 break
-        else:
-            flags = self._to(held, self._end)
-            return None if flags is None else [*made, (None, flags)] if flags else made
+            if now == TIMES[-1]:
+                flags = self._to(held, self._end)
+                return None if flags is None else [*made, (now, None, flags)] if flags else made
+            now += 1  # whoever is left can wait
         tried = []
-        for child in left[which]:
+        for child in left:
             wanted = self._wanted[child]
-            if wanted in tried:
+            if now not in self._times[child] or wanted in tried:
                 continue
             tried.append(wanted)
             flags = self._to(held, wanted)
             given_up = [kind for kind in wanted if flags and flags & kind.flag]
-            others = [self._wanted[other] for some in left for other in some]
+            others = [self._wanted[other] for other in left]
             if flags is None or any(other.get(kind) == held[kind] for kind in given_up for other in others):
                 continue  # or it is wanted once more
-            rest = [[each for each in some if each != child] for some in left]
-            found = self._go(rest, {**held, **wanted})
+            found = self._go([each for each in left if each != child], {**held, **wanted}, now)
             if found is not None:
-                return [*made, (child, flags), *found]
+                return [*made, (now, child, flags), *found]
         return None
+
+    def _fits(self, child: int, held: dict[Kind, int]) -> bool:
+        return all(held[kind] == label for kind, label in self._wanted[child].items())
 
     def _to(self, held: dict[Kind, int], wanted: dict[Kind, int]) -> int | None:
         """Flags of what must be left so that it has this; None: it cannot have it. What has no label is its own, and

@@ -9,6 +9,7 @@ import pty
 import signal
 import socket
 import struct
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,6 +121,9 @@ def refuse_many(directory: str) -> None:
     put(os.pidfd_open(os.getppid()), 36)
     put(os.open("/proc/self/ns/net", os.O_RDONLY), 37)
     put(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY), 38)
+    settings = termios.tcgetattr(38)
+    settings[3] |= 0o200000  # EXTPROC
+    termios.tcsetattr(38, termios.TCSANOW, settings)
     path = f"{directory}/linked"
     put(os.open(path, os.O_RDWR | os.O_CREAT), 39)
     os.link(path, path + "2")
@@ -146,7 +150,7 @@ def test_every_refusal_at_once(tmp_path: Path) -> None:
             35: "io_uring instance",
             36: f"pidfd of process or thread {os.getpid()}",
             37: "namespace net:[",
-            38: "terminal /dev/",
+            38: "terminal whose lines somebody else edits",
             39: "file by a deleted name that has others",
             40: "deleted directory",
             41: "lease on",

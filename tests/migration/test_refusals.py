@@ -40,7 +40,7 @@ def _says(outcome: Outcome, *reasons: str) -> None:
     ("kind", "reason"),
     [
         ("socket", "fd 5: socket"),
-        ("terminal", "fd 5: terminal /dev/ptmx"),
+        ("terminal", "fd 5: terminal whose lines somebody else edits"),
         ("io_uring", "fd 5: io_uring instance"),
         ("userfaultfd", "fd 5: userfaultfd"),
         ("hugetlb", "huge"),

@@ -72,3 +72,28 @@ def test_zombies(zombie: Zombie, words: str) -> None:
     tree = [Kin(10, -1, 17, 10, 10, (zombie,))]
     said = "".join(problem.what for problem in Descent(tree).problems())
     assert words in said and bool(said) == bool(words)
+
+
+def test_who_has_no_controlling_terminal_is_made_before_its_parent_has_one() -> None:
+    tree = [
+        Kin(10, -1, 17, 10, 10),
+        Kin(11, 0, 17, 11, 11, terminal=3, foreground=13),
+        Kin(12, 1, 17, 12, 11),
+        Kin(13, 1, 17, 13, 11, terminal=3, foreground=13),
+    ]
+    descent = Descent(tree)
+    assert not descent.problems() and not descent.ghosts
+    assert [descent.holds(position) for position in range(4)] == [False, True, False, False]
+    assert descent.times(1) == {2: range(1, 2), 3: range(2, 3)} and descent.times(0) == {1: range(3)}
+    assert not tree[1].single and tree[0].single
+
+
+def test_a_foreground_that_has_ended_gets_a_leader_for_a_moment() -> None:
+    tree = [Kin(10, -1, 17, 10, 10), Kin(11, 0, 17, 11, 11, terminal=3, foreground=OUTSIDE)]
+    assert Descent(tree).ghosts == [(1, OUTSIDE)]
+
+
+def test_a_terminal_without_the_leader_of_its_session() -> None:
+    tree = [Kin(10, -1, 17, 10, OUTSIDE, terminal=0, foreground=10)]
+    (problem,) = Descent(tree).problems()
+    assert problem.what == "its controlling terminal /dev/pts/0 moves, and the leader of its session does not"

@@ -28,7 +28,7 @@ def family(parents: Sequence[int], **shares: Sequence[Sequence[int]]) -> list[Ki
 def births(tree: Sequence[Kin], maker: int) -> list[Birth | Leave]:
     found = Sharing(tree).steps(maker)
     assert found is not None
-    return [*found[0], *found[1]]
+    return [step for some in found for step in some]
 
 
 def carried_out(tree: Sequence[Kin]) -> dict[Kind, list[int]] | None:
@@ -39,7 +39,7 @@ def carried_out(tree: Sequence[Kin]) -> dict[Kind, list[int]] | None:
         steps = sharing.steps(maker)
         if steps is None:
             return None
-        for step in (*steps[0], *steps[1]):
+        for step in itertools.chain(*steps):
             for kind in KINDS:
                 if isinstance(step, Birth):
                     has[kind][step.child] = has[kind][maker] if step.flags & kind.flag else next(fresh)

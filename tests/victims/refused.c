@@ -7,6 +7,7 @@
 #include <linux/userfaultfd.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <termios.h>
 
 static int next = 5;
 
@@ -29,12 +30,18 @@ static void have(const char *kind)
 	struct sock_fprog program = { sizeof(asks) / sizeof(*asks), asks };
 	struct io_uring_params params = { 0 };
 	siginfo_t info;
+	struct termios settings;
+	int terminal;
 	pid_t child;
 
 	if (!strcmp(kind, "socket")) {
 		place(socket(AF_NETLINK, SOCK_RAW, 0));
 	} else if (!strcmp(kind, "terminal")) {
-		place(open("/dev/ptmx", O_RDWR | O_NOCTTY));
+		terminal = open("/dev/ptmx", O_RDWR | O_NOCTTY);
+		check(!tcgetattr(terminal, &settings));
+		settings.c_lflag |= EXTPROC;
+		check(!tcsetattr(terminal, TCSANOW, &settings));
+		place(terminal);
 	} else if (!strcmp(kind, "io_uring")) {
 		place(syscall(SYS_io_uring_setup, 4, &params));
 	} else if (!strcmp(kind, "userfaultfd")) {

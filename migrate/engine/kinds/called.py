@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from migrate.engine.kinds.opened import OpenFile
 from migrate.engine.kinds.pipe import is_pipe
+from migrate.engine.kinds.terminal_reader import is_terminal
 
 _NAMES = {
     "[io_uring]": "io_uring instance",
@@ -26,6 +27,8 @@ def called(file: OpenFile, known: Collection[str]) -> str:
     kind = file.link.removeprefix("anon_inode:")
     if kind != file.link:
         return _NAMES.get(kind, kind.strip("[]") if kind in known else f"descriptor of an unknown kind ({kind})")
+    if is_terminal(file):
+        return f"terminal {file.link}"
     if file.format == stat.S_IFBLK:
         return f"block device {file.link}"
     if file.link.startswith(("net:", "mnt:", "pid:", "user:", "uts:", "ipc:", "time:", "cgroup:")):

@@ -19,17 +19,19 @@ from migrate.engine.kinds.directory import Directory, PlaceOnly
 from migrate.engine.kinds.epoll import Epoll
 from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.inotify import Inotify
-from migrate.engine.kinds.listing import check_threads, open_files, went_away
+from migrate.engine.kinds.listing import check_threads, is_still_there, open_files, went_away
 from migrate.engine.kinds.memfd import Memfd
 from migrate.engine.kinds.named import NamedMemory
 from migrate.engine.kinds.node import Node
-from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile, key_of
+from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.pidfd import PidFd
 from migrate.engine.kinds.pipe import Pipe, is_pipe, leads_outside
 from migrate.engine.kinds.regular import Regular
 from migrate.engine.kinds.signalfd import SignalFd
 from migrate.engine.kinds.stdio import StandardStream
+from migrate.engine.kinds.terminal import MASTER, key
+from migrate.engine.kinds.terminal_reader import TerminalReader, is_terminal
 from migrate.engine.kinds.timerfd import TimerFd
 from migrate.engine.kinds.unix import UnixPair
 from migrate.engine.kinds.unix_reader import Known, UnixReader
@@ -123,7 +125,7 @@ class DescriptorReader:
         fresh = [
             position
             for position, file in enumerate(files)
-            if keys[position] not in self._owners and _is_shareable(file)
+            if keys[position] not in self._owners and outside.is_shareable(file)
         ]
         if fresh:
             found = outside.holders([files[position] for position in fresh], self.family)
@@ -174,11 +176,12 @@ class Table:
             self.pipes.setdefault(file.key, []).append(file)
         sockets = [file for file in files if file.format == stat.S_IFSOCK and not file.flags & O_PATH]
         self.sockets = UnixReader(sockets, reader.sockets, options.frozen)
+        self.terminals = TerminalReader(files, options.frozen)
         self.room = options.limit
         self.leading = self._leading_outside()
-        self.stream_keys = {
-            file.key for file in files if id(file) in self.leading and stdio.NUMBERS & set(file.numbers)
-        }
+        streams = [file for file in files if id(file) in self.leading and stdio.NUMBERS & set(file.numbers)]
+        self.stream_keys = {file.key for file in streams}
+        self.stream_terminals = {device for file in streams if (device := self.terminals.device(file)) is not None}
 
     def build(self) -> DescriptorTable:
         descriptions: list[Description] = []
@@ -200,10 +203,10 @@ class Table:
             try:
                 made = self._describe(file, known)
             except (OSError, ProcFormatError) as error:
-                if self.options.frozen or (not went_away(error) and _is_still_there(file)):
+                if self.options.frozen or (not went_away(error) and is_still_there(file)):
                     raise
                 made = []
-            if not made and not self.options.frozen and not _is_still_there(file):
+            if not made and not self.options.frozen and not is_still_there(file):
                 del file.dump.problems[problems:]  # they were about something else that has its number now
             for state, owner, numbers in made:
                 yield file, state, owner, numbers
@@ -216,7 +219,8 @@ class Table:
         if id(file) in self.leading:
             return self._stream(file)
         if id(file) in self.elsewhere and not is_pipe(file):
-            file.refuse(f"{called(file, ANONYMOUS)} that process {self.elsewhere[id(file)][0]} has open too", _CLOSE_IT)
+            whose = f"process {self.elsewhere[id(file)][0]} has open too"
+            file.refuse(f"{called(file, ANONYMOUS)} that {whose}", _CLOSE_IT)
             return []
         identity = file.dump.pid, *file.identity()
         before = self.reader._states.get(identity)
@@ -258,6 +262,8 @@ class Table:
         """What has a path."""
         if file.format == stat.S_IFDIR:
             return Directory.dump(file)
+        if is_terminal(file):
+            return self._terminal(file)
         if file.format == stat.S_IFCHR:
             return Device.dump(file)
         if file.format != stat.S_IFREG:
@@ -288,6 +294,17 @@ class Table:
             self._add(made)
         return Handle(self.handles[file.key], 0)
 
+    def _terminal(self, file: OpenFile) -> State | None:
+        single, index = self.terminals.single(file), self.terminals.index(file)
+        if single is not None or index is None:
+            return single
+        if key(index) not in self.handles:
+            made = self.terminals.dump(index)
+            if made is None:
+                return None
+            self._add(made)
+        return Handle(self.handles[key(index)], 0, int(file.stat.st_rdev != MASTER))
+
     def _socket(self, file: OpenFile) -> State | None:
         if file.key not in self.handles:
             made = self.sockets.dump(file)
@@ -316,6 +333,8 @@ class Table:
                 if (leads := self.sockets.leading_outside(file)) is not None:
                     found[id(file)] = leads
             elif file.format == stat.S_IFCHR and file.stat.st_rdev not in EVERYWHERE:
+                if is_terminal(file) and self.terminals.inside(file):
+                    continue
                 terminal = os.major(file.stat.st_rdev) in (4, 5, *range(136, 144))
                 found[id(file)] = f"{'terminal' if terminal else 'device'} {file.link}"
         for ends in self.pipes.values():
@@ -338,7 +357,7 @@ class Table:
     def _stream(self, file: OpenFile) -> list[tuple[State, Owner | None, list[int]]]:
         """A standard stream, or refused. Of a description open for both, descriptor 0 reads and the others write."""
         what = self.leading[id(file)]
-        if file.key not in self.stream_keys:
+        if file.key not in self.stream_keys and self.terminals.device(file) not in self.stream_terminals:
             file.refuse(what, f"{_CLOSE_IT}; only standard streams may lead outside")
             return []
         if not file.writes:
@@ -369,16 +388,6 @@ def check_watches(dump: Dump | None, descriptions: list[Description], descriptor
                 dump.refuse(f"fd {descriptor.number}", what)
 
 
-def _is_shareable(file: OpenFile) -> bool:
-    """Whether another process that has it too would notice that it has gone. A regular file's offset is not counted:
-    shells leave them shared, and look at them no more."""
-    if file.flags & O_PATH:
-        return False
-    if not file.link.startswith("/") or is_pipe(file) or file.stat.st_nlink == 0 or Memfd.is_one(file.link):
-        return True
-    return file.link.startswith(named.PLACE)
-
-
 def _node(file: OpenFile) -> Node | None:
     """Of shared memory with a name."""
     there = file.link.startswith(named.PLACE) and file.dump.leads_to(file.link, file.stat)
@@ -387,11 +396,3 @@ def _node(file: OpenFile) -> Node | None:
 
 def _unwritten(before: os.stat_result, now: os.stat_result) -> bool:
     return (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-
-
-def _is_still_there(file: OpenFile) -> bool:
-    """Whether the number leads to what it led to."""
-    try:
-        return file.dump.proc.link(file.entry) == file.link and key_of(file.dump.proc.stat(file.entry)) == file.key
-    except FileNotFoundError:
-        return False

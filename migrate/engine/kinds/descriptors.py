@@ -37,6 +37,7 @@ from migrate.engine.kinds.regular import SEEK_SET, Regular
 from migrate.engine.kinds.signalfd import SignalFd
 from migrate.engine.kinds.stdio import StandardStream
 from migrate.engine.kinds.taken import Taken
+from migrate.engine.kinds.terminal import HungUp, OwnTerminal, Pty
 from migrate.engine.kinds.timerfd import TimerFd
 from migrate.engine.kinds.unix import UnixPair
 from migrate.engine.kinds.unix_single import UnixSocket
@@ -51,7 +52,7 @@ Watching = TypeVar("Watching", Epoll, Inotify)
 @dataclass(frozen=True)
 class Handle:
     """A description of one of the table's objects, by its position there. ``offset``: of a file; ``end``: which one of
-    a pair of sockets."""
+    a pair of sockets, or of a pty (1: a slave)."""
 
     object: int
     offset: int
@@ -66,7 +67,7 @@ class Handle:
         return []
 
 
-Queue = Pipe | UnixPair | UnixSocket  # what has no contents of a file
+Queue = Pipe | UnixPair | UnixSocket | Pty  # what has no contents of a file
 Object = Queue | Memfd | DeletedFile | NamedMemory
 State = (
     Regular
@@ -80,6 +81,8 @@ State = (
     | Inotify
     | PidFd
     | StandardStream
+    | HungUp
+    | OwnTerminal
     | Handle
     | Taken
 )
@@ -192,6 +195,7 @@ class Plan:
         """The rest. It closes what the address space left open."""
         self.make(program)
         self.finish(program)
+        self.leave(program)
 
     def make(self, program: Program) -> None:
         """All but what another restoree makes."""
@@ -206,12 +210,12 @@ class Plan:
             else:
                 ready = made.key in self.context.objects
                 made.finish(self._placing, self._held[index][1], index not in self._filled, ready)
-        self._place_all(taken=False)
+        self._place_all(late=False)
 
     def finish(self, program: Program) -> None:
         """When the others have made theirs: what is taken from them, and who watches whom."""
         self._placing.program = program
-        self._place_all(taken=True)
+        self._place_all(late=True)
         for state, number in self._each(Epoll):
             state.watch(self._placing, number)
         for description, places, label in zip(self.table.descriptions, self._places, self._labels, strict=True):
@@ -224,12 +228,18 @@ class Plan:
 
     def leave(self, program: Program) -> None:
         """When the others have taken what they want."""
+        for description, places, label in zip(self.table.descriptions, self._places, self._labels, strict=True):
+            state = description.state
+            if isinstance(state, Handle) and not state.end:
+                made = self.table.objects[state.object]
+                if isinstance(made, Pty):
+                    made.lock(program, min(places), label)
         for number in self.table.lent:
             program.syscall("close", number, label=f"fd {number}, which was for others")
 
-    def _place_all(self, taken: bool) -> None:
+    def _place_all(self, late: bool) -> None:
         for index, description in enumerate(self.table.descriptions):
-            if isinstance(description.state, Taken) == taken:
+            if isinstance(description.state, Taken | OwnTerminal) == late:
                 self._place(index)
 
     def _begin(self, program: Program) -> Program:
@@ -268,6 +278,8 @@ class Plan:
         made, held = self.table.objects[state.object], self._held[state.object]
         if isinstance(made, UnixPair | UnixSocket):
             return placing.copy(held[state.end]), ~flags
+        if isinstance(made, Pty):
+            return (made.slave(placing, held[0], flags), flags) if state.end else (placing.copy(held[0]), ~flags)
         if isinstance(made, Pipe):
             end = state.object, flags & os.O_ACCMODE
             number = made.open(placing, held, flags, end not in self._taken)

@@ -17,6 +17,7 @@ from migrate.engine.kinds.listing import check_threads, same_among, went_away
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.taken import Taken
+from migrate.engine.kinds.terminal import Pty
 from migrate.engine.kinds.unix import UnixPair
 from migrate.engine.kinds.unix_single import UnixSocket
 from migrate.engine.kinds.vma import VMA
@@ -152,8 +153,11 @@ class _Sharing:
 
     def _noted(self, position: int, holder: int) -> int:
         """Who has made a pair of sockets, for that shows (SO_PEERCRED), if it is one of them; else ``holder``. Sockets
-        of one name are made by one process, because that has to keep an order (`Plan.make`)."""
+        of one name are made by one process, because that has to keep an order (`Plan.make`). Terminals are made by the
+        first, which has had some from the beginning (`Replica.hold_terminals`)."""
         made = self.table.objects[position]
+        if isinstance(made, Pty):
+            return 0
         if not isinstance(made, UnixPair | UnixSocket):
             return holder
         makers = (self.owners[at] for at, dump in enumerate(self.dumps) if dump.own_pid == made.maker)

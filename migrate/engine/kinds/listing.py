@@ -11,7 +11,7 @@ from functools import cmp_to_key
 from migrate.engine.kernel.fdcalls import KCMP_FILES, KCMP_FS, compare_files
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.syscalls import NUMBERS
-from migrate.engine.kinds.opened import Dump, OpenFile
+from migrate.engine.kinds.opened import Dump, OpenFile, key_of
 from migrate.pie.calls import Calls
 
 _TEXT = 1 << 14  # bytes; more are in those of an epoll with hundreds of watches
@@ -109,3 +109,11 @@ def check_threads(dump: Dump) -> None:
 def went_away(error: Exception) -> bool:
     """ENOENT from /proc, EBADF from pidfd_getfd or kcmp, ESRCH of a thread."""
     return isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESRCH, errno.EBADF)
+
+
+def is_still_there(file: OpenFile) -> bool:
+    """Whether the number leads to what it led to."""
+    try:
+        return file.dump.proc.link(file.entry) == file.link and key_of(file.dump.proc.stat(file.entry)) == file.key
+    except FileNotFoundError:
+        return False

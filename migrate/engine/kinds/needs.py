@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from migrate.errors import Problem
 
-FILE, DIRECTORY, DEVICE, FIFO, ANY, FREE_NAME = "file", "directory", "device", "fifo", "any", "free name"
+FILE, DIRECTORY, DEVICE, FIFO, ANY = "file", "directory", "device", "fifo", "any"
+FREE_NAME, TERMINAL = "free name", "terminal"
 _FORMATS = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, DEVICE: stat.S_IFCHR, FIFO: stat.S_IFIFO}
 _COPY = "copy it there with its times (rsync -t, cp -p), or share the file system"
 _THERE = "on the destination"
@@ -23,7 +24,8 @@ class FileNeed:
     """A path that must lead to the same thing on the destination.
 
     ``kind``: FILE (size and mtime count), DIRECTORY, DEVICE (rdev counts), FIFO, ANY (must be there), or FREE_NAME
-    (its directory must be there; whether the name is taken decides how a deleted file is made again).
+    (its directory must be there; whether the name is taken decides how a deleted file is made again), or TERMINAL (its
+    number is wanted; whether it is taken, and which of those below are, decides how it is made).
     ``content``: what is in the file must be the same too (it is mapped): compare digests.
     ``writable``: the process may write to it, so it may change while it is looked at.
     """
@@ -44,13 +46,22 @@ def paths(needs: Iterable[FileNeed]) -> list[str]:
     found: dict[str, None] = {}
     for need in needs:
         found[os.path.dirname(need.path) if need.kind == FREE_NAME else need.path] = None
-        found[need.path] = None
+        found.update(dict.fromkeys(_wanted(need)))
     return list(found)
 
 
+def _wanted(need: FileNeed) -> list[str]:
+    """All paths that tell something about it."""
+    if need.kind != TERMINAL:
+        return [need.path]
+    directory, number = os.path.split(need.path)
+    return [f"{directory}/{other}" for other in range(int(number) + 1)]
+
+
 def taken(needs: Iterable[FileNeed], there: Mapping[str, Stat]) -> frozenset[str]:
-    """Names of deleted files that something else has on the destination."""
-    return frozenset(n.path for n in needs if n.kind == FREE_NAME and "errno" not in there[n.path])
+    """Names of deleted files that something else has on the destination, and of terminals."""
+    wanted = (path for need in needs if need.kind in (FREE_NAME, TERMINAL) for path in _wanted(need))
+    return frozenset(path for path in wanted if "errno" not in there[path])
 
 
 def compare(
@@ -80,6 +91,8 @@ def _wrong(need: FileNeed, there: Mapping[str, Stat], now: Stat | None, at: str,
         reply = there[directory]
         if "errno" in reply or not stat.S_ISDIR(reply["mode"]):
             return f"{directory}, where its deleted file {os.path.basename(need.path)} was, is not a directory {at}"
+        return None
+    if need.kind == TERMINAL:
         return None
     reply = there[need.path]
     if "errno" in reply:

@@ -73,6 +73,7 @@ class Placing:
             raise ValueError(f"descriptors {sorted(clash)} of the process are the restorer's; give it others")
         self.numbers = Numbers(occupied)
         self._holders: list[int] = []
+        self.terminals = {index for device, index in context.objects if device < 0}  # numbers of ptys that were made
         self.label = ""
         self.places: Mapping[int, bool] = {}  # of what is opened now: its numbers, and whether each is close-on-exec
 

@@ -40,6 +40,7 @@ PROCESS_FILES = ("stat", "status", "limits", "oom_score_adj", "coredump_filter",
 OPTIONAL_FILES = ("autogroup",)  # the same, where the kernel has them
 THREAD_FILES = ("status",)
 CAP_SYS_RESOURCE = 24
+SIGHUP, SIGCONT, SIGWINCH = 1, 18, 28
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,15 @@ def restore_thread(
     thread.queue.restore(program, thread.identity.tid)
     thread.credentials.restore(program, destination.bounding, thread.held)
     thread.controls.restore_late(program)
+
+
+def forget_terminal(program: Program) -> None:
+    """Before the queue is restored: signals that have come of the making of its controlling terminal, of its size, or
+    of the end of a leader that had it. All are blocked, so they wait."""
+    signals = program.data((1 << SIGHUP - 1 | 1 << SIGCONT - 1 | 1 << SIGWINCH - 1).to_bytes(8, "little"))
+    at_once = program.data(bytes(16))
+    for _ in range(3):
+        program.syscall("rt_sigtimedwait", signals, 0, at_once, 8, label="signals of a terminal", ignore=True)
 
 
 def restore_process_late(program: Program, process: Process, destination: Destination) -> None:
