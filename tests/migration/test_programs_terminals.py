@@ -181,7 +181,8 @@ def test_tmux(journeys: Journeys) -> None:
     here("split-window", "-t", "work:0", "-v", "bash --norc -c 'stty -a | head -1; exec cat'")
     jobs, cat = "work:0.0", "work:0.1"
     here.type(jobs, "PS1='prompt: '", "Enter")
-    here.type(jobs, "(sleep 1001; exit 1) & (trap 'exit 17' USR1; while :; do sleep 0.05; done) &", "Enter")
+    here.type(jobs, "(sleep 1001; exit 1) & first=$!", "Enter")
+    here.type(jobs, "(trap 'exit 17' USR1; while :; do sleep 0.05; done) & second=$!", "Enter")
     here.type(jobs, "tty; sleep 1002", "Enter")
     here.shows(jobs, "^/dev/pts/[0-9]+$")
     (terminal,) = re.findall("^/dev/pts/[0-9]+$", here.screen(jobs), re.M)
@@ -205,7 +206,7 @@ def test_tmux(journeys: Journeys) -> None:
     assert re.search(rf"^{terminal}$", there.screen(jobs), re.M)
     assert re.search(r"^\[1\].*Running", there.screen(jobs), re.M), there.screen(jobs)
     assert re.search(r"^\[3\]\+ +Stopped +sleep 1002", there.screen(jobs), re.M), there.screen(jobs)
-    there.type(jobs, "clear; kill %1; kill -USR1 %2; wait %1; echo one $?; wait %2; echo two $?", "Enter")
+    there.type(jobs, "clear; kill %1; kill -USR1 %2; wait $first; echo one $?; wait $second; echo two $?", "Enter")
     there.shows(jobs, "^one 143$")
     there.shows(jobs, "^two 17$")
     there.type(jobs, "clear; fg", "Enter")
