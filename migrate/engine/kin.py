@@ -182,15 +182,18 @@ def shared_outside(processes: Sequence[Proc], tree: Sequence[Kin]) -> list[Probl
             asked += [(kin.pid, kind, other) for other in others]
     # Whom we may not look at has not made any of these what it is, and one that has ended shares nothing.
     results = calls.make() if asked else []
+    found = [one for one, result in zip(asked, results, strict=True) if result == 0]
+    born = {*descendants(processes[0].pid)} if found else set()
     return [
         Problem(f"pid {pid}", f"it shares its {kind.words} with process {other}, which stays behind")
-        for (pid, kind, other), result in zip(asked, results, strict=True)
-        if result == 0
+        for pid, kind, other in found
+        if other not in born and not children.ended(other)
     ]
 
 
 def _in_sessions(sessions: Collection[int]) -> Iterator[int]:
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(FileNotFoundError, ProcessLookupError), Proc(int(name)) as proc:
-            if int(words(proc.text("stat"))[3]) in sessions:
+            its = words(proc.text("stat"))
+            if int(its[3]) in sessions and its[0] not in "ZX":  # what has ended keeps its signal actions for a while
                 yield int(name)

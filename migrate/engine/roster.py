@@ -196,26 +196,31 @@ class Roster:
         renewed = [id for pid, id in known.items() if pid in pids and self.has_changed(id)]
         if 0 in renewed and not self.several:
             raise KinChanged(f"process {self._pid} has executed another program meanwhile")
-        for id in gone:
-            self._drop(id)
-        for id in renewed:
-            pid = self.members[id].pid
-            self._close(self.members.pop(id))
-            try:
-                self._make(id, pid)
-            except (FileNotFoundError, ProcessLookupError):
-                self.change.note_gone(id)
-                gone.append(id)
-                continue
-            if id not in self.change.born:
-                self.change.renewed.add(id)
-        for pid in pids:
-            if pid not in known:
-                with suppress(FileNotFoundError, ProcessLookupError):
-                    self._add(pid)
-                    renewed.append(self._next - 1)
-        by_pid = {member.pid: id for id, member in self.members.items()}
-        self.ids = [by_pid[pid] for pid in pids if pid in by_pid]
+        try:
+            for id in gone:
+                self._drop(id)
+            for id in renewed:
+                pid = self.members[id].pid
+                self._close(self.members.pop(id))
+                try:
+                    self._make(id, pid)
+                except (FileNotFoundError, ProcessLookupError):
+                    self.change.note_gone(id)
+                    gone.append(id)
+                    continue
+                except BaseException:
+                    self.change.note_gone(id)
+                    raise
+                if id not in self.change.born:
+                    self.change.renewed.add(id)
+            for pid in pids:
+                if pid not in known:
+                    with suppress(FileNotFoundError, ProcessLookupError):
+                        self._add(pid)
+                        renewed.append(self._next - 1)
+        finally:  # whatever becomes of one of them
+            by_pid = {member.pid: id for id, member in self.members.items()}
+            self.ids = [by_pid[pid] for pid in pids if pid in by_pid]
         return bool(gone or renewed)
 
     def settle(self, held: bool = False) -> bool:

@@ -209,16 +209,30 @@ class Source:
         roster.check()
         roster.find_common()
         roster.read_files(frozen)
-        making = [dumper.imaging(frozen, each) for dumper, each in zip(dumpers, roster.tree, strict=True)]
-        images, problems = [], []
-        for each in in_step(making):
-            if isinstance(each, Refused):
-                problems += each.problems
-            else:
-                images.append(each)
+        found: dict[int, ProcessImage] = {}
+        problems = []
+        for turn in self._turns():
+            making = [dumpers[position].imaging(frozen, roster.tree[position]) for position in turn]
+            for position, image in zip(turn, in_step(making), strict=True):
+                if isinstance(image, Refused):
+                    problems += image.problems
+                else:
+                    found[position] = image
         if problems:
             raise Refused(problems)
-        return images
+        return [found[position] for position in range(len(dumpers))]
+
+    def _turns(self) -> list[list[int]]:
+        """Positions of all, those first that share their memory with none before them: what is put into one address
+        space at a time is put there for one process."""
+        turns: list[list[int]] = []
+        before: dict[Member, int] = {}
+        for position, member in enumerate(self._tree.all):
+            owner = member.landlord or member
+            turn = before[owner] = before.get(owner, -1) + 1
+            turns += [[]] * (turn == len(turns))
+            turns[turn] = [*turns[turn], position]
+        return turns
 
     def _write(self, images: Sequence[ProcessImage]) -> None:
         roster = self._tree

@@ -30,7 +30,17 @@ def pair(kind: int = socket.SOCK_STREAM) -> tuple[socket.socket, socket.socket]:
 def with_rights() -> None:
     first, second = pair()
     with first, second:
-        first.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [10]))])
+        alone = libc.eventfd(0, 0)
+        first.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [10, alone]))])
+        os.close(alone)
+
+
+def receive() -> tuple[bytes, int]:
+    with socket.socket(fileno=os.dup(11)) as found:
+        content, fds, _, _ = socket.recv_fds(found, 10, 5, socket.MSG_DONTWAIT)
+        for fd in fds:
+            os.close(fd)
+        return content, len(fds)
 
 
 def with_urgent_data() -> None:
@@ -93,7 +103,6 @@ def in_another_namespace() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (with_rights, {11: "unix socket with descriptors in it that have not been received (SCM_RIGHTS)"}),
         (with_urgent_data, {11: "unix socket with urgent data in it (MSG_OOB)"}),
         (with_filter, {10: "unix socket with a packet filter (SO_ATTACH_FILTER)"}),
         (
@@ -128,6 +137,20 @@ def test_datagrams_of_an_abstract_name_are_seen_when_it_stands_still() -> None:
         _, (problem,) = source.dump(FROZEN)
         what = "unix socket with a datagram from migrate-stranger, an abstract name, which is not connected to it"
         assert problem.what == what
+
+
+def test_descriptors_that_only_a_queue_has_are_seen_when_it_stands_still() -> None:
+    """We keep none of them, and take none away."""
+    with child() as source:
+        source.do(with_rights)
+        assert source.dump(DumpOptions())[1] == []
+        ours = len(os.listdir("/proc/self/fd"))
+        for _ in range(2):
+            _, (problem,) = source.dump(FROZEN)
+            waits = "unix socket in which a descriptor waits to be received (SCM_RIGHTS)"
+            assert problem.what == f"{waits}: eventfd that nobody else has open" and problem.where.endswith("fd 11")
+        assert len(os.listdir("/proc/self/fd")) == ours
+        assert source.do(receive) == (b"x", 2)
 
 
 def queue_messages() -> None:

@@ -59,7 +59,7 @@ def keep() -> Iterator[Keep]:
         yield add
 
 
-@pytest.mark.parametrize("name", ["socketpairs", "relatives", "listeners", "callers", "datagrams"])
+@pytest.mark.parametrize("name", ["socketpairs", "relatives", "listeners", "callers", "datagrams", "flying"])
 def test_they_notice_nothing(victims: Victims, tmp_path: Path, name: str) -> None:
     # An abstract name is taken as long as the process here is there.
     argument = ["not-abstract"] if name in ("listeners", "datagrams") else []
@@ -69,7 +69,7 @@ def test_they_notice_nothing(victims: Victims, tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("point", POINTS[1:])
-@pytest.mark.parametrize("name", ["relatives", "listeners", "callers", "datagrams"])
+@pytest.mark.parametrize("name", ["relatives", "listeners", "callers", "datagrams", "flying"])
 def test_a_move_that_fails_leaves_all_as_it_was(victims: Victims, tmp_path: Path, name: str, point: str) -> None:
     """What is queued is there, names lead to the sockets here, and nothing has been left beside them."""
     with tree(victims, tmp_path / name, name, "not-abstract") as family:

@@ -146,7 +146,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("victim", ["socketpairs", "relatives", "listeners"])
+@pytest.mark.parametrize("victim", ["socketpairs", "relatives", "listeners", "callers", "datagrams", "flying"])
 def test_they_notice_nothing(journeys: Journeys, victim: str) -> None:
     journeys.start(victim).go("--max-downtime", "10s")
 

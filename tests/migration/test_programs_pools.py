@@ -86,3 +86,11 @@ def test_a_python_pool_with_shared_memory(journeys: Journeys) -> None:
     journey.tell()
     did = re.search(r"did (\d+) by (\d+)", journey.verdict(60))
     assert did and int(did[1]) > 100 and int(did[2]) == 3
+
+
+def test_named_memory(journeys: Journeys) -> None:
+    """What C programs use of it, one by one. (Its files are others there, by their numbers.)"""
+    journey = journeys.start("named")
+    journey.move("--max-downtime", "10s", look=False)
+    journey.tell()
+    journey.verdict()

@@ -6,8 +6,11 @@ All raise OSError with the kernel's errno.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
+import mmap
 import os
+import socket
 import struct
 import termios
 
@@ -21,6 +24,7 @@ O_PATH, O_TMPFILE_BIT, O_DIRECT, O_LARGEFILE = 0o10000000, 0o20000000, 0o40000, 
 _KCMP_FILE, KCMP_FILES, KCMP_FS, _KCMP_EPOLL_TFD = 0, 2, 3, 7  # linux/kcmp.h; the last since 4.13
 _SPLICE_F_NONBLOCK = 2
 _MAX_PIPE = 1 << 31
+_PAGE = mmap.PAGESIZE
 _OWNER = struct.Struct("<ii")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -98,6 +102,27 @@ def pipe_contents(fd: int) -> tuple[bytes, ...]:
     finally:
         os.close(out)
         os.close(into)
+
+
+def before_last(fd: int, size: int) -> int:
+    """How many of the next ``size`` bytes of a stream of unix sockets, to be looked at from SO_PEEK_OFF on, come before
+    the last piece of them that was sent at once. Only of that do descriptors come with them, but MSG_PEEK gives these
+    with whatever comes before, too (unix_stream_read_generic(), net/unix/af_unix.c). But it stops before a piece for
+    which there is no room in memory: so the last byte has none."""
+    usable = -(-size // _PAGE) * _PAGE
+    with mmap.mmap(-1, usable + _PAGE) as area:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+        _call("mprotect", start + usable, _PAGE, 0)
+        vector = ctypes.create_string_buffer(struct.pack("<QQ", start + usable - (size - 1), size))
+        header = ctypes.create_string_buffer(
+            struct.pack("<QI4xQQQQi4x", 0, 0, ctypes.addressof(vector), 1, 0, 0, 0)  # msghdr
+        )
+        try:
+            return _call("recvmsg", fd, ctypes.addressof(header), socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            return 0  # it is the first piece as well
 
 
 def set_namespace(fd: int, kind: int) -> None:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from migrate.engine.kernel.procformat import ProcFormatError, number
 
 PF_KTHREAD = 0x00200000  # include/linux/sched.h, in `flags`
-PF_EXITING = 0x00000004
 
 
 class Stat(NamedTuple):

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 from migrate.engine.kernel.fdcalls import O_PATH
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.procformat import ProcFormatError
-from migrate.engine.kinds import locks, named, outside, stdio
+from migrate.engine.kinds import locks, outside, stdio
 from migrate.engine.kinds.called import called
-from migrate.engine.kinds.deleted import DeletedFile
 from migrate.engine.kinds.descriptors import Description, Descriptor, DescriptorTable, Handle, Object, State
 from migrate.engine.kinds.device import EVERYWHERE, Device
 from migrate.engine.kinds.directory import Directory, PlaceOnly
 from migrate.engine.kinds.epoll import Epoll
 from migrate.engine.kinds.eventfd import EventFd
+from migrate.engine.kinds.file_checks import check_watches, is_shareable, is_still_there, node
+from migrate.engine.kinds.flying import ALONE
 from migrate.engine.kinds.inotify import Inotify
-from migrate.engine.kinds.listing import check_threads, is_still_there, open_files, went_away
+from migrate.engine.kinds.known_contents import KnownContents
+from migrate.engine.kinds.listing import check_threads, open_files, went_away
 from migrate.engine.kinds.memfd import Memfd
-from migrate.engine.kinds.named import NamedMemory
-from migrate.engine.kinds.node import Node
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.pidfd import PidFd
@@ -47,11 +46,10 @@ ANONYMOUS: dict[str, Callable[[OpenFile], State | None]] = {
     "inotify": Inotify.dump,
     "[pidfd]": PidFd.dump,
 }
-_QUIET_NS = 50_000_000  # older than this, a change that follows cannot have the same ctime (a tick is 10 ms at most)
 _LOOKS = 3  # at a process that runs
 _ATTEMPTS = 5  # at each of them
 _CLOSE_IT = "close it, or stop what uses it"
-Travels = Memfd | DeletedFile | NamedMemory
+LENT = 512  # the lowest number for what no process has
 
 
 class DescriptorReader:
@@ -66,7 +64,7 @@ class DescriptorReader:
         self.proc, self.pidfd = proc, pidfd
         self.family = family | {proc.pid}
         self._states: dict[tuple[object, ...], tuple[State, Owner | None]] = {}
-        self._contents: dict[Key, tuple[os.stat_result, int, Travels]] = {}  # and when it was read
+        self.contents = KnownContents()
         self.sockets = Known(self.family)
         self._owners: dict[tuple[str, Key, int], list[int]] = {}  # which other processes have a file
 
@@ -107,7 +105,11 @@ class DescriptorReader:
 
     def _look(self, options: DumpOptions) -> tuple[DescriptorTable, list[Problem]]:
         dump, files = self.files(options)
-        return Table(self, options, files, self.elsewhere(files, options.frozen)).build(), dump.problems
+        table = Table(self, options, files, self.elsewhere(files, options.frozen))
+        try:
+            return table.build(), dump.problems
+        finally:
+            table.sockets.flying.close()
 
     def files(self, options: DumpOptions) -> tuple[Dump, list[OpenFile]]:
         """All that it has open."""
@@ -125,37 +127,13 @@ class DescriptorReader:
         fresh = [
             position
             for position, file in enumerate(files)
-            if keys[position] not in self._owners and outside.is_shareable(file)
+            if keys[position] not in self._owners and is_shareable(file)
         ]
         if fresh:
             found = outside.holders([files[position] for position in fresh], self.family)
             for index, position in enumerate(fresh):
                 self._owners[keys[position]] = found.get(index, [])
         return {position: pids for position, key in enumerate(keys) if (pids := self._owners.get(key))}
-
-    def contents(self, file: OpenFile, room: int) -> Travels | Problem:
-        """The file with its contents; those of the last dump where it was not written since. Writes through a shared
-        mapping leave no time stamp, but such ranges travel with the memory (``DumpOptions.mapped``)."""
-        known = self._contents.get(file.key)
-        if known is not None:
-            before, read_at, made = known
-            quiet = read_at - before.st_ctime_ns > _QUIET_NS
-            if quiet and _unwritten(before, file.stat) and file.key not in file.dump.options.mapped:
-                if not isinstance(made, Memfd) or made.still_sealed_so(file.dump.proc, file.entry):
-                    return made
-        read_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
-        skip = file.dump.options.mapped.get(file.key, ())
-        fresh: Travels | Problem
-        node = _node(file)
-        if Memfd.is_one(file.link):
-            fresh = Memfd.dump(file.dump.proc, file.entry, file.link, file.stat, skip, room)
-        elif node is not None:
-            fresh = NamedMemory.dump(file.dump.proc, file.entry, node, file.stat, skip, room)
-        else:
-            fresh = DeletedFile.dump(file.dump.proc, file.entry, file.link, file.stat, skip, room, file.flags)
-        if not isinstance(fresh, Problem):
-            self._contents[file.key] = file.stat, read_at, fresh
-        return fresh
 
 
 Row = tuple[OpenFile, State, Owner | None, list[int]]
@@ -189,11 +167,44 @@ class Table:
         for file, state, owner, numbers in self.rows(self.files):
             descriptors += [Descriptor(number, len(descriptions), file.cloexec[number]) for number in numbers]
             descriptions.append(describe(file, state, owner))
+        lent = self._lend(descriptions, descriptors)
         check_watches(self.files[0].dump if self.files else None, descriptions, descriptors)
         held = locks.dump(file for file in self.files if "lock:" in file.raw)
         return DescriptorTable(
-            tuple(sorted(descriptors, key=lambda one: one.number)), tuple(descriptions), tuple(self.objects), held
+            tuple(sorted(descriptors, key=lambda one: one.number)), tuple(descriptions), tuple(self.objects), held, lent
         )
+
+    def _lend(self, descriptions: list[Description], descriptors: list[Descriptor]) -> tuple[int, ...]:
+        """What waits in sockets: numbers of those that nobody has but a queue."""
+        firsts = self.sockets.flying.firsts(file for file in self.files if id(file) not in self.leading)
+        used, numbers, lent = {descriptor.number for descriptor in descriptors}, dict[int, int](), dict[int, int]()
+        for position, first in enumerate(firsts):
+            if first.carrier is not None and id(first) not in lent:
+                described = self.alone(first)
+                if described is None:
+                    return ()
+                lent[id(first)] = next(number for number in range(LENT, 1 << 20) if number not in used)
+                used.add(lent[id(first)])
+                descriptors.append(Descriptor(lent[id(first)], len(descriptions), True))
+                descriptions.append(described)
+            numbers[position] = lent.get(id(first), first.numbers[0])
+        for index, made in enumerate(self.objects):
+            if isinstance(made, UnixPair) and made.rights:
+                self.objects[index] = made.with_rights(numbers)
+        return tuple(lent.values())
+
+    def alone(self, file: OpenFile) -> Description | None:
+        """What a queue alone has. None: refused."""
+        known, carrier = self.reader._states, file.carrier
+        found = list(self.rows([file]))
+        self.reader._states = known
+        for _, state, owner, _ in found:
+            if isinstance(state, ALONE):
+                return describe(file, state, owner)
+            file.refuse(f"{called(file, ANONYMOUS)} that nobody else has open")
+        if not found and carrier is not None and not carrier.dump.problems:
+            file.refuse(called(file, ANONYMOUS))
+        return None
 
     def rows(self, files: list[OpenFile]) -> Iterator[Row]:
         """What each of them is: file, state, owner, and the numbers that it is for."""
@@ -269,7 +280,7 @@ class Table:
         if file.format != stat.S_IFREG:
             file.refuse(called(file, ANONYMOUS), _CLOSE_IT)
             return None
-        if Memfd.is_one(file.link) or (file.stat.st_nlink == 0 and file.link.endswith(" (deleted)")) or _node(file):
+        if Memfd.is_one(file.link) or (file.stat.st_nlink == 0 and file.link.endswith(" (deleted)")) or node(file):
             return self._travelling(file)
         return Regular.dump(file)
 
@@ -278,7 +289,7 @@ class Table:
             file.refuse(f"deleted file that is mapped too ({file.link})", _CLOSE_IT)
             return None
         if file.key not in self.handles:
-            made = self.reader.contents(file, self.room)
+            made = self.reader.contents.of(file, self.room)
             if isinstance(made, Problem):
                 file.refuse(made.what, made.advice)
                 return None
@@ -375,24 +386,3 @@ class Table:
 def describe(file: OpenFile, state: State, owner: Owner | None) -> Description:
     """As part of a table."""
     return Description(file.link, 0 if isinstance(state, StandardStream) else file.flags, owner, state)
-
-
-def check_watches(dump: Dump | None, descriptions: list[Description], descriptors: list[Descriptor]) -> None:
-    """Files and null devices cannot be watched, and these are what streams become."""
-    streams = {d.number for d in descriptors if isinstance(descriptions[d.description].state, StandardStream)}
-    for descriptor in descriptors:
-        state = descriptions[descriptor.description].state
-        for watch in state.watches if isinstance(state, Epoll) else ():
-            if watch.target in streams and dump is not None:
-                what = f"epoll that watches descriptor {watch.target}, which leads outside"
-                dump.refuse(f"fd {descriptor.number}", what)
-
-
-def _node(file: OpenFile) -> Node | None:
-    """Of shared memory with a name."""
-    there = file.link.startswith(named.PLACE) and file.dump.leads_to(file.link, file.stat)
-    return named.node_of(file.dump.proc, file.link, file.stat) if there else None
-
-
-def _unwritten(before: os.stat_result, now: os.stat_result) -> bool:
-    return (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (now.st_size, now.st_mtime_ns, now.st_ctime_ns)

@@ -110,7 +110,8 @@ class Descriptor:
 @dataclass(frozen=True)
 class DescriptorTable:
     """``descriptors`` by number; ``descriptions`` by their lowest number; ``objects`` by first use. ``lent``: numbers
-    of descriptors that only others want, who take them from here (`Taken`); they are closed in the end."""
+    of descriptors that only others want, who take them from here (`Taken`), or that only wait in a socket; they are
+    closed in the end."""
 
     descriptors: tuple[Descriptor, ...]
     descriptions: tuple[Description, ...]
@@ -172,6 +173,7 @@ class Plan:
         self._held: dict[int, tuple[int, ...]] = {}  # by position in the table's objects
         self._taken: set[tuple[int, int]] = set()  # held ends that became somebody's description
         self._limit_raised = False
+        self._late: list[int] = []  # positions of sockets in which descriptors wait
         self._filled: set[int] = set()  # positions of objects whose contents early programs wrote
 
     def early(self) -> Iterator[Program]:
@@ -205,7 +207,9 @@ class Plan:
             if index not in self._held:
                 self._make(index)
             self._placing.label = self._label_of(index)
-            if isinstance(made, Queue):
+            if isinstance(made, UnixPair) and made.rights:
+                self._late.append(index)
+            elif isinstance(made, Queue):
                 made.fill(self._placing, self._held[index])
             else:
                 ready = made.key in self.context.objects
@@ -216,6 +220,11 @@ class Plan:
         """When the others have made theirs: what is taken from them, and who watches whom."""
         self._placing.program = program
         self._place_all(late=True)
+        for index in self._late:
+            made = self.table.objects[index]
+            if isinstance(made, UnixPair):
+                self._placing.label = self._label_of(index)
+                made.fill(self._placing, self._held[index])
         for state, number in self._each(Epoll):
             state.watch(self._placing, number)
         for description, places, label in zip(self.table.descriptions, self._places, self._labels, strict=True):
@@ -227,7 +236,7 @@ class Plan:
             inotify.watch(self._placing, number)
 
     def leave(self, program: Program) -> None:
-        """When the others have taken what they want."""
+        """When the others have taken what they want, and all is sent."""
         for description, places, label in zip(self.table.descriptions, self._places, self._labels, strict=True):
             state = description.state
             if isinstance(state, Handle) and not state.end:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from migrate.engine.kinds import locks, mapped
-from migrate.engine.kinds.descriptor_reader import DescriptorReader, Table, check_watches, describe
+from migrate.engine.kinds.descriptor_reader import DescriptorReader, Table, describe
 from migrate.engine.kinds.descriptors import Description, Descriptor, DescriptorTable, Handle, Object, State
+from migrate.engine.kinds.file_checks import check_watches
 from migrate.engine.kinds.listing import check_threads, same_among, went_away
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile
 from migrate.engine.kinds.owner import Owner
@@ -94,7 +95,10 @@ class Family:
         table = Table(first, options, files, first.elsewhere(files, options.frozen))
         same = same_among([file for file in files if id(file) not in table.leading])
         makers = [file for file in files if id(file) not in same]
-        return _Sharing(dumps, table, files, makers, same, mappers, owners).tables()
+        try:
+            return _Sharing(dumps, table, files, makers, same, mappers, owners).tables()
+        finally:
+            table.sockets.flying.close()
 
 
 def _nothing(reader: DescriptorReader, options: DumpOptions) -> Dump:
@@ -126,6 +130,7 @@ class _Sharing:
             if id(file) in same:
                 self.holders[id(same[id(file)])].append(file)
         self.own = [_Own() for _ in dumps]
+        self.places: dict[int, dict[int, int]] = {}  # by id of a file, who has it and at which number
         self.names: dict[bytes, int] = {}  # of sockets, and who makes them
         used = {number for file in files for number in file.numbers}
         self.free = (number for number in range(_LENT, 1 << 20) if number not in used)
@@ -135,6 +140,7 @@ class _Sharing:
         makers = self._makers(rows)
         for file, state, owner, numbers in rows:
             self._place(file, state, owner, numbers, makers)
+        self._give_rights()
         for dump, own in zip(self.dumps, self.own, strict=True):
             check_watches(dump, own.descriptions, own.descriptors)
             own.locks = tuple(self._locks(dump))
@@ -186,10 +192,39 @@ class _Sharing:
                 numbers = there.numbers
             self.own[maker].add(made, {number: there.cloexec[number] for number in numbers})
             lent = min(numbers)
+        self.places[id(file)] = {maker: lent}
         for position, each in holders.items():
             if position != maker:
                 taken = Description(file.link, file.flags, None, Taken(self.table_pid(maker), lent))
                 self.own[position].add(taken, dict(each.cloexec))
+                self.places[id(file)][position] = min(each.numbers)
+
+    def _give_rights(self) -> None:
+        """What waits in sockets: who makes the socket has it, or is lent it."""
+        firsts = self.table.sockets.flying.firsts(file for file in self.firsts if id(file) not in self.table.leading)
+        for position, own in enumerate(self.own):
+            for index, made in enumerate(own.objects):
+                if isinstance(made, UnixPair) and made.rights:
+                    numbers = {right: self._number_for(position, firsts[right]) for right in made.rights}
+                    own.objects[index] = made.with_rights(numbers)
+
+    def _number_for(self, position: int, file: OpenFile) -> int:
+        places, own = self.places.setdefault(id(file), {}), self.own[position]
+        if position in places:
+            return places[position]
+        if places:
+            maker, number = next(iter(places.items()))
+            made: Description | None = Description(file.link, file.flags, None, Taken(self.table_pid(maker), number))
+        elif file.carrier is None:  # of this tree, and refused
+            return 0
+        else:
+            made = self.table.alone(file)
+        if made is None:
+            return 0
+        places[position] = next(self.free)
+        own.lent.append(places[position])
+        own.add(made, {places[position]: True})
+        return places[position]
 
     def table_pid(self, position: int) -> int:
         """The number by which the others know it."""

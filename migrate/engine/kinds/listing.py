@@ -11,7 +11,7 @@ from functools import cmp_to_key
 from migrate.engine.kernel.fdcalls import KCMP_FILES, KCMP_FS, compare_files
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.syscalls import NUMBERS
-from migrate.engine.kinds.opened import Dump, OpenFile, key_of
+from migrate.engine.kinds.opened import Dump, OpenFile
 from migrate.pie.calls import Calls
 
 _TEXT = 1 << 14  # bytes; more are in those of an epoll with hundreds of watches
@@ -23,14 +23,8 @@ def open_files(dump: Dump) -> list[OpenFile]:
     files: list[OpenFile] = []
     for number in sorted(int(name) for name in dump.proc.names("fd")):
         try:
-            link, raw = dump.proc.link(f"fd/{number}"), _fdinfo(dump.proc, number)
-            found = dump.proc.stat(f"fd/{number}")
-            before, _, rest = raw.partition("flags:\t")
-            octal, _, rest = rest.partition("\n")
-            shown = int(octal, 8)
-            flags = shown & ~os.O_CLOEXEC
-            file = OpenFile(dump, number, link, f"{before}flags:\t0{flags:o}\n{rest}", flags, found)
-            group = groups.setdefault((link, file.key, flags), [])
+            file = one_file(dump, number)
+            group = groups.setdefault((file.link, file.key, file.flags), [])
             same = _place_in(group, file)
         except OSError as error:
             if dump.options.frozen or not went_away(error):
@@ -40,8 +34,21 @@ def open_files(dump: Dump) -> list[OpenFile]:
             files.append(file)
         else:
             same.numbers.append(number)
-        (same or file).cloexec[number] = shown != flags
+            same.cloexec.update(file.cloexec)
     return files
+
+
+def one_file(dump: Dump, number: int) -> OpenFile:
+    """That which the descriptor is of."""
+    link, raw = dump.proc.link(f"fd/{number}"), _fdinfo(dump.proc, number)
+    found = dump.proc.stat(f"fd/{number}")
+    before, _, rest = raw.partition("flags:\t")
+    octal, _, rest = rest.partition("\n")
+    shown = int(octal, 8)
+    flags = shown & ~os.O_CLOEXEC
+    file = OpenFile(dump, number, link, f"{before}flags:\t0{flags:o}\n{rest}", flags, found)
+    file.cloexec[number] = shown != flags
+    return file
 
 
 def _fdinfo(proc: Proc, number: int) -> str:
@@ -109,11 +116,3 @@ def check_threads(dump: Dump) -> None:
 def went_away(error: Exception) -> bool:
     """ENOENT from /proc, EBADF from pidfd_getfd or kcmp, ESRCH of a thread."""
     return isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESRCH, errno.EBADF)
-
-
-def is_still_there(file: OpenFile) -> bool:
-    """Whether the number leads to what it led to."""
-    try:
-        return file.dump.proc.link(file.entry) == file.link and key_of(file.dump.proc.stat(file.entry)) == file.key
-    except FileNotFoundError:
-        return False

@@ -153,5 +153,11 @@ class OpenFile:
             s.st_mtime_ns, s.st_ctime_ns,
         )  # fmt: skip
 
+    carrier: OpenFile | None = None  # the socket in which it waits, of one that we have from there
+
     def refuse(self, what: str, advice: str = "", passing: bool = False) -> None:
-        self.dump.refuse(self.where, what, advice, passing)
+        if self.carrier is not None:
+            unreceived = f"unix socket in which a descriptor waits to be received (SCM_RIGHTS): {what}"
+            self.carrier.refuse(unreceived, "let it be received first", passing=True)
+        else:
+            self.dump.refuse(self.where, what, advice, passing)

@@ -7,13 +7,10 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
-from migrate.engine.kernel.fdcalls import O_PATH, same_file
+from migrate.engine.kernel.fdcalls import same_file
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kinds import named
-from migrate.engine.kinds.memfd import Memfd
 from migrate.engine.kinds.opened import OpenFile
-from migrate.engine.kinds.pipe import is_pipe
-from migrate.engine.kinds.terminal import MASTER, SLAVES
+from migrate.engine.kinds.terminal import MASTER
 from migrate.engine.kinds.vma import OWN, VMA
 from migrate.errors import Problem
 
@@ -34,18 +31,6 @@ def holders(files: Sequence[OpenFile], family: Collection[int]) -> dict[int, lis
                 if int(name) not in found.get(position, ()) and _same(files[position], int(name), number):
                     found.setdefault(position, []).append(int(name))
     return found
-
-
-def is_shareable(file: OpenFile) -> bool:
-    """Whether another process that has it too would notice that it has gone. A regular file's offset is not counted:
-    shells leave them shared, and look at them no more."""
-    if file.flags & O_PATH:
-        return False
-    if file.stat.st_rdev == MASTER or os.major(file.stat.st_rdev) == SLAVES:
-        return True
-    if not file.link.startswith("/") or is_pipe(file) or file.stat.st_nlink == 0 or Memfd.is_one(file.link):
-        return True
-    return file.link.startswith(named.PLACE)
 
 
 def who_has(link: str, family: Collection[int]) -> list[int]:

@@ -101,11 +101,13 @@ class TerminalReader:
     def index(self, file: OpenFile) -> int | None:
         """The number of a pty that is inside, if it is an end of one."""
         if file.stat.st_rdev == MASTER:
-            return _number_of(file)
-        device = self._devices.get(id(file))
-        if device is None or os.major(device) != SLAVES:
-            return None
-        return os.minor(device) if os.minor(device) in self.masters else None
+            number = _number_of(file)
+        else:
+            device = self._devices.get(id(file))
+            if device is None or os.major(device) != SLAVES:
+                return None
+            number = os.minor(device)
+        return number if number in self.masters else None
 
     def inside(self, file: OpenFile) -> bool:
         """Whether nothing of it stays behind."""

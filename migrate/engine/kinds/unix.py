@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from migrate.engine.kernel.prctl import PR_SET_SECUREBITS
 from migrate.engine.kinds.credentials import SECBIT_NO_SETUID_FIXUP
@@ -21,7 +21,7 @@ from migrate.engine.kinds.placing import Placing
 from migrate.engine.kinds.unix_names import bound
 from migrate.engine.program import Arg, Buffer, OpKind, Program
 
-AF_UNIX, SOL_SOCKET, SCM_CREDENTIALS = 1, 1, 2
+AF_UNIX, SOL_SOCKET, SCM_RIGHTS, SCM_CREDENTIALS = 1, 1, 1, 2
 STREAM, DGRAM = 1, 2
 SO_SNDBUF, SO_RCVBUF, SO_PASSCRED, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 7, 8, 16, 32, 33
 BUFFERS = {SO_SNDBUF: SO_SNDBUFFORCE, SO_RCVBUF: SO_RCVBUFFORCE}
@@ -43,10 +43,12 @@ class Sender:
 
 @dataclass(frozen=True)
 class Message:
-    """``sender``: where the kernel has noted it, which it does only for who has asked for it (SO_PASSCRED)."""
+    """``sender``: where the kernel has noted it, which it does only for who has asked for it (SO_PASSCRED). ``rights``:
+    descriptors of who makes the socket, which go with it (SCM_RIGHTS), by their numbers there."""
 
     content: bytes
     sender: Sender | None
+    rights: tuple[int, ...] = ()
 
 
 NOBODY = Sender(0, 0, 0)
@@ -95,6 +97,15 @@ class UnixPair:
     def keys(self) -> tuple[Key, ...]:
         """Of its sockets, in the order in which `make` gives them."""
         return tuple(end.key for end in self.ends)
+
+    @property
+    def rights(self) -> tuple[int, ...]:
+        """Those of all its messages: it can be filled when all descriptors are in their places."""
+        return tuple(each for end in self.ends for message in end.waiting for each in message.rights)
+
+    def with_rights(self, numbers: Mapping[int, int]) -> UnixPair:
+        """The same, with these in the place of those that it has."""
+        return replace(self, ends=(_renumbered(self.ends[0], numbers), _renumbered(self.ends[1], numbers)))
 
     @property
     def volume(self) -> int:
@@ -162,6 +173,11 @@ class UnixPair:
         placing.drop(held[gone])
 
 
+def _renumbered(end: UnixEnd, numbers: Mapping[int, int]) -> UnixEnd:
+    waiting = (replace(each, rights=tuple(numbers[right] for right in each.rights)) for each in end.waiting)
+    return replace(end, waiting=tuple(waiting))
+
+
 def send(
     placing: Placing, number: int, message: Message, address: tuple[Arg, int] | None = None, by: str = ""
 ) -> None:
@@ -169,18 +185,24 @@ def send(
     program, label, size = placing.program, f"{placing.label}: contents{by}", len(message.content)
     flags = _MSG_DONTWAIT | _MSG_NOSIGNAL
     content, (name, length) = program.data(message.content), address or (0, 0)
-    if message.sender is None:
+    if message.sender is None and not message.rights:
         program.syscall("sendto", number, content, size, flags, name, length, label=label, expect=size)
         return
-    who = message.sender
-    vector = program.data(struct.pack("<QQ", 0, size), pointers={0: content})
-    control = program.data(struct.pack("<QiiiII4x", 28, SOL_SOCKET, SCM_CREDENTIALS, who.pid, who.uid, who.gid))
+    vector, parts = program.data(struct.pack("<QQ", 0, size), pointers={0: content}), b""
+    if (who := message.sender) is not None:
+        parts += struct.pack("<QiiiII4x", 28, SOL_SOCKET, SCM_CREDENTIALS, who.pid, who.uid, who.gid)
+        label += f" from pid {who.pid}"
+    if message.rights:
+        numbers = struct.pack(f"<{len(message.rights)}i", *message.rights)
+        parts += struct.pack("<Qii", 16 + len(numbers), SOL_SOCKET, SCM_RIGHTS) + numbers + bytes(-len(numbers) % 8)
+        label += f" with fd {', '.join(map(str, message.rights))}"
+    control = program.data(parts)
     pointers = {16: vector, 32: control}
     if isinstance(name, Buffer):
         pointers[0] = name
     header = struct.pack("<QI4xQQQQi4x", 0, length, 0, 1, 0, control.size, 0)  # msghdr
     room = program.data(header, pointers=pointers)
-    program.syscall("sendmsg", number, room, flags, label=f"{label} from pid {who.pid}", expect=size)
+    program.syscall("sendmsg", number, room, flags, label=label, expect=size)
 
 
 def enlarge(placing: Placing, number: int) -> None:

@@ -1,9 +1,5 @@
-"""Reads unix sockets from outside: who is connected to whom, and what is queued, which stays in the queue.
-
-What is queued is looked at (MSG_PEEK), one message after the other where SO_PEEK_OFF makes that possible, with its
-sender noted (SO_PASSCRED). Both options are the socket's, so they are changed only while its process stands still, and
-set back at once.
-"""
+"""Reads unix sockets from outside: who is connected to whom, and what is queued, which stays in the queue
+(`unix_queue`)."""
 
 from __future__ import annotations
 
@@ -13,12 +9,9 @@ import secrets
 import select
 import socket
 import struct
-from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import MutableMapping, Sequence
 
-from migrate.engine.kernel.fdcalls import pending_bytes, unsent_bytes
+from migrate.engine.kernel.fdcalls import unsent_bytes
 from migrate.engine.kernel.sockdiag import LISTENING, UnixDiag, UnixShown
 from migrate.engine.kernel.status import status
 from migrate.engine.kinds import outside
@@ -28,37 +21,29 @@ from migrate.engine.kinds.opened import OpenFile
 from migrate.engine.kinds.unix import (
     DGRAM,
     NOBODY,
-    SO_PASSCRED,
     STREAM,
     Message,
     Sender,
     UnixEnd,
     UnixPair,
 )
-from migrate.engine.kinds.unix_options import SO_PEEK_OFF, changed_options
+from migrate.engine.kinds.unix_options import changed_options
+from migrate.engine.kinds.unix_queue import (
+    ACCEPT_IT,
+    CLOSE_IT,
+    CREDENTIALS,
+    READ_IT,
+    Queues,
+    Unmovable,
+    borrowed,
+    polls,
+)
 from migrate.engine.kinds.unix_single import ITSELF, STRANGER, Caller, Datagram, UnixSocket
 from migrate.wording import printable
 
 SO_GET_FILTER, SO_PEERGROUPS = 26, 59
-_SOCKET, _CREDENTIALS = socket.SOL_SOCKET, struct.Struct("=iII")
-_SCM_PIDFD = 4
-_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-_MESSAGE = 8 << 20  # bytes of one message
-_CONTROL = 4096  # bytes of what comes with one; 253 descriptors are the most
+_SOCKET = socket.SOL_SOCKET
 _GROUPS = 65536  # NGROUPS_MAX
-_READ_IT, _CLOSE_IT = "let it be read first", "close it, or stop what uses it"
-_ACCEPT_IT = "let it be accepted first"
-
-
-class Unmovable(Exception):
-    """What it is that cannot be moved, and what to do."""
-
-    def __init__(self, what: str, advice: str) -> None:
-        super().__init__(what, advice)
-        self.what, self.advice = what, advice
-
-    def tell(self, file: OpenFile) -> None:
-        file.refuse(self.what, self.advice, passing=self.advice in (_READ_IT, _ACCEPT_IT))
 
 
 class UnixReader:
@@ -67,11 +52,13 @@ class UnixReader:
     def __init__(self, files: Sequence[OpenFile], known: Known, frozen: bool) -> None:
         self._known, self._frozen = known, frozen
         self._own = {file.dump.pid: file.dump.own_pid for file in files}
+        self._queues = Queues(self._own)
+        self.flying = self._queues.flying
         self._files: dict[int, OpenFile] = {}
         self._refused: set[int] = set()
         for file in files:
             try:
-                with _borrowed(file) as found:
+                with borrowed(file) as found:
                     if found.family == socket.AF_UNIX:
                         self._files.setdefault(file.key[1], file)
             except OSError as error:
@@ -156,7 +143,7 @@ class UnixReader:
             self._refused.update(inos)
             return None
         if len(ends) == 1:
-            with _borrowed(file) as found:
+            with borrowed(file) as found:
                 ends.append(UnixEnd((file.key[0], 0), False, os.fsencode(found.getpeername())))
         return UnixPair(self._shown[ino].kind, (ends[0], ends[1]))
 
@@ -165,11 +152,11 @@ class UnixReader:
         found: list[Caller] = []
         problems = len(self._refused)
         try:
-            with _borrowed(file) as ours:
+            with borrowed(file) as ours:
                 self._check(file, shown, ours)
                 if listens and len(calling) < max(len(shown.pending), shown.queued):
                     whose = "that are closed by now" if 0 in shown.pending else "of another process"
-                    raise Unmovable(f"unix socket with connections {whose}, not accepted yet", _ACCEPT_IT)
+                    raise Unmovable(f"unix socket with connections {whose}, not accepted yet", ACCEPT_IT)
                 peer, groups = self._peer(ours) if listens else (NOBODY, ())
                 backlog, options = shown.backlog if listens else -1, changed_options(ours)
             name, node = _name(shown.name), self._node(file, shown)
@@ -195,10 +182,10 @@ class UnixReader:
         end, node = self._end(file, shown), self._node(file, shown)
         if shown.kind == DGRAM:
             return Caller(end, NOBODY, (), node)
-        with _borrowed(file) as found:
+        with borrowed(file) as found:
             if unsent_bytes(found.fileno()):  # which cannot be looked at: nobody has the end that it went to
                 what = "unix socket that has sent something over a connection that has not been accepted yet"
-                raise Unmovable(what, _ACCEPT_IT)
+                raise Unmovable(what, ACCEPT_IT)
         lines = status(file.dump.proc.text("status"))
         return Caller(end, Sender(file.dump.own_pid, lines.uids[1], lines.gids[1]), lines.groups, node)
 
@@ -208,12 +195,12 @@ class UnixReader:
         for position, caller in enumerate(callers):
             names.setdefault(caller.end.name, position)
         found = []
-        with _borrowed(file) as ours:
-            for message, name in self._waiting(ours, shown):
+        with borrowed(file) as ours:
+            for message, name in self._queues.waiting(ours, shown, None):
                 by = names.get(name, STRANGER)
                 if by == STRANGER and name.startswith(b"\0"):
                     whose = f"unix socket with a datagram from {printable(os.fsdecode(name[1:]))}"
-                    raise Unmovable(f"{whose}, an abstract name, which is not connected to it", _READ_IT)
+                    raise Unmovable(f"{whose}, an abstract name, which is not connected to it", READ_IT)
                 found.append(Datagram(message, by, name if by == STRANGER else b""))
         if all(datagram.by != STRANGER for datagram in found):
             everything = [datagram.message for datagram in found]
@@ -237,20 +224,21 @@ class UnixReader:
             return Node(path, there.st_mode & 0o7777, there.st_uid, there.st_gid, token)
         if not name.startswith("/"):
             what = f"unix socket whose name is relative ({printable(name)}), to another directory than the current one"
-            raise Unmovable(what, _CLOSE_IT)
+            raise Unmovable(what, CLOSE_IT)
         return None
 
     def _end(self, file: OpenFile, shown: UnixShown) -> UnixEnd:
-        with _borrowed(file) as found:
+        with borrowed(file) as found:
             self._check(file, shown, found)
-            reset = bool(_polls(found) & select.POLLERR)
-            queue = list(self._waiting(found, shown)) if self._frozen else []
+            reset = bool(polls(found) & select.POLLERR)
+            carrier = None if shown.ino in self._hub else file
+            queue = list(self._queues.waiting(found, shown, carrier)) if self._frozen else []
             waiting = tuple(message for message, _ in queue)
             if shown.ino in self._hub:
                 called = _name(self._shown[self._hub[shown.ino]].name)
                 if any(name != called for _, name in queue):
                     what = "unix socket with datagrams in it that are not of the one which it is connected to"
-                    raise Unmovable(what, _READ_IT)
+                    raise Unmovable(what, READ_IT)
             elif self._frozen and shown.peer and shown.kind != STREAM:
                 self._check_all(waiting, shown, [shown.peer])
             peer, groups = self._peer(found)
@@ -258,22 +246,20 @@ class UnixReader:
             return UnixEnd(file.key, True, name, peer, groups, shown.shutdown, reset, changed_options(found), waiting)
 
     def _check(self, file: OpenFile, shown: UnixShown, found: socket.socket) -> None:
-        if file.info.lines.get("scm_fds", ["0"]) != ["0"]:
-            raise Unmovable("unix socket with descriptors in it that have not been received (SCM_RIGHTS)", _READ_IT)
-        events = _polls(found)
+        events = polls(found)
         if events & select.POLLPRI:
-            raise Unmovable("unix socket with urgent data in it (MSG_OOB)", _READ_IT)
+            raise Unmovable("unix socket with urgent data in it (MSG_OOB)", READ_IT)
         if events & select.POLLERR and (shown.peer or shown.kind == DGRAM or (shown.kind != STREAM and shown.queued)):
             raise Unmovable("unix socket with an error that has not been looked at", "let it be used once more")
         if found.getsockopt(_SOCKET, SO_GET_FILTER, 0):
-            raise Unmovable("unix socket with a packet filter (SO_ATTACH_FILTER)", _CLOSE_IT)
+            raise Unmovable("unix socket with a packet filter (SO_ATTACH_FILTER)", CLOSE_IT)
 
     def _check_all(self, waiting: Sequence[Message], shown: UnixShown, senders: Sequence[int]) -> None:
         """An empty message at which somebody has looked before is passed over by SO_PEEK_OFF from then on. But it takes
         room in the buffer of its sender; so compare with what the others take in that of another."""
         taken = 0
         for ino in senders:
-            with _borrowed(self._files[ino]) as sender:
+            with borrowed(self._files[ino]) as sender:
                 taken += unsent_bytes(sender.fileno())
         first, second = socket.socketpair(socket.AF_UNIX, shown.kind)
         with first, second:
@@ -284,12 +270,12 @@ class UnixReader:
                 except (BlockingIOError, OSError):  # more than a buffer of ours takes
                     return
             if taken != unsent_bytes(first.fileno()):
-                raise Unmovable("unix socket with empty messages in it that have been looked at (MSG_PEEK)", _READ_IT)
+                raise Unmovable("unix socket with empty messages in it that have been looked at (MSG_PEEK)", READ_IT)
 
     # Who
 
     def _peer(self, found: socket.socket) -> tuple[Sender, tuple[int, ...]]:
-        pid, uid, gid = _CREDENTIALS.unpack(found.getsockopt(_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        pid, uid, gid = CREDENTIALS.unpack(found.getsockopt(_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
         try:
             groups = found.getsockopt(_SOCKET, SO_PEERGROUPS, 1024)
         except OSError as error:
@@ -297,50 +283,6 @@ class UnixReader:
                 raise
             return NOBODY, ()  # nobody is noted: datagram sockets that were connected by connect(2)
         return Sender(self._own.get(pid, 0), uid, gid), struct.unpack(f"={len(groups) // 4}I", groups)
-
-    def _sender(self, raw: bytes) -> Sender | None:
-        pid, uid, gid = _CREDENTIALS.unpack_from(raw)
-        if (pid, uid, gid) == (0, *_overflow()):
-            return None
-        if pid not in self._own:
-            whose = f"process {pid}" if pid else "a process that we may not see"
-            raise Unmovable(f"unix socket with a message of {whose} in it (SCM_CREDENTIALS)", _READ_IT)
-        return Sender(self._own[pid], uid, gid)
-
-    # What is queued
-
-    def _waiting(self, found: socket.socket, shown: UnixShown) -> Iterator[tuple[Message, bytes]]:
-        """And the names of who has sent them."""
-        left = pending_bytes(found.fileno())
-        if not left if shown.kind == STREAM else not _polls(found) & select.POLLIN:
-            return
-        with _changed(found, SO_PEEK_OFF, 0), _changed(found, SO_PASSCRED, 1):
-            while left or shown.kind != STREAM:
-                message = self._look(found, left if shown.kind == STREAM else _MESSAGE)
-                if message is None:
-                    return
-                left -= len(message[0].content)
-                yield message
-
-    def _look(self, found: socket.socket, size: int) -> tuple[Message, bytes] | None:
-        """At the next message, or at what one sender has written to a stream; None at the end. Only what there is comes
-        with a sender, if one that has not been noted."""
-        try:
-            content, control, flags, name = found.recvmsg(size, _CONTROL, _PEEK)
-        except BlockingIOError:
-            return None
-        senders = [raw for _, kind, raw in control if kind == socket.SCM_CREDENTIALS]
-        for _, kind, raw in control:
-            if kind in (socket.SCM_RIGHTS, _SCM_PIDFD):  # copies of ours
-                for fd in struct.unpack(f"={len(raw) // 4}i", raw[: len(raw) & ~3]):
-                    os.close(fd)
-        if any(kind == socket.SCM_RIGHTS for _, kind, _ in control) or flags & socket.MSG_CTRUNC:
-            raise Unmovable("unix socket with descriptors in it that have not been received (SCM_RIGHTS)", _READ_IT)
-        if flags & socket.MSG_TRUNC:
-            raise Unmovable(f"unix socket with a message of more than {_MESSAGE >> 20} MiB in it", _READ_IT)
-        sent_by = name if isinstance(name, bytes) else os.fsencode(name or "")
-        return (Message(content, self._sender(senders[0])), sent_by) if senders else None
-
 
 class Known:
     """What is remembered from one dump to the next. ``family``: of those that move."""
@@ -365,36 +307,3 @@ def _name(raw: bytes) -> bytes:
 def _device(number: int) -> int:
     """As the kernel keeps it (MKDEV)."""
     return os.major(number) << 20 | os.minor(number)
-
-
-@lru_cache
-def _overflow() -> tuple[int, int]:
-    """What stands for ids that there are not (user_namespaces(7))."""
-    uid, gid = (int(Path(f"/proc/sys/kernel/overflow{name}").read_text()) for name in ("uid", "gid"))
-    return uid, gid
-
-
-@contextmanager
-def _borrowed(file: OpenFile) -> Iterator[socket.socket]:
-    with file.duplicate() as fd:
-        found = socket.socket(fileno=fd)
-        try:
-            yield found
-        finally:
-            found.detach()
-
-
-@contextmanager
-def _changed(found: socket.socket, option: int, value: int) -> Iterator[None]:
-    before = found.getsockopt(_SOCKET, option)
-    found.setsockopt(_SOCKET, option, value)
-    try:
-        yield
-    finally:
-        found.setsockopt(_SOCKET, option, before)
-
-
-def _polls(found: socket.socket) -> int:
-    poll = select.poll()
-    poll.register(found.fileno(), select.POLLIN | select.POLLPRI)
-    return next((events for _, events in poll.poll(0)), 0)
