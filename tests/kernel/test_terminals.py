@@ -39,6 +39,14 @@ def test_there_and_on(victims: Victims, tmp_path: Path) -> None:
         family.verdict()
 
 
+def test_a_session_whose_processes_share_things(victims: Victims, tmp_path: Path) -> None:
+    """Of those that share a descriptor table one has no controlling terminal, and one has."""
+    with tree(victims, tmp_path / "shells", "shells") as family:
+        family.move()
+        family.move("--max-rounds", "2", "--no-converge", "continue")
+        family.verdict()
+
+
 @pytest.mark.parametrize("options", [(), ("--leave-running",)])
 def test_to_disk_and_back(victims: Victims, tmp_path: Path, options: tuple[str, ...]) -> None:
     """Also beside those that go on, who have their terminals as they were."""

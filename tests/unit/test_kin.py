@@ -97,3 +97,23 @@ def test_a_terminal_without_the_leader_of_its_session() -> None:
     tree = [Kin(10, -1, 17, 10, OUTSIDE, terminal=0, foreground=10)]
     (problem,) = Descent(tree).problems()
     assert problem.what == "its controlling terminal /dev/pts/0 moves, and the leader of its session does not"
+
+
+def test_who_has_no_controlling_terminal_though_its_parent_was_born_with_it() -> None:
+    """Nobody who does not lead its session gets one, or is without it, by who makes it."""
+    tree = [Kin(10, -1, 17, 10, 10, terminal=3), Kin(11, 0, 17, 10, 10, terminal=3), Kin(12, 1, 17, 10, 10)]
+    (problem,) = Descent(tree).problems()
+    assert problem.where == "pid 12" and problem.what.startswith("its controlling terminal is none, and no order")
+    tree[1:] = [Kin(11, 0, 17, 10, 10), Kin(12, 1, 17, 10, 10, terminal=3)]
+    (problem,) = Descent(tree).problems()
+    assert problem.where == "pid 12" and "its controlling terminal is /dev/pts/3, and" in problem.what
+
+
+def test_a_leader_that_was_born_with_the_terminal_of_its_children() -> None:
+    """One that leads a session of its own by now, and has made another one before that."""
+    below = [Kin(11, 0, 17, 11, 11), Kin(12, 1, 17, 10, 10, terminal=3)]
+    tree = [Kin(10, -1, 17, 10, 10, terminal=3), *below]
+    assert not Descent(tree).problems()
+    assert Descent(tree).times(0) == {1: range(2, 3)} and Descent(tree).times(1) == {2: range(1)}
+    tree[2] = Kin(12, 1, 17, 10, 10)
+    assert not Descent(tree).problems() and Descent(tree).times(0) == {1: range(1, 2)}

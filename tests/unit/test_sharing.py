@@ -96,6 +96,33 @@ def test_what_cannot_be_made(tree: list[Kin]) -> None:
     assert "and no order of making them again leads to that" in problem.what and "it shares its" in problem.what
 
 
+def with_terminal(tree: list[Kin], *has: int) -> list[Kin]:
+    """The first leads a session with a controlling terminal, which these of its children have."""
+    return [replace(each, terminal=3 if at in (0, *has) else -1) for at, each in enumerate(tree)]
+
+
+def test_a_table_is_passed_on_before_and_after_the_controlling_terminal() -> None:
+    tree = with_terminal(family([-1, 0, 0, 0, 0, 0], files=[[2, 3], [0, 4]], fs=[[0, 5]]), 3, 4)
+    found = Sharing(tree).steps(0)
+    files, fs = Birth(4, FILES.flag), Birth(5, FS.flag)
+    assert found == [[], [Birth(1, 0), Birth(2, FILES.flag), fs], [Birth(3, FILES.flag), Leave(FILES.flag), files]]
+    assert Sharing(tree).birth_order(range(6)) == [0, 1, 2, 5, 3, 4]
+
+
+def test_who_leads_a_session_itself_is_made_when_it_fits() -> None:
+    tree = with_terminal(family([-1, 0, 0, 0, 0], files=[[1, 4], [2, 3]]), 3)
+    tree[4] = replace(tree[4], session=tree[4].pid)
+    one, other = ([Birth(at, FILES.flag) for at in some] for some in ((1, 4), (2, 3)))
+    assert Sharing(tree).steps(0) == [[], [*one, Leave(FILES.flag), other[0]], [other[1], Leave(FILES.flag)]]
+
+
+def test_what_the_order_of_terminals_forbids() -> None:
+    tree = family([-1, 0, 0, 0, 0], files=[[1, 3], [2, 4]])
+    assert not Sharing(tree).problems() and not Sharing(with_terminal(tree, 2, 4)).problems()
+    (problem, *_) = Sharing(with_terminal(tree, 3, 4)).problems()
+    assert "descriptor table (CLONE_FILES) with process" in problem.what and "no order of making them" in problem.what
+
+
 def test_many_children_that_share() -> None:
     count = 2000
     tree = family([-1, *[0] * count], files=[range(count + 1)], fs=[range(1, count, 2)])
@@ -111,6 +138,9 @@ def orders(tree: Sequence[Kin]) -> Iterator[list[int]]:
 def there_is_an_order(tree: Sequence[Kin], kinds: Sequence[Kind]) -> bool:
     """By trying all: between any two births the parent leaves what would be wrong for the next one."""
     for order in orders(tree):
+        terminals = [tree[at].terminal for at in order if tree[at].session == tree[0].session]
+        if tree[0].terminal >= 0 and terminals != sorted(terminals):
+            continue
         for leaves in itertools.product(*[list(itertools.product((False, True), repeat=len(kinds)))] * len(tree)):
             has = {kind: {0: 0} for kind in kinds}
             fresh = itertools.count(1)
@@ -128,7 +158,7 @@ def there_is_an_order(tree: Sequence[Kin], kinds: Sequence[Kind]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(120))
 def test_an_order_is_found_where_there_is_one(seed: int) -> None:
     draw = random.Random(seed)
     children = draw.randint(2, 3)
@@ -141,6 +171,10 @@ def test_an_order_is_found_where_there_is_one(seed: int) -> None:
             if label and len(some) > 1:
                 value = {kind.name: 10 + some[0]}
                 tree[at] = replace(tree[at], shares=replace(tree[at].shares, **value))
+    if seed % 2:
+        tree = with_terminal(tree, *draw.sample(range(1, children + 1), draw.randint(0, children)))
+        if seed % 4 == 1:
+            tree[1] = replace(tree[1], session=tree[1].pid, terminal=-1)
     has = carried_out(tree)
     assert bool(Sharing(tree).problems()) == (has is None)
     assert (has is not None) == there_is_an_order(tree, kinds)
