@@ -7,6 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests import moves
 from tests.hosts import Host
 from tests.migration.journey import Journey, Journeys
@@ -15,9 +17,11 @@ from tests.tasks import Task, children, status_field, wait_until
 KEEP = ("--no-converge", "continue")
 
 
-def test_the_victim(journeys: Journeys) -> None:
-    """Settings, sizes, what waits either way, sessions, foreground groups, hung-up ends."""
-    journey = journeys.start("terminals")
+@pytest.mark.parametrize("victim", ["terminals", "shells"])
+def test_the_victim(journeys: Journeys, victim: str) -> None:
+    """Settings, sizes, what waits either way, sessions, foreground groups, hung-up ends; and a session
+    in which some share descriptors, or where they are."""
+    journey = journeys.start(victim)
     journey.move(*KEEP, look=False)
     journey.tell()
     journey.verdict()

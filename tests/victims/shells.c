@@ -8,7 +8,7 @@
 enum { BARE, LATE, FRONT, BACK, CHILDREN }; /* two with descriptors of their own, two that share with the leader */
 
 static struct common {
-	volatile int turn, arrived, fd, own;
+	volatile int turn, arrived, fd, own, kept;
 	volatile pid_t pids[CHILDREN];
 } *common;
 static volatile sig_atomic_t interrupts;
@@ -134,16 +134,35 @@ __attribute__((noreturn)) static void lead(int master, int slave)
 	_exit(5);
 }
 
+/* Two that share a table, which their parent has passed on, and left. */
+static pid_t keep(int first)
+{
+	long pid = syscall(SYS_clone, CLONE_FILES | SIGCHLD, NULL, NULL, NULL, NULL);
+
+	check(pid >= 0);
+	if (pid)
+		return pid;
+	wait_told();
+	if (first)
+		common->kept = fcntl(0, F_DUPFD, 500);
+	await(&common->kept, 500);
+	check(is_open(500));
+	_exit(3);
+}
+
 int main(void)
 {
 	int master = open("/dev/ptmx", O_RDWR | O_NOCTTY), slave, unlocked = 0, status;
 	char byte;
-	pid_t child;
+	pid_t child, keepers[2];
 
 	common = mmap(NULL, sizeof *common, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	check(common != MAP_FAILED && master >= 0 && !ioctl(master, TIOCSPTLCK, &unlocked));
 	slave = open(ptsname(master), O_RDWR | O_NOCTTY);
 	check(slave >= 0);
+	for (int i = 0; i < 2; i++)
+		keepers[i] = keep(i);
+	check(!unshare(CLONE_FILES));
 	child = fork();
 	check(child >= 0);
 	if (!child)
@@ -156,5 +175,8 @@ int main(void)
 		;
 	check(write(master, "\3", 1) == 1); /* Ctrl-C */
 	check(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 5, "%x", status);
+	for (int i = 0; i < 2; i++)
+		check(waitpid(keepers[i], &status, 0) == keepers[i] && WIFEXITED(status) && WEXITSTATUS(status) == 3, "%x", status);
+	check(!is_open(500));
 	pass();
 }
