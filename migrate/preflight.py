@@ -58,6 +58,14 @@ def clock_problems(inside: Inside, no_clock: bool) -> list[Problem]:
     return [_jump(f"gives the process no time namespace ({inside.no_clocks})", advice)]
 
 
+def ipc_problems(inside: Inside) -> list[Problem]:
+    """The IPC namespace, the same."""
+    if not inside.no_ipc:
+        return []
+    what = f"gives the process no IPC namespace for its System V objects ({inside.no_ipc})"
+    return [Problem("destination kernel", what, "it needs CONFIG_IPC_NS and CONFIG_CHECKPOINT_RESTORE, and root")]
+
+
 def _jump(what: str, advice: str) -> Problem:
     consequence = "CLOCK_MONOTONIC of the process would jump"
     return Problem("destination kernel", f"{what}: {consequence}", f"{advice}; or let it jump (--no-clock)")

@@ -17,13 +17,14 @@ from migrate.engine.descent import Descent
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel import maps
 from migrate.engine.kin import Kin
+from migrate.engine.kinds.sysv import Segment
 from migrate.engine.kinds.unix import UnixSocket
 from migrate.engine.kinds.unix_names import Node, place
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Linked, Program
-from migrate.errors import NoRoomToFork, Problem
+from migrate.errors import KinChanged, NoRoomToFork, Problem
 from migrate.replica import Replica
 from migrate.transport.agent import making_sense
 
@@ -32,8 +33,16 @@ class Replicas:
     """The tree on the destination. ``members``: by position."""
 
     def __init__(
-        self, destination: Destination, members: Sequence[Replica], tree: Sequence[Kin], as_init: bool
+        self,
+        destination: Destination,
+        members: Sequence[Replica],
+        tree: Sequence[Kin],
+        as_init: bool,
+        own_ipc: bool = False,
     ) -> None:
+        """``own_ipc``: they have an IPC namespace of their own."""
+        self.own_ipc = own_ipc
+        self._segments: dict[int, Segment] = {}  # that are there
         self.destination, self.members, self.tree, self.as_init = destination, members, tree, as_init
         self._parked: tuple[vdso.Area, ...] = ()
         self._overseer = 0
@@ -173,10 +182,33 @@ class Replicas:
         """Follow the layouts that the source found at a look, by position."""
         for position, blob in layouts.items():
             member, layout = self.members[position], decode(Layout, blob)
+            await self.provide(layout.segments)
             self.borrow(member, layout.vmas)
             await member.lay_out(layout)
         for position in layouts:
             await self.members[position].settle()
+
+    async def provide(self, segments: Sequence[Segment], last: bool = False) -> None:
+        """Have these there, so that they can be attached to, and none but these at the ``last``. Raises KinChanged
+        where that was not prepared for."""
+        new = [each for each in segments if each.rights.id not in self._segments]
+        if any(not each.same(self._segments[each.rights.id]) for each in segments if each not in new):
+            raise KinChanged("System V shared memory has been made anew meanwhile")
+        if new and not self.own_ipc:
+            raise KinChanged("the process has come to use System V objects meanwhile")
+        program = Program("System V shared memory")
+        for each in new:
+            each.make(program)
+            self._segments[each.rights.id] = each
+        for id in set(self._segments) - {each.rights.id for each in segments} if last else ():
+            self._segments.pop(id).remove(program)
+        if len(program):
+            await self._run([(self.first.slot, program)])
+
+    def check_ipc(self, images: Sequence[ProcessImage]) -> None:
+        """Raises KinChanged where it was not prepared for what they have by now."""
+        if images[0].ipc and not self.own_ipc:
+            raise KinChanged("the process has come to use System V objects meanwhile")
 
     def borrow(self, member: Replica, vmas: Sequence[VMA]) -> None:
         """Before a layout is followed."""
@@ -187,6 +219,7 @@ class Replicas:
 
     def judge(self, images: Sequence[ProcessImage]) -> tuple[list[Problem], list[str]]:
         """What the destination cannot give, and what will be different there."""
+        self.check_ipc(images)
         problems: list[Problem] = []
         warnings: list[str] = []
         for member, image in zip(self.members, images, strict=True):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from migrate.engine.cpu import Cpu
 from migrate.engine.kin import Kin
 from migrate.engine.kinds.needs import FileNeed
+from migrate.engine.kinds.sysv import Ipc, Segment
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.vdso import VDSO
 from migrate.errors import Problem
@@ -18,7 +19,8 @@ class Preview:
 
     ``pid`` and ``tids`` as the process itself numbers them; ``streams``: standard streams that lead outside and write;
     ``descriptors``: numbers in use; ``limits`` and ``status``: texts of these files of /proc; ``resident``: bytes;
-    ``clock_offsets``: of its time namespace; ``kin``: what it is to the others that move with it.
+    ``clock_offsets``: of its time namespace; ``kin``: what it is to the others that move with it; ``ipc``: of the
+    first, what all of them have.
     """
 
     pid: int
@@ -36,13 +38,16 @@ class Preview:
     vdso: VDSO
     clock_offsets: tuple[int, int]
     kin: Kin
+    ipc: Ipc = Ipc()
 
 
 @dataclass(frozen=True)
 class Layout:
     """The address space at a look. ``fill``: starts of VMAs that were not expected to have contents of their own;
-    ``inherited``: at its first look, what the restoree is to keep of its parent's memory (`kinds.heritage`)."""
+    ``inherited``: at its first look, what the restoree is to keep of its parent's memory (`kinds.heritage`);
+    ``segments``: what must be there to be attached to."""
 
     vmas: tuple[VMA, ...]
     fill: tuple[int, ...]
     inherited: tuple[tuple[int, int], ...] = ()
+    segments: tuple[Segment, ...] = ()

@@ -102,13 +102,19 @@ class Compiler:
         first = [
             *contents,
             *self._part("address space", (*space, ground), _address_space, image, ground, filled),
-            *self._part("process", (*early, ground), _process, image, ground),
+            *self._part("process", (*early, image.ipc, ground), _process, image, ground),
             descriptors,
         ]
         last = [
             *left,
             *self._part("threads", (states, tiles, process.controls, ground), _other_threads, image, ground),
-            *self._part("end", (process, states[0], tiles[0], vmas, ground), _main_thread, image, ground),
+            *self._part(
+                "end",
+                (process, states[0], tiles[0], vmas, image.ipc.segments, image.undos, ground),
+                _main_thread,
+                image,
+                ground,
+            ),
         ]
         return [first, taken, last]
 
@@ -155,7 +161,9 @@ def _files(image: ProcessImage, ground: Ground) -> Iterator[Program]:
 def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int]) -> Iterator[Program]:
     program = Program(f"address space of pid {image.process.pid}")
     image.mm.restore_keys(program)
-    address_space.compile_finish(program, image.vmas, image.guards, ground.numbers, lenders=ground.lenders)
+    address_space.compile_finish(
+        program, image.vmas, image.guards, ground.numbers, lenders=ground.lenders, hole=ground.hole
+    )
     for vma in image.vmas:
         if vma.start in filled and vma.fill_prot == vma.prot:
             program.syscall("mprotect", vma.start, vma.size, vma.prot, label=f"protection of {vma.label}")
@@ -165,6 +173,7 @@ def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int])
 
 def _process(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     program = Program(f"pid {image.process.pid}")
+    image.ipc.restore(program)
     task.restore_process_early(program, image.process, ground.destination, ground.member)
     yield program
 
@@ -191,6 +200,9 @@ def _other_threads(image: ProcessImage, ground: Ground) -> Iterator[Program]:
 def _main_thread(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     """What is of the whole process and needs all of its threads, and the main one itself."""
     program = Program(f"the end of pid {image.process.pid}")
+    image.ipc.finish(program)
+    for undo in image.undos:
+        undo.restore(program)
     task.restore_process_signals(program, image.process, ground.destination)
     _become(program, image.threads[0], image, ground)
     task.restore_process_late(program, image.process, ground.destination)

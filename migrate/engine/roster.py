@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from agents import settling
 from migrate.engine import kin
 from migrate.engine.descent import Descent
+from migrate.engine.ipc import IpcReader
 from migrate.engine.kernel.maps import proportional
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.stat import words
@@ -20,6 +21,7 @@ from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
 from migrate.engine.kinds import common
 from migrate.engine.kinds.family import Family
+from migrate.engine.kinds.sysv import Ipc
 from migrate.engine.member import Member
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.inspection import why_not_traceable
@@ -72,6 +74,7 @@ class Roster:
         self.ids: list[int] = []  # parents first
         self.tree: list[Kin] = []
         self.change = Change()
+        self.ipc = IpcReader()
         self.several = False  # processes, if only dead ones
         self.tracking: Tracking | None = None
         self._marks: dict[int, Mark] = {}
@@ -156,7 +159,7 @@ class Roster:
         if problems := why_not_traceable(pid):
             mark_of(pid)  # if it lives
             raise Refused(problems)
-        member = Member(pid, lambda *frame: self._send_pages(id, *frame), frozenset([pid]))
+        member = Member(pid, lambda *frame: self._send_pages(id, *frame), frozenset([pid]), self.ipc)
         self.members[id], self._marks[id], self._started[id] = member, mark, started
         self._fresh.add(id)
 
@@ -296,6 +299,11 @@ class Roster:
             tables = self._family.dump(frozen, [member.dumper.spaces.vmas for member in self.all])
             for member, table in zip(self.all, tables, strict=True):
                 member.dumper.table = table
+
+    def read_ipc(self, frozen: bool) -> tuple[Ipc, list[Problem]]:
+        """The System V objects of all of them, after their memory has been read."""
+        members = self.all
+        return self.ipc.look([each.pid for each in members], [each.dumper.vmas for each in members], frozen)
 
     # Standing still
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from migrate import faults
 from migrate.engine import aftercare
@@ -54,7 +55,11 @@ class Source:
         """What `do_inspect` tells about the first."""
         roster = self._tree
         one = roster.members[member]
-        return {}, encode(one.preview or one.inspect(roster.tree[roster.ids.index(member)]))
+        preview = one.preview or one.inspect(roster.tree[roster.ids.index(member)])
+        if not member:
+            ipc, problems = roster.read_ipc(frozen=False)
+            preview = replace(preview, ipc=ipc, problems=(*preview.problems, *problems))
+        return {}, encode(preview)
 
     def do_lineup(self, follow: bool = False) -> Answer:
         """Who there is, and what has changed since the last call. ``follow``: look; else as of the last rehearsal or
@@ -208,7 +213,8 @@ class Source:
         roster.check()
         roster.find_common()
         roster.read_files(frozen)
-        images, problems = [], []
+        images: list[ProcessImage] = []
+        ipc, problems = roster.read_ipc(frozen)
         for dumper, each in zip(dumpers, roster.tree, strict=True):
             try:
                 images.append(dumper.image(frozen, each))
@@ -216,6 +222,7 @@ class Source:
                 problems += refusal.problems
         if problems:
             raise Refused(problems)
+        images[0] = replace(images[0], ipc=ipc)
         return images
 
     def _write(self, images: Sequence[ProcessImage]) -> None:
@@ -268,6 +275,7 @@ class Source:
         """Wait until the killed copies are gone."""
         for member in self._tree.all:
             member.reap()
+        self._tree.ipc.remove()
         return {}, b""
 
     def do_cure(self, pid: int, halted: bool, start: int | None = None, blob: bytes = b"") -> Answer:

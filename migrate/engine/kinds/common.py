@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from migrate.engine.kinds.vma import COMMON, MEMFD, SHMEM, VMA
+from migrate.engine.kinds.vma import COMMON, MEMFD, SHMEM, SYSV, VMA
 
 Key = tuple[int, int]
 
@@ -44,7 +44,7 @@ def elsewhere(spaces: Sequence[Sequence[VMA]]) -> list[frozenset[int]]:
         own: dict[Key, list[tuple[int, int]]] = {}
         starts = []
         for vma in vmas:
-            if not vma.shared or vma.backing is None or vma.backing.kind not in (COMMON, MEMFD):
+            if not vma.shared or vma.backing is None or vma.backing.kind not in (COMMON, MEMFD, SYSV):
                 continue
             low, high = vma.offset, vma.offset + vma.size
             if any(start <= low and high <= end for start, end in shown.get(vma.backing.key, ())):

@@ -15,7 +15,7 @@ from migrate.errors import Problem
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 RW = PROT_READ | PROT_WRITE
 
-FILE, SHMEM, MEMFD, ZERO, COMMON = "file", "shmem", "memfd", "zero", "common"
+FILE, SHMEM, MEMFD, ZERO, COMMON, SYSV = "file", "shmem", "memfd", "zero", "common", "sysv"
 
 RT = "[rt-vdso]"  # not in maps: what belongs to the proxy of a vDSO (see `own_vdso`), and is not the task's
 SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", RT)  # the kernel's own pages that can be moved with mremap(2)
@@ -35,7 +35,8 @@ class Backing:
 
     ``kind``: "file", a regular file; "shmem", memory shared without a name (mmap(2) MAP_SHARED | MAP_ANONYMOUS, or of
     /dev/zero), which every process shows as ``/dev/zero (deleted)``; "memfd"; "zero", a private mapping of /dev/zero;
-    "common", what would be "shmem", but for other processes of the tree that have it mapped too (`kinds.common`).
+    "common", what would be "shmem", but for other processes of the tree that have it mapped too (`kinds.common`);
+    "sysv", System V shared memory, whose ``ino`` is its id, and which has no ``dev`` so that it is nothing else's.
     """
 
     kind: str
@@ -95,7 +96,7 @@ class VMA:
         were written travel; those of a shared one are in the file."""
         if self.special:
             return False
-        return not self.shared or (self.backing is not None and self.backing.kind in (SHMEM, MEMFD, COMMON))
+        return not self.shared or (self.backing is not None and self.backing.kind in (SHMEM, MEMFD, COMMON, SYSV))
 
     @property
     def fill_prot(self) -> int:
@@ -105,6 +106,8 @@ class VMA:
         can hold nothing of its own. It gets its final protection at once: made writable only for a moment, it would
         be charged and show "ac" for ever (mprotect_fixup(), mm/mprotect.c). With "nr" it is never charged.
         """
+        if self.backing is not None and self.backing.kind == SYSV:
+            return RW  # see `sysv_memory`
         if self.shared:
             fillable = self.backing is not None and self.backing.kind != FILE and "mw" in self.flags
             return RW if fillable else self.prot
@@ -207,8 +210,6 @@ def refusal(mapping: Mapping, flags: Iterable[str], where: str) -> Problem | Non
     if not path.startswith("/"):
         return Problem(place, f"a mapping of {path}")
     if mapping.deleted:
-        if path.startswith("/SYSV"):
-            return Problem(place, f"System V shared memory with key 0x{path[5:]}")
         if path.startswith("/[aio]"):
             return Problem(place, "an asynchronous I/O context (io_setup)")
         if path.startswith("/anon_hugepage"):
