@@ -236,6 +236,12 @@ class Agent(Custody):
         """A sign of life."""
         return {}, b""
 
+    def verb_rooms(self, blob: bytes, paths: list[str]) -> Reply:
+        """Directories that programs are about to make, to be removed with all that is in them when all is called
+        off."""
+        self._rooms += [path for path in paths if path not in self._rooms]
+        return {}, b""
+
     def verb_tids(self, blob: bytes) -> Reply:
         return {"tids": hostfacts.numbers_in_use()}, b""
 

@@ -37,7 +37,7 @@ from migrate.originals import Originals
 from migrate.policy import Decision, Limits, PrecopyPolicy
 from migrate.progress import Display
 from migrate.replica import Replica
-from migrate.replicas import Replicas
+from migrate.replicas import Replicas, new_room
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
 from migrate.timekeeping import Timekeeping
@@ -258,6 +258,7 @@ class Migration:
             taken=self._taken,
             droppable=inside.droppable,
             member=member,
+            room=new_room(),
         )
         members = [
             Replica(self.destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, RESTOREE + id)

@@ -272,6 +272,10 @@ class Destination:
         path = reply["log"]
         return None if path is None else str(path)
 
+    async def room(self, path: str) -> None:
+        """A directory that programs are about to make, and that goes when all is called off."""
+        await self.agent.request("rooms", paths=[path])
+
     async def stage(
         self, programs: Sequence[tuple[int, Linked]], release: Linked, revocable: int, people: Sequence[int],
         halted: Sequence[int] = (), rooms: Sequence[str] = (),

@@ -70,6 +70,7 @@ class Freeze:
         originals.see_stopped(images)
         replicas.check_ipc(images)
         await replicas.provide(images[0].ipc.segments, last=True)
+        await replicas.make_room(*(image.vmas for image in images))
         self.rescue.halted, self.rescue.stopped = originals.halting, originals.stopped
         for position, (member, image) in enumerate(zip(replicas.members, images, strict=True)):
             if sending[position] is None:
@@ -98,6 +99,7 @@ class Freeze:
                 again = True
                 layout = decode(Layout, last.blob)
                 await replicas.provide(layout.segments)
+                await replicas.make_room(layout.vmas)
                 images[position] = replace(images[position], vmas=layout.vmas)
                 replicas.borrow(replicas.members[position], layout.vmas)
                 await replicas.members[position].follow(layout.vmas, layout.fill)

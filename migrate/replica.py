@@ -109,12 +109,12 @@ class Replica:
         hole, numbers = self.ground.hole, self.ground.numbers
         self._asked, vmas = vmas, self._possible(vmas)
         if not self.laid_out and not self._vmas:
-            address_space.compile_map(program, vmas, hole, numbers, self.ground.lenders)
+            address_space.compile_map(program, vmas, hole, numbers, self.ground.lenders, self.ground.room)
             self._place_vdso(program)
         elif not self.laid_out or vmas != self._vmas:
             self._vdso.withdraw(program)
             made = address_space.compile_difference(
-                program, self._vmas, vmas, hole, numbers, self.ground.lenders
+                program, self._vmas, vmas, hole, numbers, self.ground.lenders, self.ground.room
             )
             self._remade += made
             self._place_vdso(program)

@@ -8,6 +8,7 @@ share, process groups) is made in an earlier step by all that make it.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from migrate import faults
@@ -17,10 +18,11 @@ from migrate.engine.descent import Descent
 from migrate.engine.image.codec import decode
 from migrate.engine.kernel import maps
 from migrate.engine.kin import Kin
+from migrate.engine.kinds import posix_memory
 from migrate.engine.kinds.sysv import Segment
 from migrate.engine.kinds.unix import UnixSocket
 from migrate.engine.kinds.unix_names import Node, place
-from migrate.engine.kinds.vma import VMA
+from migrate.engine.kinds.vma import VMA, Backing
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Linked, Program
@@ -43,6 +45,7 @@ class Replicas:
         """``own_ipc``: they have an IPC namespace of their own."""
         self.own_ipc = own_ipc
         self._segments: dict[int, Segment] = {}  # that are there
+        self._shared: dict[tuple[int, int], Backing] = {}  # POSIX shared memory that is there, or was
         self.destination, self.members, self.tree, self.as_init = destination, members, tree, as_init
         self._parked: tuple[vdso.Area, ...] = ()
         self._overseer = 0
@@ -183,6 +186,7 @@ class Replicas:
         for position, blob in layouts.items():
             member, layout = self.members[position], decode(Layout, blob)
             await self.provide(layout.segments)
+            await self.make_room(layout.vmas)
             self.borrow(member, layout.vmas)
             await member.lay_out(layout)
         for position in layouts:
@@ -204,6 +208,13 @@ class Replicas:
             self._segments.pop(id).remove(program)
         if len(program):
             await self._run([(self.first.slot, program)])
+
+    async def make_room(self, *spaces: Sequence[VMA]) -> None:
+        """For what is made of POSIX shared memory: see that nothing is left of it if all is called off."""
+        found = posix_memory.objects(spaces)
+        if found and not self._shared:
+            await self.destination.room(self.first.ground.room)
+        self._shared |= {each.key: each for each in found}
 
     def check_ipc(self, images: Sequence[ProcessImage]) -> None:
         """Raises KinChanged where it was not prepared for what they have by now."""
@@ -263,13 +274,17 @@ class Replicas:
             for image in images
         )
         names = _socket_names(images)
-        inputs = members, stay, records, names
+        shared, room = posix_memory.objects(image.vmas for image in images), self.first.ground.room
+        kept = {each.key for each in shared}
+        gone = [each for each in self._shared.values() if each.key not in kept]
+        inputs = members, stay, records, names, shared
         if self._release is None or self._release[0] != inputs:
             only = members[0]
 
             def late(program: Program) -> None:
                 for name, node in names:
                     place(program, name, node)
+                posix_memory.place(program, shared, gone, room)
 
             if len(members) > 1:
                 program, revocable = overseer.release_all(members, stay, records, late)
@@ -284,6 +299,11 @@ class Replicas:
         for member in self.members:
             await member.settle()
         await running.done()
+
+
+def new_room() -> str:
+    """A directory that nobody else has."""
+    return f"{posix_memory.PLACE}/.migrate-{secrets.token_hex(8)}"
 
 
 def _socket_names(images: Sequence[ProcessImage]) -> tuple[tuple[bytes, Node], ...]:

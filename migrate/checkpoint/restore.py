@@ -37,7 +37,7 @@ from migrate.engine.process import ProcessImage
 from migrate.errors import Failed, InDoubt, NotCommitted, NumberTaken, Problem, Refused
 from migrate.progress import Display
 from migrate.replica import Replica
-from migrate.replicas import Replicas
+from migrate.replicas import Replicas, new_room
 from migrate.transport import local
 from migrate.transport.agent import Agent, making_sense, open_agent
 
@@ -228,6 +228,7 @@ class _Restoring:
             taken=taken,
             droppable=inside.droppable,
             member=len(previews) > 1 or bool(tree[0].zombies),
+            room=new_room(),
         )
         members = [
             Replica(self._destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, slot)

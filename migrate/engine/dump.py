@@ -21,7 +21,7 @@ from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
-from migrate.engine.kinds import address_space, children, common, own_vdso, task
+from migrate.engine.kinds import address_space, children, common, own_vdso, posix_memory, task
 from migrate.engine.kinds.controls import refusals
 from migrate.engine.kinds.descriptor_reader import DescriptorReader
 from migrate.engine.kinds.descriptors import DescriptorTable
@@ -30,7 +30,7 @@ from migrate.engine.kinds.identity import Rseq
 from migrate.engine.kinds.mm import MM
 from migrate.engine.kinds.opened import DumpOptions
 from migrate.engine.kinds.restart import Wait, restart
-from migrate.engine.kinds.vma import PROT_EXEC, VMA
+from migrate.engine.kinds.vma import PROT_EXEC, VMA, Backing
 from migrate.engine.kinds.vma_read import AddressSpaceReader, mapped_objects
 from migrate.engine.memory.guards import guard_pages
 from migrate.engine.outside import code_of, native_vdso
@@ -76,6 +76,7 @@ class Dumper:
         self.files = DescriptorReader(proc, tracee.pidfd, family)
         self.table: tuple[DescriptorTable, list[Problem]] | None = None  # where it is read with those of others
         self._common: frozenset[tuple[int, int]] = frozenset()
+        self._named_memory: Mapping[tuple[int, int], Backing] = {}
         self.follows = False  # what has ended of its children is looked after (`migrate.engine.kin`)
         self.vmas: list[VMA] = []
         self._texts = Texts(proc)
@@ -133,12 +134,14 @@ class Dumper:
 
     def _named(self, vmas: list[VMA]) -> list[VMA]:
         vmas = self.own_vdso.named(vmas)
+        memory = {each.key: each for each in posix_memory.objects([vmas])} | dict(self._named_memory)
+        vmas = posix_memory.named(vmas, memory) if memory else vmas
         return common.named(vmas, self._common) if self._common else vmas
 
-    def know_common(self, keys: frozenset[tuple[int, int]]) -> None:
-        """These objects of shared memory are mapped by others of the family, too."""
-        if keys != self._common:
-            self._common = keys
+    def know_common(self, keys: frozenset[tuple[int, int]], memory: Mapping[tuple[int, int], Backing]) -> None:
+        """These objects of shared memory are mapped by others of the family, too, and these have names in /dev/shm."""
+        if keys != self._common or memory != self._named_memory:
+            self._common, self._named_memory = keys, memory
             self.vmas = self.spaces.rename(self._named)
 
     def follow(self) -> None:

@@ -36,7 +36,7 @@ class Ground:
     ``numbers``: a descriptor for each memfd that is mapped; ``carrier``: of XSAVE images;
     ``stdio``: the file that takes the output of streams that led outside, or None; ``taken``: see `Context`;
     ``verdict``: what becomes of the vDSO; ``droppable``: the destination has MAP_DROPPABLE; ``lenders``: which memfds
-    are another restoree's; ``member``: it is one of several that move together.
+    are another restoree's; ``member``: it is one of several that move together; ``room``: see `posix_memory`.
     """
 
     hole: Hole
@@ -50,6 +50,7 @@ class Ground:
     droppable: bool = True
     lenders: address_space.Lenders = field(default_factory=dict)
     member: bool = False
+    room: str = ""
 
     @property
     def scratch(self) -> int:

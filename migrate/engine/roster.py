@@ -19,7 +19,7 @@ from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.stat import words
 from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
-from migrate.engine.kinds import common
+from migrate.engine.kinds import common, posix_memory
 from migrate.engine.kinds.family import Family
 from migrate.engine.kinds.sysv import Ipc
 from migrate.engine.member import Member
@@ -284,12 +284,11 @@ class Roster:
 
     def find_common(self) -> None:
         """Shared memory that several of them have mapped, and who sends it."""
-        if not self.several:
-            return
         spaces = [member.dumper.spaces for member in self.all]
         shared = common.objects([space.vmas for space in spaces])
+        memory = {each.key: each for each in posix_memory.objects(space.vmas for space in spaces)}
         for member in self.all:
-            member.dumper.know_common(shared)
+            member.dumper.know_common(shared, memory)
         for member, elsewhere in zip(self.all, common.elsewhere([space.vmas for space in spaces]), strict=True):
             member.elsewhere = elsewhere
 

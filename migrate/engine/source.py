@@ -16,11 +16,13 @@ from migrate import faults
 from migrate.engine import aftercare
 from migrate.engine.dump import Stopped
 from migrate.engine.image.codec import decode, encode
-from migrate.engine.kinds import locks
+from migrate.engine.kinds import locks, posix_memory
+from migrate.engine.kinds.vma import Backing
 from migrate.engine.member import Answer, Member
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.roster import Roster, SendMemberPages
+from migrate.engine.undo import undos_of
 from migrate.errors import Failed, Passing, Refused
 
 _PAUSES = (0.003, 0.01, 0.03, 0.1, 0.3)  # seconds between tries
@@ -35,6 +37,7 @@ class Source:
         self._roster: Roster | None = None
         self._images: dict[int, bytes] = {}
         self._held: dict[int, tuple[locks.Lock, ...]] = {}
+        self._shared: tuple[Backing, ...] = ()  # POSIX shared memory
         self._killed = self._committing = False
 
     @property
@@ -220,9 +223,12 @@ class Source:
                 images.append(dumper.image(frozen, each))
             except Refused as refusal:
                 problems += refusal.problems
-        if problems:
+        undos, odd = undos_of(dumpers, ipc.sets)
+        if problems := problems + odd:
             raise Refused(problems)
+        images = [replace(image, undos=its) for image, its in zip(images, undos, strict=True)] if undos else images
         images[0] = replace(images[0], ipc=ipc)
+        self._shared = posix_memory.objects(image.vmas for image in images)
         return images
 
     def _write(self, images: Sequence[ProcessImage]) -> None:
@@ -276,6 +282,7 @@ class Source:
         for member in self._tree.all:
             member.reap()
         self._tree.ipc.remove()
+        posix_memory.remove(self._shared)
         return {}, b""
 
     def do_cure(self, pid: int, halted: bool, start: int | None = None, blob: bytes = b"") -> Answer:

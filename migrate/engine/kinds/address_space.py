@@ -63,14 +63,19 @@ def compile_kept(vmas: Sequence[VMA], kept: Sequence[Range]) -> list[VMA]:
 
 
 def compile_map(
-    program: Program, vmas: Sequence[VMA], hole: Hole, numbers: Numbers = NO_MEMFDS, lenders: Lenders = NO_LENDERS
+    program: Program,
+    vmas: Sequence[VMA],
+    hole: Hole,
+    numbers: Numbers = NO_MEMFDS,
+    lenders: Lenders = NO_LENDERS,
+    room: str = "",
 ) -> None:
     """Map everything. ``numbers``: one for each of `memfds(vmas)`, free in the restoree; they stay open, for the
-    descriptors of the task are made from them."""
+    descriptors of the task are made from them. ``room``: see `posix_memory`."""
     apart = displaced(vmas)
     bridges = Bridges()
     bridges.plan(((vma, True) for vma in vmas), apart, restorers(hole))
-    mapper = Mapper(program, _stage(vmas, (), hole, apart), numbers, bridges, lenders)
+    mapper = Mapper(program, _stage(vmas, (), hole, apart), numbers, bridges, lenders, room)
     for backing in memfds(vmas):
         mapper.create_memfd(backing)
     mapper.make((vma for vma in vmas if not vma.special), apart)
@@ -93,6 +98,7 @@ def compile_difference(
     hole: Hole,
     numbers: Numbers = NO_MEMFDS,
     lenders: Lenders = NO_LENDERS,
+    room: str = "",
 ) -> list[Range]:
     """From one reading to the next. Returns the ranges that are freshly mapped on the destination: whatever was sent
     for them before is gone. What merely grew, shrank, was split or changed its protection keeps its contents.
@@ -105,7 +111,7 @@ def compile_difference(
     created = {backing.key: backing.size for backing in memfds(old)}
     bridges = Bridges()
     bridges.plan(plan.pieces(), plan.apart, restorers(hole))
-    mapper = Mapper(program, _stage(new, old, hole, plan.apart), numbers, bridges, lenders)
+    mapper = Mapper(program, _stage(new, old, hole, plan.apart), numbers, bridges, lenders, room)
     for start in plan.touched:
         program.op(OpKind.COPY, start, start, 1, label=f"touch {start:x}")
     for start, end in plan.unmapped():

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from migrate.engine.kinds import mempolicy, sysv_memory
-from migrate.engine.kinds.vma import COMMON, MEMFD, PROT_WRITE, RW, SHMEM, SYSV, VMA, Backing
+from migrate.engine.kinds import mempolicy, posix_memory, sysv_memory
+from migrate.engine.kinds.vma import COMMON, MADE, POSIX, PROT_WRITE, RW, SHMEM, SYSV, VMA, Backing
 from migrate.engine.program import Arg, OpKind, Program, Results
 
 MAP_SHARED, MAP_PRIVATE, MAP_DROPPABLE, MAP_ANONYMOUS = 1, 2, 8, 0x20  # mmap(2); droppable: Linux 6.11
@@ -115,7 +115,10 @@ class Mapper:
         memfds: Mapping[tuple[int, int], int],
         bridges: Bridges | None = None,
         lenders: Mapping[tuple[int, int], tuple[int, int]] | None = None,
+        room: str = "",
     ) -> None:
+        """``room``: see `posix_memory`."""
+        self.room = room
         self.program, self.stage, self.memfds = program, stage, memfds
         self.lenders = lenders or {}
         self.bridges = bridges or Bridges()
@@ -162,6 +165,9 @@ class Mapper:
             return
         if backing.kind == COMMON:
             self._create_common(backing, number)
+            return
+        if backing.kind == POSIX:
+            posix_memory.create(self.program, backing, number, self.room)
             return
         flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
         fd = self.program.syscall("memfd_create", self.program.string(name), flags, label=label)
@@ -239,7 +245,7 @@ class Mapper:
     def _from_file(self, vmas: list[VMA], mode: int, again: bool) -> None:
         backing = vmas[0].backing
         assert backing is not None
-        if backing.kind in (MEMFD, COMMON):
+        if backing.kind in MADE:
             number = self.memfds[backing.key]
             if not again and mode == os.O_RDWR:
                 for vma in vmas:
@@ -327,7 +333,7 @@ def probe_droppable(program: Program) -> Callable[[Results], bool]:
 def _open_mode(vma: VMA) -> int:
     """A shared mapping may be made writable later ("mw") only if its file was open for writing."""
     assert vma.backing is not None
-    if vma.shared or vma.backing.kind in (MEMFD, COMMON):
+    if vma.shared or vma.backing.kind in MADE:
         return os.O_RDWR if "mw" in vma.flags.split() else os.O_RDONLY
     return os.O_RDONLY
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from migrate.errors import Problem
 
 FILE, DIRECTORY, DEVICE, FIFO, ANY, FREE_NAME = "file", "directory", "device", "fifo", "any", "free name"
+NEW_NAME = "new name"
 _FORMATS = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, DEVICE: stat.S_IFCHR, FIFO: stat.S_IFIFO}
 _COPY = "copy it there with its times (rsync -t, cp -p), or share the file system"
 _THERE = "on the destination"
@@ -23,7 +24,8 @@ class FileNeed:
     """A path that must lead to the same thing on the destination.
 
     ``kind``: FILE (size and mtime count), DIRECTORY, DEVICE (rdev counts), FIFO, ANY (must be there), or FREE_NAME
-    (its directory must be there; whether the name is taken decides how a deleted file is made again).
+    (its directory must be there; whether the name is taken decides how a deleted file is made again), NEW_NAME (the
+    same, and nobody may have it).
     ``content``: what is in the file must be the same too (it is mapped): compare digests.
     ``writable``: the process may write to it, so it may change while it is looked at.
     """
@@ -43,7 +45,7 @@ def paths(needs: Iterable[FileNeed]) -> list[str]:
     """What to ask the destination's stat for (following no symbolic link at the end)."""
     found: dict[str, None] = {}
     for need in needs:
-        found[os.path.dirname(need.path) if need.kind == FREE_NAME else need.path] = None
+        found[os.path.dirname(need.path) if need.kind in (FREE_NAME, NEW_NAME) else need.path] = None
         found[need.path] = None
     return list(found)
 
@@ -82,6 +84,11 @@ def _wrong(need: FileNeed, there: Mapping[str, Stat], now: Stat | None, at: str,
             return f"{directory}, where its deleted file {os.path.basename(need.path)} was, is not a directory {at}"
         return None
     reply = there[need.path]
+    if need.kind == NEW_NAME:
+        if "errno" not in reply:
+            return f"{need.path} is there {at} as well, and is to be made anew"
+        parent = there[os.path.dirname(need.path)]
+        return None if stat.S_ISDIR(parent.get("mode", 0)) else f"{os.path.dirname(need.path)} is not a directory {at}"
     if "errno" in reply:
         number = reply["errno"]
         missing = f"is not {at}" if number == errno.ENOENT else f"{at}: {os.strerror(number)}"

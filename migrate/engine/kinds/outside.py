@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from migrate.engine.kernel.fdcalls import same_file
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kinds.opened import OpenFile
-from migrate.engine.kinds.vma import COMMON, MEMFD, SHMEM, VMA
+from migrate.engine.kinds.vma import MADE, SHMEM, VMA
 from migrate.errors import Problem
 
 
@@ -44,7 +44,7 @@ def shared_memory(vmas: Sequence[VMA], proc: Proc, family: Collection[int] = ())
     wanted: dict[bytes, VMA] = {}
     for vma in vmas:
         backing = vma.backing
-        if vma.shared and backing is not None and backing.kind in (SHMEM, MEMFD, COMMON):
+        if vma.shared and backing is not None and backing.kind in (SHMEM, *MADE):
             device = f"{os.major(backing.dev):02x}:{os.minor(backing.dev):02x}"
             wanted.setdefault(f" {device} {backing.ino} ".encode(), vma)
     found: dict[bytes, Problem] = {}

@@ -38,7 +38,7 @@ LIMITS = (
 )
 """Files of /proc/sys that belong to an IPC namespace."""
 _PERM = struct.Struct("<iIIIII24x")  # struct ipc64_perm (asm-generic/ipcbuf.h): key, uid, gid, cuid, cgid, mode
-_SEMBUF = struct.Struct("<Hhh")
+SEMBUF = struct.Struct("<Hhh")
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,9 @@ class Undo:
             steps += [(part, 0), (-part, SEM_UNDO)] if part > 0 else [(-part, SEM_UNDO), (part, 0)]
             left -= part
         steps.append((self.value, 0))
-        raw = b"".join(_SEMBUF.pack(self.number, by, flags | IPC_NOWAIT) for by, flags in steps if by)
+        raw = b"".join(SEMBUF.pack(self.number, by, flags | IPC_NOWAIT) for by, flags in steps if by)
         label = f"System V semaphores {self.id}: what number {self.number} gets back from it (SEM_UNDO)"
-        program.syscall("semop", self.id, program.data(raw), len(raw) // _SEMBUF.size, label=label)
+        program.syscall("semop", self.id, program.data(raw), len(raw) // SEMBUF.size, label=label)
 
 
 @dataclass(frozen=True)

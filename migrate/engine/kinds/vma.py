@@ -16,6 +16,8 @@ PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 RW = PROT_READ | PROT_WRITE
 
 FILE, SHMEM, MEMFD, ZERO, COMMON, SYSV = "file", "shmem", "memfd", "zero", "common", "sysv"
+POSIX = "posix"
+MADE = (MEMFD, COMMON, POSIX)  # as a file, of which a descriptor is kept until all is restored
 
 RT = "[rt-vdso]"  # not in maps: what belongs to the proxy of a vDSO (see `own_vdso`), and is not the task's
 SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", RT)  # the kernel's own pages that can be moved with mremap(2)
@@ -36,7 +38,8 @@ class Backing:
     ``kind``: "file", a regular file; "shmem", memory shared without a name (mmap(2) MAP_SHARED | MAP_ANONYMOUS, or of
     /dev/zero), which every process shows as ``/dev/zero (deleted)``; "memfd"; "zero", a private mapping of /dev/zero;
     "common", what would be "shmem", but for other processes of the tree that have it mapped too (`kinds.common`);
-    "sysv", System V shared memory, whose ``ino`` is its id, and which has no ``dev`` so that it is nothing else's.
+    "sysv", System V shared memory, whose ``ino`` is its id, and which has no ``dev`` so that it is nothing else's;
+    "posix", that of shm_open(3), see `kinds.posix_memory`.
     """
 
     kind: str
@@ -46,6 +49,8 @@ class Backing:
     size: int  # bytes
     mtime_ns: int
     seals: int = 0  # of a memfd: F_GET_SEALS
+    owner: tuple[int, int, int] = (0, 0, 0)  # of "posix": permissions, uid, gid
+    shown: str = ""  # of "posix": the name that maps has for it, where that has been deleted and it has another one
 
     @property
     def key(self) -> tuple[int, int]:
@@ -96,7 +101,7 @@ class VMA:
         were written travel; those of a shared one are in the file."""
         if self.special:
             return False
-        return not self.shared or (self.backing is not None and self.backing.kind in (SHMEM, MEMFD, COMMON, SYSV))
+        return not self.shared or (self.backing is not None and self.backing.kind in (SHMEM, SYSV, *MADE))
 
     @property
     def fill_prot(self) -> int:
@@ -165,7 +170,7 @@ def memfds(vmas: Iterable[VMA]) -> list[Backing]:
     for each (see `address_space`)."""
     found: dict[tuple[int, int], Backing] = {}
     for vma in vmas:
-        if vma.backing is not None and vma.backing.kind in (MEMFD, COMMON):
+        if vma.backing is not None and vma.backing.kind in MADE:
             found.setdefault(vma.backing.key, vma.backing)
     return list(found.values())
 

@@ -18,14 +18,15 @@ from dataclasses import replace
 from migrate.engine.kernel.maps import Mapping, SmapsEntry, maps, smaps
 from migrate.engine.kernel.mountinfo import mountinfo
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kinds import mempolicy
-from migrate.engine.kinds.needs import DEVICE, FileNeed
+from migrate.engine.kinds import mempolicy, posix_memory
+from migrate.engine.kinds.needs import DEVICE, NEW_NAME, FileNeed
 from migrate.engine.kinds.needs import FILE as NEED_FILE
 from migrate.engine.kinds.vma import (
-    COMMON,
     FILE,
+    MADE,
     MEMFD,
     NOISE,
+    POSIX,
     PROT_WRITE,
     SHMEM,
     SPECIAL,
@@ -160,11 +161,12 @@ class AddressSpaceReader:
         found: dict[Backing, Backing] = {}
         for vma in self._by_line.values():
             backing = vma.backing
-            if backing is None or backing.kind != MEMFD or backing in found:
+            if backing is None or backing.kind not in (MEMFD, POSIX) or backing in found:
                 continue
             link = f"map_files/{vma.start:x}-{vma.end:x}"
             try:
-                found[backing] = replace(backing, size=self.proc.stat(link).st_size, seals=self._seals(link))
+                seals = self._seals(link) if backing.kind == MEMFD else 0
+                found[backing] = replace(backing, size=self.proc.stat(link).st_size, seals=seals)
             except (FileNotFoundError, _Vanished):
                 continue  # unmapped since
         changed = {was: now for was, now in found.items() if was != now}
@@ -258,6 +260,8 @@ class AddressSpaceReader:
     def _vma(self, mapping: Mapping, flags: str, pkey: int, policies: dict[int, str]) -> VMA:
         backing = self._backing(mapping) if _has_object(mapping) else None
         perms = mapping.perms
+        if backing is not None and backing.kind == FILE and perms[3] == "s" and "mw" in flags.split():
+            backing = posix_memory.recognised(self.proc, backing)
         prot = (perms[0] == "r") | (perms[1] == "w") << 1 | (perms[2] == "x") << 2
         name = mapping.path if not _has_object(mapping) or mapping.path.startswith("[anon_shmem:") else ""
         offset = mapping.offset if backing else 0
@@ -310,6 +314,9 @@ class AddressSpaceReader:
             if not stat.S_ISREG(there.st_mode):
                 return Problem(place, f"memory of a device ({name})", "close the device before the move")
             return Backing(FILE, there.st_dev, there.st_ino, name, there.st_size, there.st_mtime_ns)
+        if mapping.deleted and mapping.shared and found is not None and found.st_nlink:
+            if (other := posix_memory.other_name(self.proc, path, found)) is not None:
+                return Backing(FILE, *(found.st_dev, found.st_ino), other, found.st_size, found.st_mtime_ns, shown=path)
         if mapping.deleted and mapping.shared and found is not None and _is_memory(self.proc, found):
             # What nobody can open any more is memory that is shared without a name, such as semaphores (sem_open(3))
             # whose names have been taken away. (One that is open too is seen to by the descriptors.)
@@ -395,7 +402,7 @@ def mapped_objects(vmas: Iterable[VMA]) -> dict[tuple[int, int], tuple[tuple[int
     the memory."""
     found: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for vma in vmas:
-        if vma.shared and vma.backing is not None and vma.backing.kind in (SHMEM, MEMFD, COMMON):
+        if vma.shared and vma.backing is not None and vma.backing.kind in (SHMEM, *MADE):
             found.setdefault(vma.backing.key, []).append((vma.offset, vma.size))
     return {key: tuple(sorted(ranges)) for key, ranges in found.items()}
 
@@ -406,9 +413,12 @@ def mapped_files(vmas: Iterable[VMA], who: str) -> list[FileNeed]:
     found: dict[str, FileNeed] = {}
     for vma in vmas:
         backing = vma.backing
-        if backing is None or backing.kind not in (FILE, ZERO):
+        if backing is None or backing.kind not in (FILE, ZERO, POSIX):
             continue
         where = f"{who} {vma.start:x}-{vma.end:x}"
+        if backing.kind == POSIX:
+            found.setdefault(backing.path, FileNeed(where, backing.path, NEW_NAME))
+            continue
         if backing.kind == ZERO:
             found.setdefault(backing.path, FileNeed(where, backing.path, DEVICE, rdev=_ZERO_DEVICE))
             continue
