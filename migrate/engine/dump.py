@@ -75,6 +75,7 @@ class Dumper:
         self.spaces = AddressSpaceReader(proc)
         self.files = DescriptorReader(proc, tracee.pidfd, family)
         self.table: tuple[DescriptorTable, list[Problem]] | None = None  # where it is read with those of others
+        self.seen_table: DescriptorTable | None = None  # at the last look
         self._common: frozenset[tuple[int, int]] = frozenset()
         self._named_memory: Mapping[tuple[int, int], Backing] = {}
         self.follows = False  # what has ended of its children is looked after (`migrate.engine.kin`)
@@ -112,6 +113,7 @@ class Dumper:
         where = f"pid {self.proc.pid}"
         self.vmas = self._look_at_vdso()
         table, problems = self.table or self.files.dump(options or DumpOptions(mapped=mapped_objects(self.vmas)))
+        self.seen_table = table
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
         seccomp = status(self.proc.text("status")).seccomp
         problems = [*self.spaces.problems, *problems, *more, *refusals(where, seccomp, None)]

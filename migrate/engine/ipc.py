@@ -26,6 +26,7 @@ from migrate.engine.kernel.fdcalls import set_namespace
 from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.kernel.sysvipc import SHM_DEST, SHM_LOCKED, Listed, parse
 from migrate.engine.kinds import sysv
+from migrate.engine.kinds.mqueue import PosixQueue
 from migrate.engine.kinds.sysv import Ipc, Message, MessageQueue, Rights, Segment, SemaphoreSet
 from migrate.engine.kinds.vma import SYSV, VMA
 from migrate.engine.program import Program, Results
@@ -45,12 +46,17 @@ class IpcReader:
     def __init__(self) -> None:
         self.found = Ipc()  # at the last look
         self.waited: set[tuple[str, int]] = set()  # kind and id of what one of them was seen to wait for
+        self._named: list[PosixQueue] = []  # that have names
         self._elsewhere = False  # in another namespace than ours
         self._alone = False  # nobody else is in their namespace
 
-    def look(self, pids: Sequence[int], spaces: Sequence[Sequence[VMA]], frozen: bool) -> tuple[Ipc, list[Problem]]:
-        """All of it, and why it cannot be moved. ``pids``: as we number them; ``spaces``: their memory. Unless they
-        are ``frozen``, somebody may have come or gone between two looks: what only counting would tell is not told."""
+    def look(
+        self, pids: Sequence[int], spaces: Sequence[Sequence[VMA]], frozen: bool, named: Sequence[PosixQueue] = ()
+    ) -> tuple[Ipc, list[Problem]]:
+        """All of it, and why it cannot be moved. ``pids``: as we number them; ``spaces``: their memory; ``named``:
+        queues among their descriptors. Unless they are ``frozen``, somebody may have come or gone between two looks:
+        what only counting would tell is not told."""
+        self._named = [queue for queue in named if not queue.deleted]
         attached: Counter[int] = Counter()
         for vmas in spaces:
             attached.update(v.backing.ino for v in vmas if v.backing is not None and v.backing.kind == SYSV)
@@ -61,9 +67,9 @@ class IpcReader:
                 self._elsewhere = other
                 if not frozen:
                     self._alone = other and _are_alone(pids)
-                answer = _Look(pids, attached, self.waited, self._alone, frozen).all()
+                answer = _Look(pids, attached, self.waited, self._alone, frozen).all(bool(named))
         except PermissionError as error:
-            if not attached:
+            if not attached and not named:
                 return Ipc(), []  # they may well have none
             what = f"System V objects that we may not look at ({error.strerror})"
             return Ipc(), [Problem(f"pid {pids[0]}", what, "run the source side as root")]
@@ -95,6 +101,9 @@ class IpcReader:
                 if now[kind].get(each.rights.id) == each.rights:
                     args = (each.rights.id, *between, sysv.IPC_RMID, 0)
                     program.syscall(f"{kind}ctl", *args, label=f"remove {kind} {each.rights.id}", errno_ok=errno.EINVAL)
+        for queue in self._named:
+            if _is_named(queue):
+                program.syscall("mq_unlink", program.string(queue.name), label=f"remove message queue {queue.name}")
         results = local.run(program.link())
         if results.failed is not None:
             op, result = results.failed
@@ -152,18 +161,18 @@ class _Look:
         self.pids, self.attached, self.waited, self.private, self.frozen = pids, attached, waited, private, frozen
         self.problems: list[Problem] = []
 
-    def all(self) -> tuple[Ipc, list[Problem]]:
+    def all(self, named: bool) -> tuple[Ipc, list[Problem]]:
         segments = tuple(self._segments())
         sets = tuple(self._sets())
         queues = tuple(self._queues())
-        found = Ipc((), segments, sets, queues)
+        found = Ipc((), segments, sets, queues, named)
         if not found:
             return found, self.problems
         if (sets or queues) and not self.frozen:
             ours = {("sem", each.rights.id) for each in sets} | {("msg", each.rights.id) for each in queues}
             for kind, id in sorted(set(_waiting(_outsiders(self.pids))) & ours):
                 self._refuse(f"{_NAMES[kind]} {id} that a process waits for {_STAY}")
-        return Ipc(_limits(), segments, sets, queues), self.problems
+        return Ipc(_limits(), segments, sets, queues, named), self.problems
 
     def _refuse(self, what: str, advice: str = "end that one first") -> None:
         self.problems.append(Problem(f"pid {self.pids[0]}", what, advice))
@@ -284,6 +293,21 @@ def _limits() -> tuple[tuple[str, str], ...]:
 
 def _outsiders(pids: Collection[int]) -> Iterator[int]:
     return (pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if pid not in pids)
+
+
+def _is_named(queue: PosixQueue) -> bool:
+    """Whether its name here still leads to it."""
+    program = Program("a message queue by its name")
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    slot = program.syscall("mq_open", program.string(queue.name), flags, 0, 0, label="open", ignore=True)
+    fd = local.run(program.link()).of(slot)
+    if fd < 0:
+        return False
+    try:
+        found = os.fstat(fd)
+        return (found.st_dev, found.st_ino) == queue.key
+    finally:
+        os.close(fd)
 
 
 def _are_alone(pids: Sequence[int]) -> bool:

@@ -6,7 +6,7 @@ Each has an id, the order in which they were met, which stays its own. One that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -20,7 +20,9 @@ from migrate.engine.kernel.stat import words
 from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
 from migrate.engine.kinds import common, posix_memory
+from migrate.engine.kinds.descriptors import DescriptorTable
 from migrate.engine.kinds.family import Family
+from migrate.engine.kinds.mqueue import PosixQueue
 from migrate.engine.kinds.sysv import Ipc
 from migrate.engine.member import Member
 from migrate.engine.tracee.detour import ProcessEnded
@@ -299,10 +301,16 @@ class Roster:
             for member, table in zip(self.all, tables, strict=True):
                 member.dumper.table = table
 
-    def read_ipc(self, frozen: bool) -> tuple[Ipc, list[Problem]]:
-        """The System V objects of all of them, after their memory has been read."""
+    def read_ipc(self, frozen: bool, tables: Sequence[DescriptorTable]) -> tuple[Ipc, list[Problem]]:
+        """The System V objects of all of them, after their memory has been read. ``tables``: their descriptors."""
         members = self.all
-        return self.ipc.look([each.pid for each in members], [each.dumper.vmas for each in members], frozen)
+        named = [made for table in tables for made in table.objects if isinstance(made, PosixQueue)]
+        return self.ipc.look([each.pid for each in members], [each.dumper.vmas for each in members], frozen, named)
+
+    @property
+    def tables(self) -> list[DescriptorTable]:
+        """The descriptors of all of them, as far as they have been seen."""
+        return [each.dumper.seen_table for each in self.all if each.dumper.seen_table is not None]
 
     # Standing still
 

@@ -18,12 +18,13 @@ from migrate.engine.dump import Stopped
 from migrate.engine.image.codec import decode, encode
 from migrate.engine.kinds import locks, posix_memory
 from migrate.engine.kinds.vma import Backing
+from migrate.engine.letters import with_letters
 from migrate.engine.member import Answer, Member
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.roster import Roster, SendMemberPages
 from migrate.engine.undo import undos_of
-from migrate.errors import Failed, Passing, Refused
+from migrate.errors import Failed, Passing, Problem, Refused
 
 _PAUSES = (0.003, 0.01, 0.03, 0.1, 0.3)  # seconds between tries
 
@@ -60,7 +61,7 @@ class Source:
         one = roster.members[member]
         preview = one.preview or one.inspect(roster.tree[roster.ids.index(member)])
         if not member:
-            ipc, problems = roster.read_ipc(frozen=False)
+            ipc, problems = roster.read_ipc(False, roster.tables)
             preview = replace(preview, ipc=ipc, problems=(*preview.problems, *problems))
         return {}, encode(preview)
 
@@ -217,15 +218,17 @@ class Source:
         roster.find_common()
         roster.read_files(frozen)
         images: list[ProcessImage] = []
-        ipc, problems = roster.read_ipc(frozen)
+        problems: list[Problem] = []
         for dumper, each in zip(dumpers, roster.tree, strict=True):
             try:
                 images.append(dumper.image(frozen, each))
             except Refused as refusal:
                 problems += refusal.problems
+        ipc, more = roster.read_ipc(frozen, [image.descriptors for image in images])
         undos, odd = undos_of(dumpers, ipc.sets)
-        if problems := problems + odd:
+        if problems := [*problems, *more, *odd]:
             raise Refused(problems)
+        images = [with_letters(dumper, image) for dumper, image in zip(dumpers, images, strict=True)]
         images = [replace(image, undos=its) for image, its in zip(images, undos, strict=True)] if undos else images
         images[0] = replace(images[0], ipc=ipc)
         self._shared = posix_memory.objects(image.vmas for image in images)

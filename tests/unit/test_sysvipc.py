@@ -7,14 +7,14 @@ import pytest
 from migrate.engine.kernel.procformat import ProcFormatError
 from migrate.engine.kernel.sysvipc import parse
 
-SHM = """\
-       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      atime      dtime      \
-ctime                   rss                  swap
-   1482065          0   600                    56   812  1044      8   100   107   100   107 1795267995 1795268002 \
-1795267995                  4096                     0
--559038737      32769  3644               1048576   812   812      1     0     0   100   107 1795267995          0 \
-1795267995                     0                     0
-"""
+SHM = (
+    "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      atime      dtime"
+    "      ctime                   rss                  swap\n"
+    "   1482065          0   600                    56   812  1044      8   100   107   100   107 1795267995 1795268002"
+    " 1795267995                  4096                     0\n"
+    "-559038737      32769  3644               1048576   812   812      1     0     0   100   107 1795267995          0"
+    " 1795267995                     0                     0\n"
+)
 SEM = """\
        key      semid perms      nsems   uid   gid  cuid  cgid      otime      ctime
          0         65   606          4  4242     0     0     0          0 1795267995

@@ -6,6 +6,7 @@ All raise OSError with the kernel's errno.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -103,6 +104,20 @@ def pipe_contents(fd: int) -> tuple[bytes, ...]:
 def set_namespace(fd: int, kind: int) -> None:
     """setns(2) of the calling thread. ``kind``: the CLONE_NEW… flag of what ``fd`` is."""
     _call("setns", fd, kind)
+
+
+def mq_attributes(fd: int) -> tuple[int, int, int] | None:
+    """Of a POSIX message queue (mq_getattr(3)): messages that there may be, bytes in one, messages that there are.
+    None: it is none."""
+    room = ctypes.create_string_buffer(64)
+    try:
+        _call("mq_getsetattr", fd, 0, ctypes.addressof(room))
+    except OSError as error:
+        if error.errno in (errno.EBADF, errno.ENOSYS):  # nothing else is said of other files
+            return None
+        raise
+    _, most, largest, count = struct.unpack_from("<4q", room.raw)
+    return most, largest, count
 
 
 def timerfd_gettime(fd: int) -> int:

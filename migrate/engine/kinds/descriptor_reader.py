@@ -20,6 +20,7 @@ from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.inotify import Inotify
 from migrate.engine.kinds.listing import check_threads, open_files, went_away
 from migrate.engine.kinds.memfd import Memfd
+from migrate.engine.kinds.mqueue import PosixQueue
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile, key_of
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.pidfd import PidFd
@@ -266,6 +267,8 @@ class Table:
         if file.format != stat.S_IFREG:
             file.refuse(_name(file), _CLOSE_IT)
             return None
+        if PosixQueue.is_one(file):
+            return self._queue(file)
         if Memfd.is_one(file.link) or (file.stat.st_nlink == 0 and file.link.endswith(" (deleted)")):
             return self._travelling(file)
         return Regular.dump(file)
@@ -286,6 +289,14 @@ class Table:
     def _pipe(self, file: OpenFile) -> State | None:
         if file.key not in self.handles:
             made = Pipe.dump(self.pipes[file.key])
+            if made is None:
+                return None
+            self._add(made)
+        return Handle(self.handles[file.key], 0)
+
+    def _queue(self, file: OpenFile) -> State | None:
+        if file.key not in self.handles:
+            made = PosixQueue.dump(file)
             if made is None:
                 return None
             self._add(made)
@@ -380,7 +391,9 @@ def _is_shareable(file: OpenFile) -> bool:
     shells leave them shared, and look at them no more."""
     if file.flags & O_PATH:
         return False
-    return not file.link.startswith("/") or is_pipe(file) or file.stat.st_nlink == 0 or Memfd.is_one(file.link)
+    if not file.link.startswith("/") or is_pipe(file) or file.stat.st_nlink == 0 or Memfd.is_one(file.link):
+        return True
+    return PosixQueue.is_one(file)
 
 
 def _unwritten(before: os.stat_result, now: os.stat_result) -> bool:
@@ -406,6 +419,8 @@ def _name(file: OpenFile) -> str:
         return f"namespace {file.link}"
     if is_pipe(file):
         return "pipe"
+    if PosixQueue.is_one(file):
+        return f"POSIX message queue {os.path.basename(file.link)}"
     if file.format == stat.S_IFSOCK:
         return "unix socket"
     return f"file {file.link}" if file.format == stat.S_IFREG else f"descriptor of an unknown kind ({file.link})"

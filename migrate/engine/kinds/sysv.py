@@ -194,17 +194,18 @@ class Undo:
 
 @dataclass(frozen=True)
 class Ipc:
-    """All of it. ``limits``: of LIMITS those that the namespace of the source has, with their values; ``queues``
-    without their messages where these were not asked for."""
+    """All of it. ``limits``: of LIMITS those that the namespace of the source has, with their values; ``named``: there
+    are POSIX message queues among the descriptors, whose names belong to the namespace, too."""
 
     limits: tuple[tuple[str, str], ...] = ()
     segments: tuple[Segment, ...] = ()
     sets: tuple[SemaphoreSet, ...] = ()
     queues: tuple[MessageQueue, ...] = ()
+    named: bool = False
 
     def __bool__(self) -> bool:
         """Whether there is anything."""
-        return bool(self.segments or self.sets or self.queues)
+        return bool(self.segments or self.sets or self.queues or self.named)
 
     def restore(self, program: Program) -> None:
         """Sets and queues. By the first process, as root."""
