@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from migrate.engine.image.codec import MAX_SIZE, decode
+from migrate.engine.kinds.mapped import mapped_files
 from migrate.engine.kinds.needs import FileNeed
-from migrate.engine.kinds.vma_read import mapped_files
 from migrate.engine.preview import Preview
 from migrate.engine.process import ProcessImage
 from migrate.errors import ImageError

@@ -27,11 +27,12 @@ from migrate.engine.kinds.descriptor_reader import DescriptorReader
 from migrate.engine.kinds.descriptors import DescriptorTable
 from migrate.engine.kinds.fs import FsState
 from migrate.engine.kinds.identity import Rseq
+from migrate.engine.kinds.mapped import mapped_objects
 from migrate.engine.kinds.mm import MM
 from migrate.engine.kinds.opened import DumpOptions
 from migrate.engine.kinds.restart import Wait, restart
 from migrate.engine.kinds.vma import PROT_EXEC, VMA, Backing
-from migrate.engine.kinds.vma_read import AddressSpaceReader, mapped_objects
+from migrate.engine.kinds.vma_read import AddressSpaceReader
 from migrate.engine.memory.guards import guard_pages
 from migrate.engine.outside import code_of, native_vdso
 from migrate.engine.process import ProcessImage, ThreadImage

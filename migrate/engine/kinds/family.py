@@ -14,12 +14,12 @@ from migrate.engine.kinds import locks
 from migrate.engine.kinds.descriptor_reader import DescriptorReader, Table, check_watches, describe
 from migrate.engine.kinds.descriptors import Description, Descriptor, DescriptorTable, Handle, Object, State
 from migrate.engine.kinds.listing import same_among, went_away
+from migrate.engine.kinds.mapped import mapped_objects
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.taken import Taken
 from migrate.engine.kinds.unix import UnixPair, UnixSocket
 from migrate.engine.kinds.vma import VMA
-from migrate.engine.kinds.vma_read import mapped_objects
 from migrate.errors import Problem
 
 _LOOKS = 4  # at processes that run
