@@ -39,7 +39,8 @@ class Ground:
     ``verdict``: what becomes of the vDSO; ``droppable``: the destination has MAP_DROPPABLE; ``lenders``: which memfds
     are another restoree's; ``member``: it is one of several that move together; ``others``: descriptors of restorers
     that share its table, and ``spare``: objects that these have made, by their numbers, as in ``numbers``; ``region``:
-    all holes, where some share their memory and cannot have the same.
+    all holes, where some share their memory and cannot have the same; ``one_machine``: the source is another container
+    of the destination's.
     """
 
     hole: Hole
@@ -56,6 +57,7 @@ class Ground:
     others: frozenset[int] = frozenset()
     spare: Mapping[tuple[int, int], int] = field(default_factory=dict)
     region: Hole | None = None
+    one_machine: bool = False
 
     @property
     def whole(self) -> Hole:
@@ -112,13 +114,19 @@ class Compiler:
         first = [
             *contents,
             *self._part("address space", (*space, ground), _address_space, image, ground, filled),
-            *self._part("process", (*early, ground), _process, image, ground),
+            *self._part("process", (*early, image.ipc, ground), _process, image, ground),
             descriptors,
         ]
         last = [
             *left,
             *self._part("threads", (states, tiles, process.controls, ground), _other_threads, image, ground),
-            *self._part("end", (process, states[0], tiles[0], vmas, ground), _main_thread, image, ground),
+            *self._part(
+                "end",
+                (process, states[0], tiles[0], vmas, image.ipc.segments, image.undos, ground),
+                _main_thread,
+                image,
+                ground,
+            ),
         ]
         return [first, taken, last]
 
@@ -192,7 +200,9 @@ def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int])
         return
     program = Program(f"address space of pid {image.process.pid}")
     image.mm.restore_keys(program)
-    address_space.compile_finish(program, image.vmas, image.guards, ground.numbers, lenders=ground.lenders)
+    address_space.compile_finish(
+        program, image.vmas, image.guards, ground.numbers, lenders=ground.lenders, hole=ground.whole
+    )
     for vma in image.vmas:
         if vma.start in filled and vma.fill_prot == vma.prot:
             program.syscall("mprotect", vma.start, vma.size, vma.prot, label=f"protection of {vma.label}")
@@ -202,6 +212,7 @@ def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int])
 
 def _process(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     program = Program(f"pid {image.process.pid}")
+    image.ipc.restore(program)
     task.restore_process_early(
         program, image.process, ground.destination, ground.member, image.kin.owns(ACTIONS)
     )
@@ -230,6 +241,9 @@ def _other_threads(image: ProcessImage, ground: Ground) -> Iterator[Program]:
 def _main_thread(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     """What is of the whole process and needs all of its threads, and the main one itself."""
     program = Program(f"the end of pid {image.process.pid}")
+    image.ipc.finish(program)
+    for undo in image.undos:
+        undo.restore(program)
     task.restore_process_signals(program, image.process, ground.destination)
     _become(program, image.threads[0], image, ground)
     task.restore_process_late(program, image.process, ground.destination)

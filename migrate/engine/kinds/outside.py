@@ -63,6 +63,24 @@ def shared_memory(vmas: Sequence[VMA], proc: Proc, family: Collection[int] = ())
     return list(found.values())
 
 
+def users(keys: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Which of these files (device and inode) any process has open or mapped. Looks through all of /proc that we may
+    look at."""
+    lines = {f" {os.major(dev):02x}:{os.minor(dev):02x} {ino} ".encode(): (dev, ino) for dev, ino in keys}
+    found: set[tuple[int, int]] = set()
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/maps", "rb") as file:
+                maps = file.read()
+            found |= {key for line, key in lines.items() if line in maps}
+            for _, number in _descriptors(pid):
+                there = os.stat(f"/proc/{pid}/fd/{number}")
+                found |= {(there.st_dev, there.st_ino)} & set(keys)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return found
+
+
 def _descriptors(pid: str) -> list[tuple[str, int]]:
     """(link, number) of every descriptor of another process; none when it is gone or not ours to look at."""
     found = []
