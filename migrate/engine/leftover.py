@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterable
 
 from migrate.engine.kinds.named import NamedMemory
+from migrate.engine.kinds.opened import Key
 from migrate.engine.kinds.outside import users
 from migrate.engine.kinds.vma import memfds
 from migrate.engine.process import ProcessImage
-
-Key = tuple[int, int]  # device and inode
 
 
 def names(images: Iterable[ProcessImage]) -> dict[str, Key]:
@@ -25,7 +24,7 @@ def names(images: Iterable[ProcessImage]) -> dict[str, Key]:
 def remove(names: dict[str, Key]) -> None:
     """Those that still lead to it, unless somebody else has come to use it: then it is theirs. On the same machine the
     name may lead to the new one by now. OSError."""
-    used = users(set(names.values())) if names else set()
+    used = users(names) if names else set()
     for path, key in names.items():
         try:
             there = os.lstat(path)

@@ -37,6 +37,19 @@ def test_moves(journeys: Journeys, victim: str) -> None:
     assert objects(journeys.pair.b) == NOTHING
 
 
+def test_a_name_that_somebody_has(journeys: Journeys) -> None:
+    """Is not taken away, but said."""
+    journey = journeys.start("posixmemory")
+    pair = journeys.pair
+    path = f"/dev/shm/victim-{journey.task.pid}"
+    pair.b.run(["touch", path])
+    outcome = moves.finish(moves.start(pair.a, journey.task.pid, pair.b.destination))
+    assert outcome.code == 3 and f"{path} is there on the destination already" in outcome.report["error"], outcome
+    pair.b.run(["rm", path])
+    journey.tell()
+    journey.verdict()
+
+
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("point", ["round", "restored"])
 def test_is_called_off(journeys: Journeys, victim: str, point: str) -> None:
