@@ -200,7 +200,9 @@ class Migration:
         for each in previews:
             problems += preflight.process_problems(each, facts)
         needed = tuple(need for each in previews for need in each.needs)
-        files, self._taken = await preflight.file_problems(needed, self.originals.source, self.destination)
+        files, self._taken = await preflight.file_problems(
+            needed, self.originals.source, self.destination, facts.one_machine
+        )
         if problems or files:
             raise Refused([*problems, *files])
         await faults.reach("preflight")
@@ -239,13 +241,15 @@ class Migration:
         member = len(previews) > 1 or not preview.kin.single
         own_terminals = as_init and bool(names)
         room = max(self.originals.ids) + 1 + (SPARE if member else 0)
-        inside = await self.destination.start_overseer(as_init, clocks.namespace, room)
+        inside = await self.destination.start_overseer(as_init, clocks.namespace, room, ipc=preview.ipc)
+        if preview.ipc:
+            self.display.note("the System V objects of the process come into an IPC namespace of their own there")
         await self.destination.join(self._group)
         await self.destination.name_host(preview.surroundings.names)
         with making_sense(self.destination.agent.name, "its vDSO"):
             judged = [preflight.kernel_problems(each, inside) for each in previews]
         problems = [problem for found, _ in judged for problem in found]
-        problems += preflight.clock_problems(inside, self.options.no_clock)
+        problems += preflight.clock_problems(inside, self.options.no_clock) + preflight.ipc_problems(inside)
         lacking, warnings = preview.cpu.missing(inside.cpu, self.options.cpu_check)
         if problems or lacking:
             raise Refused([*lacking, *problems])
@@ -269,6 +273,7 @@ class Migration:
             stdio=await self._stdio(previews),
             taken=terminals.without(self._taken) if own_terminals else self._taken,
             own_terminals=own_terminals,
+            one_machine=facts.one_machine,
             droppable=inside.droppable,
             member=member,
         )
@@ -276,7 +281,7 @@ class Migration:
             Replica(self.destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, RESTOREE + id)
             for id, each, (_, verdict) in zip(self.originals.ids, previews, judged, strict=True)
         ]
-        replica = Replicas(self.destination, members, tree, as_init)
+        replica = Replicas(self.destination, members, tree, as_init, bool(preview.ipc))
         await replica.create(inside.maps, inside.overseer)
         self._following = Following(
             self.destination, self.display, self.ledger, self.originals, replica, facts, inside, ground, room

@@ -17,7 +17,7 @@ from migrate.engine.cpu import Cpu
 from migrate.engine.hostname import HostNames
 from migrate.engine.kernel.maps import Mapping, maps
 from migrate.engine.kernel.timens import Offsets, offsets
-from migrate.engine.kinds import mapping, task, timers
+from migrate.engine.kinds import mapping, sysv, task, timers
 from migrate.engine.program import MAX_PROGRAM, Linked, OpKind, Program
 from migrate.engine.program.listing import describe_failure
 from migrate.errors import Failed, NoRoomToFork, NotCommitted, NumberTaken, OpFailed, Problem, Refused
@@ -58,6 +58,11 @@ class Facts:
     offsets: Offsets | None  # of the agent's own time namespace; None: that kernel has no such namespaces
     round_trip: int  # nanoseconds from before `there` was asked for until `here`
 
+    @property
+    def one_machine(self) -> bool:
+        """Whether both sides are containers of one machine."""
+        return self.here.boot_id == self.there.boot_id
+
 
 @dataclass(frozen=True)
 class Inside:
@@ -69,6 +74,7 @@ class Inside:
     timers_by_id: bool
     droppable: bool  # has memory of that kind
     no_clocks: str  # why there is no time namespace, where one was asked for
+    no_ipc: str  # the same of an IPC namespace
     overseer: int  # its PID as the agent sees it
 
 
@@ -210,10 +216,16 @@ class Destination:
             return {path: _stat(answer) for path, answer in zip(paths, reply["stats"], strict=True)}
 
     async def start_overseer(
-        self, new_pid_namespace: bool, clocks: Offsets | None, restorees: int = 1, streams_of: int = 0
+        self,
+        new_pid_namespace: bool,
+        clocks: Offsets | None,
+        restorees: int = 1,
+        streams_of: int = 0,
+        ipc: sysv.Ipc | None = None,
     ) -> Inside:
         """The overseer, and what it is asked first; what it makes from then on is in a time namespace of its own with
-        ``clocks``. ``streams_of``: a process there whose standard streams the restorees get."""
+        ``clocks``. ``streams_of``: a process there whose standard streams the restorees get. ``ipc``: where there is
+        any, in an IPC namespace of their own for it."""
         reply = await self.agent.request(
             "overseer", restorees=restorees, new_pid_namespace=new_pid_namespace, streams_of=streams_of
         )
@@ -225,6 +237,7 @@ class Destination:
         by_id = timers.probe_restore_ids(program)
         droppable = mapping.probe_droppable(program)
         refused = enter_time_namespace(program, clocks) if clocks is not None else lambda results: ""
+        kept_out = sysv.enter(program, ipc.limits) if ipc else lambda results: ""
         linked = program.link()
         image = await (await self.run_all([(OVERSEER, linked)], return_image=True)).done()
         with making_sense(self.agent.name, "what its overseer found out"):
@@ -235,7 +248,16 @@ class Destination:
             its = cpu(results)
             if not all(offset + size <= its.xsave_size <= _XSAVE_MOST for _, offset, size in its.components):
                 raise ValueError(f"a CPU with {its.xsave_size} bytes of registers")
-            return Inside(found, its, own(results), by_id(results), can_drop, refused(results), reply.number("pid"))
+            return Inside(
+                found,
+                its,
+                own(results),
+                by_id(results),
+                can_drop,
+                refused(results),
+                kept_out(results),
+                reply.number("pid"),
+            )
 
     async def name_host(self, names: HostNames | None) -> None:
         """Have all that the overseer will make in a UTS namespace of that name; None: in ours there. Refused where that

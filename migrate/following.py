@@ -80,12 +80,11 @@ class Following:
             judged = [preflight.kernel_problems(each, self.inside) for each in previews]
         problems += [problem for found, _ in judged for problem in found]
         needed = tuple(need for each in previews for need in each.needs)
-        files, taken = await preflight.file_problems(needed, self.originals.source, self.destination)
+        where = self.originals.source, self.destination, self.facts.one_machine
+        files, taken = await preflight.file_problems(needed, *where)
         if files and passing:
             for id, each in zip(ids, previews, strict=True):
-                self._lacking[id], _ = await preflight.file_problems(
-                    each.needs, self.originals.source, self.destination
-                )
+                self._lacking[id], _ = await preflight.file_problems(each.needs, *where)
             files = []
         if problems or files:
             raise Refused([*problems, *files])

@@ -68,6 +68,8 @@ class Freeze:
         if any(collides(hole, ((vma.start, vma.end) for vma in image.vmas)) for image in images):
             raise Failed("the process has come to use the memory that the restorer lives in; try again")
         originals.see_stopped(images)
+        replicas.check_ipc(images)
+        await replicas.provide(images[0].ipc.segments, last=True)
         self.rescue.halted, self.rescue.stopped = originals.halting, originals.stopped
         for position, (member, image) in enumerate(zip(replicas.members, images, strict=True)):
             if sending[position] is None:
@@ -95,6 +97,7 @@ class Freeze:
             if last["again"]:
                 again = True
                 layout = decode(Layout, last.blob)
+                await replicas.provide(layout.segments)
                 images[position] = replace(images[position], vmas=layout.vmas)
                 replicas.borrow(replicas.members[position], layout.vmas)
                 await replicas.members[position].follow(layout.vmas, layout.fill)

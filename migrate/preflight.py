@@ -58,6 +58,14 @@ def clock_problems(inside: Inside, no_clock: bool) -> list[Problem]:
     return [_jump(f"gives the process no time namespace ({inside.no_clocks})", advice)]
 
 
+def ipc_problems(inside: Inside) -> list[Problem]:
+    """The IPC namespace, the same."""
+    if not inside.no_ipc:
+        return []
+    what = f"gives the process no IPC namespace for its System V objects ({inside.no_ipc})"
+    return [Problem("destination kernel", what, "it needs CONFIG_IPC_NS and CONFIG_CHECKPOINT_RESTORE, and root")]
+
+
 def _jump(what: str, advice: str) -> Problem:
     consequence = "CLOCK_MONOTONIC of the process would jump"
     return Problem("destination kernel", f"{what}: {consequence}", f"{advice}; or let it jump (--no-clock)")
@@ -107,13 +115,13 @@ def kernel_problems(preview: Preview, inside: Inside) -> tuple[list[Problem], vd
 
 
 async def file_problems(
-    needed: Sequence[needs.FileNeed], source: Agent, destination: Destination
+    needed: Sequence[needs.FileNeed], source: Agent, destination: Destination, one_machine: bool
 ) -> tuple[list[Problem], frozenset[str]]:
     """Files that are not there, or not the same. Also the names of deleted files that are taken there."""
     paths = needs.paths(needed)
     there = await destination.stat(paths)
     now = (await source.request("stat", paths=paths, nofollow=True))["stats"]
-    found = needs.compare(needed, there, dict(zip(paths, now, strict=True)))
+    found = needs.compare(needed, there, dict(zip(paths, now, strict=True)), one_machine=one_machine)
     wrong = {problem.what.split(" ")[0] for problem in found}
     same = sorted(
         {need.path for need in needed if need.content and need.path not in wrong and _is_file(there, need.path)}

@@ -18,7 +18,7 @@ from migrate.engine.kinds.vma import VMA, memfds
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.program import Linked, Program
-from migrate.errors import Failed, Problem
+from migrate.errors import Failed, Problem, Refused
 
 
 class Replica:
@@ -178,6 +178,7 @@ class Replica:
         if nodes:
             self.nodes |= nodes
             await self.destination.announce([node.stage for node in nodes])
+            await self._see_that_free([node.path for node in nodes])
         hole, numbers = self.ground.whole, self.ground.numbers
         self._asked, vmas = vmas, self._possible(vmas)
         if not self.laid_out and not self._vmas:
@@ -197,6 +198,15 @@ class Replica:
         self._vmas, self.laid_out = vmas, True
         if len(program):
             self._running.append(await self.destination.run(self.slot, program))
+
+    async def _see_that_free(self, names: Sequence[str]) -> None:
+        """Of shared memory that has come since the needs were looked at, too: it would get no name in the commit."""
+        if self.ground.one_machine:
+            return
+        there = await self.destination.stat(names)
+        if taken := [name for name in names if "errno" not in there[name]]:
+            what = f"has come to use shared memory {taken[0]}, a name that is taken on the destination"
+            raise Refused([Problem(f"pid {self.pid}", what)])
 
     def _place_vdso(self, program: Program) -> None:
         if not self.expecting:

@@ -21,6 +21,7 @@ from migrate.engine.kin import Kin
 from migrate.engine.kinds import terminals
 from migrate.engine.kinds.named import NamedMemory
 from migrate.engine.kinds.node import Node, discard, place
+from migrate.engine.kinds.sysv import Segment
 from migrate.engine.kinds.unix_single import UnixSocket
 from migrate.engine.kinds.vma import VMA, memfds
 from migrate.engine.overseer import Hole
@@ -38,8 +39,16 @@ class Replicas:
     """The tree on the destination. ``members``: by position."""
 
     def __init__(
-        self, destination: Destination, members: Sequence[Replica], tree: Sequence[Kin], as_init: bool
+        self,
+        destination: Destination,
+        members: Sequence[Replica],
+        tree: Sequence[Kin],
+        as_init: bool,
+        own_ipc: bool = False,
     ) -> None:
+        """``own_ipc``: they have an IPC namespace of their own."""
+        self.own_ipc = own_ipc
+        self._segments: dict[int, Segment] = {}  # that are there
         self.destination, self.members, self.tree, self.as_init = destination, members, tree, as_init
         self._parked: tuple[vdso.Area, ...] = ()
         self._overseer = 0
@@ -250,10 +259,33 @@ class Replicas:
         """Follow the layouts that the source found at a look, by position."""
         for position, blob in layouts.items():
             member, layout = self.members[position], decode(Layout, blob)
+            await self.provide(layout.segments)
             self.borrow(member, layout.vmas)
             await member.lay_out(layout)
         for position in layouts:
             await self.members[position].settle()
+
+    async def provide(self, segments: Sequence[Segment], last: bool = False) -> None:
+        """Have these there, so that they can be attached to, and none but these at the ``last``. Raises KinChanged
+        where that was not prepared for."""
+        new = [each for each in segments if each.rights.id not in self._segments]
+        if any(not each.same(self._segments[each.rights.id]) for each in segments if each not in new):
+            raise KinChanged("System V shared memory has been made anew meanwhile")
+        if new and not self.own_ipc:
+            raise KinChanged("the process has come to use System V objects meanwhile")
+        program = Program("System V shared memory")
+        for each in new:
+            each.make(program)
+            self._segments[each.rights.id] = each
+        for id in set(self._segments) - {each.rights.id for each in segments} if last else ():
+            self._segments.pop(id).remove(program)
+        if len(program):
+            await self._run([(self.first.slot, program)])
+
+    def check_ipc(self, images: Sequence[ProcessImage]) -> None:
+        """Raises KinChanged where it was not prepared for what they have by now."""
+        if images[0].ipc and not self.own_ipc:
+            raise KinChanged("the process has come to use System V objects meanwhile")
 
     def borrow(self, member: Replica, vmas: Sequence[VMA]) -> None:
         """Before a layout is followed."""
@@ -264,6 +296,7 @@ class Replicas:
 
     def judge(self, images: Sequence[ProcessImage]) -> tuple[list[Problem], list[str]]:
         """What the destination cannot give, and what will be different there."""
+        self.check_ipc(images)
         problems: list[Problem] = []
         warnings: list[str] = []
         for member, image in zip(self.members, images, strict=True):
@@ -297,7 +330,7 @@ class Replicas:
         release, revocable = self.releasing(images, records)
         people = [member.outer_pid for member in self.members]
         halted = [pid for pid, image in zip(people, images, strict=True) if image.process.stopped]
-        rooms = [node.stage for _, node in _names(images)]
+        rooms = [node.stage for _, node, _ in self._names(images)]
         return await self.destination.stage(self.compile(images), release, revocable, people, halted, rooms)
 
     def releasing(self, images: Sequence[ProcessImage], records: overseer.Records) -> tuple[Linked, int]:
@@ -313,16 +346,16 @@ class Replicas:
             )
             for image in images
         )
-        names = _names(images)
-        staged = {node.stage for _, node in names}
+        names = self._names(images)
+        staged = {node.stage for _, node, _ in names}
         left = [node for member in self.members for node in member.nodes if node.stage not in staged]
         inputs = members, stay, records, names, left
         if self._release is None or self._release[0] != inputs:
             only = members[0]
 
             def late(program: Program) -> None:
-                for name, node in names:
-                    place(program, name, node)
+                for name, node, replaces in names:
+                    place(program, name, node, replaces)
                 for node in left:
                     discard(program, node)
 
@@ -333,22 +366,23 @@ class Replicas:
             self._release = inputs, program.link(), revocable
         return self._release[1:]
 
+    def _names(self, images: Sequence[ProcessImage]) -> tuple[tuple[bytes, Node, bool], ...]:
+        """Of files that the commit has to put in their places, and whether they replace what is there. Shared memory
+        that goes by a name is somebody's, but on the machine that it comes from: there it may be the one here."""
+        found: list[tuple[bytes, Node, bool]] = []
+        memory = self.first.ground.one_machine
+        for image in images:
+            found += ((each.node.name, each.node, memory) for each in memfds(image.vmas) if each.node is not None)
+            for made in image.descriptors.objects:
+                if isinstance(made, UnixSocket):
+                    found += ((name, node, True) for name, node in made.nodes)
+                elif isinstance(made, NamedMemory):
+                    found.append((made.node.name, made.node, memory))
+        return tuple(dict.fromkeys(found))
+
     async def finish(self, programs: Staged) -> None:
         """All is restored, and stands still in the overseer's hands."""
         running = await self.destination.prepare(programs)
         for member in self.members:
             await member.settle()
         await running.done()
-
-
-def _names(images: Sequence[ProcessImage]) -> tuple[tuple[bytes, Node], ...]:
-    """Of files that the commit has to put in their places."""
-    found: list[tuple[bytes, Node]] = []
-    for image in images:
-        found += ((each.node.name, each.node) for each in memfds(image.vmas) if each.node is not None)
-        for made in image.descriptors.objects:
-            if isinstance(made, UnixSocket):
-                found += made.nodes
-            elif isinstance(made, NamedMemory):
-                found.append((made.node.name, made.node))
-    return tuple(dict.fromkeys(found))

@@ -87,13 +87,15 @@ class Rescue:
                 await second_agent(self.sudo, "end", pid=pid, start=start)
 
     async def reap(self) -> None:
-        """Wait until the copy that was ended is gone."""
+        """Wait until the copy that was ended is gone, and what it had by a name."""
         try:
-            await self.source.request("reap")
+            reply = await self.source.request("reap")
         except AgentError:
             raise
         except Failed:
             return  # the agent is gone: `end` has seen to it
+        for each in reply["left"]:
+            self.display.warn(each)
 
 
 async def second_agent(sudo: Sequence[str], verb: str, blob: bytes = b"", **arguments: Any) -> None:

@@ -35,7 +35,7 @@ class Timekeeping:
             display.warn(f"CLOCK_MONOTONIC of the process jumps by {jump}, and what it waits for by that clock")
             return
         # Where both hosts have one clock, as containers of one machine do, it is exact.
-        self._watched = self._facts.here.boot_id != self._facts.there.boot_id
+        self._watched = not self._facts.one_machine
         error = self._facts.round_trip if self._watched else 0
         display.detail(
             f"its clocks go on in a time namespace, by {self._wanted.monotonic / NSEC:+.6f} s; "

@@ -297,11 +297,13 @@ class _Dumping:
         """The checkpoint is whole: now the process may go."""
         try:
             await self.source.request("kill")
-            await self.source.request("reap")
+            reply = await self.source.request("reap")
         except Failed as error:
             raise Failed(
                 f"the checkpoint {self.target.path} is whole, but process {self.job.pid} could not be ended: {error}"
             ) from error
+        for each in reply["left"]:
+            self.display.warn(each)
 
 
 @contextmanager

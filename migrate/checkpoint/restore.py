@@ -145,6 +145,7 @@ class _Restoring:
             await faults.reach("created")
             for number in range(len(replica.generations)):
                 await replica.beget(number)
+            await replica.provide(self.images[0].ipc.segments)
             layouts = [encode(Layout(each.image.vmas, each.fill)) for each in self.checkpoint.processes]
             await replica.lay_out(dict(enumerate(layouts)))
             self.display.phase("reading", self.path)
@@ -215,14 +216,14 @@ class _Restoring:
         await self._begin(preview)
         clocks = self._clocks(preview, facts)
         inside = await self._destination.start_overseer(
-            as_init, clocks, len(previews), os.getpid() if self.job.stdio else 0
+            as_init, clocks, len(previews), os.getpid() if self.job.stdio else 0, self.images[0].ipc
         )
         await self._destination.join(group)
         await self._destination.name_host(preview.surroundings.names)
         with making_sense(self.agent.name, "its vDSO"):
             judged = [preflight.kernel_problems(each, inside) for each in previews]
         problems = [problem for found, _ in judged for problem in found]
-        problems += preflight.clock_problems(inside, self.job.no_clock)
+        problems += preflight.clock_problems(inside, self.job.no_clock) + preflight.ipc_problems(inside)
         lacking, warnings = preview.cpu.missing(inside.cpu, self.job.cpu_check)
         for line in judged[0][1].table():
             self.display.detail(line)
@@ -247,7 +248,7 @@ class _Restoring:
             Replica(self._destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, slot)
             for slot, (each, (_, verdict)) in enumerate(zip(previews, judged, strict=True), RESTOREE)
         ]
-        replica = Replicas(self._destination, members, tree, as_init)
+        replica = Replicas(self._destination, members, tree, as_init, bool(self.images[0].ipc))
         more, differences = replica.judge(self.images)
         if problems or lacking or more:
             raise Refused([*lacking, *problems, *more])

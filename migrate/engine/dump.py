@@ -75,6 +75,7 @@ class Dumper:
         self.spaces = AddressSpaceReader(proc)
         self.files = DescriptorReader(proc, tracee.pidfd, family)
         self.table: tuple[DescriptorTable, list[Problem]] | None = None  # where it is read with those of others
+        self.seen_table: DescriptorTable | None = None  # at the last look
         self._common: frozenset[tuple[int, int]] = frozenset()
         self.tenant = False  # its memory is another process's as well, and is dumped with that one
         self.follows = False  # what has ended of its children is looked after (`migrate.engine.kin`)
@@ -111,8 +112,8 @@ class Dumper:
         """What can be seen without stopping it, and why it cannot be moved as far as that tells."""
         self.vmas = self._look_at_vdso()
         table, problems = self.table or self.files.dump(options or DumpOptions(mapped=mapped.objects(self.vmas)))
+        self.seen_table = table
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
-        more += mapped.unseen(self.vmas, f"pid {self.proc.pid}")
         problems = [*self.spaces.problems, *problems, *more]
         born = {pid for pid in children.seen(self.proc) if not children.ended(pid)} - self.family
         if born:
@@ -212,7 +213,7 @@ class Dumper:
         options = DumpOptions(frozen=frozen, mapped=mapped.objects(self.vmas))
         table, problems = self.table or self.files.dump(options)
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
-        return table, fs, [*problems, *more, *mapped.unseen(self.vmas, f"pid {self.proc.pid}")]
+        return table, fs, [*problems, *more]
 
     def _thread(self, results: Results, outside: task.ThreadOutside, tid: int) -> task.Thread:
         """The very same object as the last time where nothing has changed: then nobody has to look at it again."""

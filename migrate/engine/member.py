@@ -21,6 +21,7 @@ from migrate.engine.dump import Dumper, Stopped
 from migrate.engine.hostname import HostNames
 from migrate.engine.house import at_rest
 from migrate.engine.image.codec import encode
+from migrate.engine.ipc import IpcReader
 from migrate.engine.kernel.probes import has_forced_reads
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.status import status
@@ -58,8 +59,9 @@ _EMPTY = memoryview(b"")
 class Member:
     """One process on its way. What answers a request returns fields and blob of the reply."""
 
-    def __init__(self, pid: int, send_pages: SendPages, family: frozenset[int]) -> None:
-        """Refused when somebody else is moving it. ``family``: all that move together."""
+    def __init__(self, pid: int, send_pages: SendPages, family: frozenset[int], ipc: IpcReader) -> None:
+        """Refused when somebody else is moving it. ``family``: all that move together; ``ipc``: of all of them."""
+        self._ipc = ipc
         self._send_pages = send_pages
         self.pid, self._family = pid, family
         proc = Proc(pid)
@@ -108,7 +110,11 @@ class Member:
 
     def layout(self) -> Answer:
         """That of the last look: what is told of one that is no more what it was then."""
-        return {"pages": 0}, encode(Layout(tuple(self._looked), tuple(self._filled)))
+        return {"pages": 0}, self._layout(self._looked)
+
+    def _layout(self, vmas: Sequence[VMA], kept: Sequence[tuple[int, int]] = ()) -> bytes:
+        segments = self._ipc.segments(self.pid, vmas)
+        return encode(Layout(tuple(vmas), tuple(self._filled), tuple(kept), segments))
 
     # Before
 
@@ -190,7 +196,7 @@ class Member:
                 self._planner.held = maker._planner.held.clip(kept)
             fields = self._scan_memory(dumper.vmas, protect=True)
         self._looked, self._filled = dumper.vmas, set(self._fill())
-        return fields, encode(Layout(tuple(dumper.vmas), tuple(self._filled), tuple(kept)))
+        return fields, self._layout(dumper.vmas, kept)
 
     def shared_with(self, heirs: Sequence[Member]) -> list[PageSet]:
         """After the first look at these: what the restoree has of this one's need not be sent to theirs where it is the
@@ -331,7 +337,7 @@ class Member:
             dumper.look_again()
             self._scan_memory(dumper.vmas, protect=False)
             self._filled = set(self._fill())
-            return {"again": True, "scan": 0.0}, encode(Layout(tuple(dumper.vmas), tuple(self._filled)))
+            return {"again": True, "scan": 0.0}, self._layout(dumper.vmas)
         return {"again": False, "scan": time.monotonic() - begun}, b""
 
     def send_last(self, remapped: list[list[int]], looked: bool) -> Answer:

@@ -1,8 +1,8 @@
 """Namespaces that a process does not share with us: what would be lost with them is refused by name (namespaces(7)).
 
 Not refused are those that are made again: another PID namespace, in which it gets its numbers, another time namespace,
-of which its clocks are, and another UTS namespace (`migrate.engine.hostname`). A mount namespace is only refused where
-it shows something that ours does not.
+of which its clocks are, another UTS namespace (`migrate.engine.hostname`), and another IPC namespace in which nobody
+stays behind (`migrate.engine.ipc`). A mount namespace is only refused where it shows something that ours does not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ _WORDS = {
 }  # fmt: skip
 _LOST = {
     "user": "its users and capabilities are others there",
-    "ipc": "it has System V and POSIX IPC of its own there",
     "net": "it has network devices of its own there",
     "cgroup": "it has a cgroup root of its own there",
 }

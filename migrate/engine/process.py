@@ -8,6 +8,7 @@ from migrate.engine.kin import Kin
 from migrate.engine.kinds.descriptors import DescriptorTable
 from migrate.engine.kinds.fs import FsState
 from migrate.engine.kinds.mm import MM
+from migrate.engine.kinds.sysv import Ipc, Undo
 from migrate.engine.kinds.task import Process, Thread
 from migrate.engine.kinds.vma import VMA
 
@@ -24,7 +25,8 @@ class ThreadImage:
 
 @dataclass(frozen=True)
 class ProcessImage:
-    """``threads``: the main one first. ``guards``: (start, end) of guard pages."""
+    """``threads``: the main one first. ``guards``: (start, end) of guard pages. ``ipc``: what the first of the
+    processes has for all of them; ``undos``: of this one."""
 
     process: Process
     threads: tuple[ThreadImage, ...]
@@ -34,3 +36,5 @@ class ProcessImage:
     descriptors: DescriptorTable
     fs: FsState
     kin: Kin
+    ipc: Ipc = Ipc()
+    undos: tuple[Undo, ...] = ()

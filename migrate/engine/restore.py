@@ -40,7 +40,8 @@ class Ground:
     are another restoree's; ``member``: it is one of several that move together; ``own_terminals``: they have a /dev/pts
     of their own; ``others``: descriptors of restorers that share its table, and ``spare``: objects that these have
     made, by their numbers, as in ``numbers``; ``sockets``: of all restorers, where some share a table, if only until
-    they have passed it on; ``region``: all holes, where some share their memory and cannot have the same.
+    they have passed it on; ``region``: all holes, where some share their memory and cannot have the same;
+    ``one_machine``: the source is another container of the destination's.
     """
 
     hole: Hole
@@ -59,6 +60,7 @@ class Ground:
     spare: Mapping[tuple[int, int], int] = field(default_factory=dict)
     sockets: frozenset[int] = frozenset()
     region: Hole | None = None
+    one_machine: bool = False
 
     @property
     def whole(self) -> Hole:
@@ -115,13 +117,19 @@ class Compiler:
         first = [
             *contents,
             *self._part("address space", (*space, ground), _address_space, image, ground, filled),
-            *self._part("process", (*early, ground), _process, image, ground),
+            *self._part("process", (*early, image.ipc, ground), _process, image, ground),
             descriptors,
         ]
         last = [
             *left,
             *self._part("threads", (states, tiles, process.controls, ground), _other_threads, image, ground),
-            *self._part("end", (process, states[0], tiles[0], vmas, image.kin, ground), _main_thread, image, ground),
+            *self._part(
+                "end",
+                (process, states[0], tiles[0], vmas, image.kin, image.ipc.segments, image.undos, ground),
+                _main_thread,
+                image,
+                ground,
+            ),
         ]
         return [first, taken, last]
 
@@ -195,7 +203,9 @@ def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int])
         return
     program = Program(f"address space of pid {image.process.pid}")
     image.mm.restore_keys(program)
-    address_space.compile_finish(program, image.vmas, image.guards, ground.numbers, lenders=ground.lenders)
+    address_space.compile_finish(
+        program, image.vmas, image.guards, ground.numbers, lenders=ground.lenders, hole=ground.whole
+    )
     for vma in image.vmas:
         if vma.start in filled and vma.fill_prot == vma.prot:
             program.syscall("mprotect", vma.start, vma.size, vma.prot, label=f"protection of {vma.label}")
@@ -205,6 +215,7 @@ def _address_space(image: ProcessImage, ground: Ground, filled: Collection[int])
 
 def _process(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     program = Program(f"pid {image.process.pid}")
+    image.ipc.restore(program)
     task.restore_process_early(
         program, image.process, ground.destination, ground.member, image.kin.owns(ACTIONS)
     )
@@ -235,6 +246,9 @@ def _main_thread(image: ProcessImage, ground: Ground) -> Iterator[Program]:
     program = Program(f"the end of pid {image.process.pid}")
     if image.kin.terminal >= 0:
         task.forget_terminal(program)
+    image.ipc.finish(program)
+    for undo in image.undos:
+        undo.restore(program)
     task.restore_process_signals(program, image.process, ground.destination)
     _become(program, image.threads[0], image, ground)
     task.restore_process_late(program, image.process, ground.destination)

@@ -6,18 +6,22 @@ Each has an id, the order in which they were met, which stays its own. One that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from agents import settling
 from migrate.engine import kin, vforks
 from migrate.engine.descent import Descent
+from migrate.engine.ipc import IpcReader
 from migrate.engine.kernel.maps import proportional
 from migrate.engine.kernel.status import status
 from migrate.engine.kin import Kin
-from migrate.engine.kinds import common
+from migrate.engine.kinds import common, mapped
+from migrate.engine.kinds.descriptors import DescriptorTable
 from migrate.engine.kinds.family import Family
+from migrate.engine.kinds.mqueue import PosixQueue
+from migrate.engine.kinds.sysv import Ipc
 from migrate.engine.marks import Mark, lives, mark_of
 from migrate.engine.member import Member
 from migrate.engine.shares import FILES, MEMORY, Sharers, Shares
@@ -72,6 +76,7 @@ class Roster:
         self.ids: list[int] = []  # parents first
         self.tree: list[Kin] = []
         self.change = Change()
+        self.ipc = IpcReader()
         self.several = False  # processes, if only dead ones
         self.tracking: Tracking | None = None
         self._marks: dict[int, Mark] = {}
@@ -159,7 +164,7 @@ class Roster:
         if problems := why_not_traceable(pid):
             mark_of(pid)  # if it lives
             raise Refused(problems)
-        member = Member(pid, lambda *frame: self._send_pages(id, *frame), frozenset([pid]))
+        member = Member(pid, lambda *frame: self._send_pages(id, *frame), frozenset([pid]), self.ipc)
         self.members[id], self._marks[id], self._started[id] = member, mark, started
         self._fresh.add(id)
 
@@ -310,9 +315,7 @@ class Roster:
 
     def find_common(self) -> None:
         """Shared memory that several of them have mapped, and who sends it."""
-        if not self.several:
-            return
-        owners = [member for member in self.all if member.landlord is None]
+        owners = self._owners
         spaces = [member.dumper.spaces for member in owners]
         shared = common.objects([space.vmas for space in spaces])
         for member in self.all:
@@ -328,6 +331,27 @@ class Roster:
             tables = self._family.dump(frozen, spaces, owners)
             for member, table in zip(self.all, tables, strict=True):
                 member.dumper.table = table
+
+    def read_ipc(self, frozen: bool, tables: Sequence[DescriptorTable]) -> tuple[Ipc, list[Problem]]:
+        """The System V objects of all of them, after their memory has been read. ``tables``: their descriptors. What
+        some share (memory, descriptors) counts once."""
+        pids, spaces = [each.pid for each in self.all], [each.dumper.vmas for each in self._owners]
+        queues = {made.key: made for table in tables for made in table.objects if isinstance(made, PosixQueue)}
+        return self.ipc.look(pids, spaces, frozen, [*queues.values()])
+
+    def unseen(self) -> list[Problem]:
+        """Shared memory with a name that they do not show as a whole."""
+        return mapped.unseen((f"pid {each.pid}", each.dumper.vmas) for each in self._owners)
+
+    @property
+    def _owners(self) -> list[Member]:
+        """Of those who share memory the one that it is dumped with, and all others."""
+        return [member for member in self.all if member.landlord is None]
+
+    @property
+    def tables(self) -> list[DescriptorTable]:
+        """The descriptors of all of them, as far as they have been seen."""
+        return [each.dumper.seen_table for each in self.all if each.dumper.seen_table is not None]
 
     # Standing still
 

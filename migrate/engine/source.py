@@ -10,18 +10,22 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from migrate import faults
-from migrate.engine import aftercare
-from migrate.engine.dump import Stopped
+from migrate.engine import aftercare, leftover
+from migrate.engine.dump import Dumper, Stopped
 from migrate.engine.image.codec import decode, encode
 from migrate.engine.kinds import locks
+from migrate.engine.letters import with_letters
 from migrate.engine.member import Answer, Member
 from migrate.engine.preview import Layout
 from migrate.engine.process import ProcessImage
 from migrate.engine.roster import Roster, SendMemberPages
+from migrate.engine.sharing import Sharing
 from migrate.engine.tracee.instep import in_step
-from migrate.errors import Failed, Passing, Refused
+from migrate.engine.undo import undos_of
+from migrate.errors import Failed, Passing, Problem, Refused
 
 _PAUSES = (0.003, 0.01, 0.03, 0.1, 0.3)  # seconds between tries
 
@@ -35,6 +39,7 @@ class Source:
         self._roster: Roster | None = None
         self._images: dict[int, bytes] = {}
         self._held: dict[int, tuple[locks.Lock, ...]] = {}
+        self._names: dict[str, tuple[int, int]] = {}  # of shared memory
         self._killed = self._committing = False
 
     @property
@@ -55,7 +60,11 @@ class Source:
         """What `do_inspect` tells about the first."""
         roster = self._tree
         one = roster.members[member]
-        return {}, encode(one.preview or one.inspect(roster.tree[roster.ids.index(member)]))
+        preview = one.preview or one.inspect(roster.tree[roster.ids.index(member)])
+        if not member:
+            ipc, problems = roster.read_ipc(False, roster.tables)
+            preview = replace(preview, ipc=ipc, problems=(*preview.problems, *roster.unseen(), *problems))
+        return {}, encode(preview)
 
     def do_lineup(self, follow: bool = False) -> Answer:
         """Who there is, and what has changed since the last call. ``follow``: look; else as of the last rehearsal or
@@ -209,18 +218,29 @@ class Source:
         roster.check()
         roster.find_common()
         roster.read_files(frozen)
+        images, problems = self._imaged(dumpers, frozen)
+        ipc, more = roster.read_ipc(frozen, [image.descriptors for image in images])
+        undos, odd = undos_of(dumpers, ipc.sets, Sharing(roster.tree))
+        if problems := [*problems, *roster.unseen(), *more, *odd]:
+            raise Refused(problems)
+        images = [with_letters(dumper, image) for dumper, image in zip(dumpers, images, strict=True)]
+        images = [replace(image, undos=its) for image, its in zip(images, undos, strict=True)] if undos else images
+        images[0] = replace(images[0], ipc=ipc)
+        self._names = leftover.names(images)
+        return images
+
+    def _imaged(self, dumpers: Sequence[Dumper], frozen: bool) -> tuple[list[ProcessImage], list[Problem]]:
+        """Of those that can be moved, and why the others cannot."""
         found: dict[int, ProcessImage] = {}
-        problems = []
+        problems: list[Problem] = []
         for turn in self._turns():
-            making = [dumpers[position].imaging(frozen, roster.tree[position]) for position in turn]
+            making = [dumpers[position].imaging(frozen, self._tree.tree[position]) for position in turn]
             for position, image in zip(turn, in_step(making), strict=True):
                 if isinstance(image, Refused):
                     problems += image.problems
                 else:
                     found[position] = image
-        if problems:
-            raise Refused(problems)
-        return [found[position] for position in range(len(dumpers))]
+        return [found[position] for position in sorted(found)], problems
 
     def _turns(self) -> list[list[int]]:
         """Positions of all, those first that share their memory with none before them: what is put into one address
@@ -281,10 +301,17 @@ class Source:
         return {}, b""
 
     def do_reap(self) -> Answer:
-        """Wait until the killed copies are gone."""
+        """Wait until the killed copies are gone; then what they had by a name goes, too. ``left``: what could not be
+        removed, in words."""
         for member in self._tree.all:
             member.reap()
-        return {}, b""
+        left = []
+        for remove in (self._tree.ipc.remove, lambda: leftover.remove(self._names)):
+            try:
+                remove()
+            except (Failed, OSError) as error:
+                left.append(f"what has moved is left here: {error}")
+        return {"left": left}, b""
 
     def do_cure(self, pid: int, halted: bool, start: int | None = None, blob: bytes = b"") -> Answer:
         """See `aftercare.cure`. ``blob``: the locks."""

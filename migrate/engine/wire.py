@@ -14,6 +14,7 @@ from migrate.engine.kin import Kin
 from migrate.engine.kinds.descriptors import DescriptorTable
 from migrate.engine.kinds.fs import FsState
 from migrate.engine.kinds.mm import MM
+from migrate.engine.kinds.sysv import Ipc, Undo
 from migrate.engine.kinds.task import Process, Thread
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.process import ProcessImage, ThreadImage
@@ -37,7 +38,13 @@ class _Files:
     fs: FsState
 
 
-_PARTS: tuple[type, ...] = (Process, _Threads, _AddressSpace, MM, _Files, Kin)
+@dataclass(frozen=True)
+class _Ipc:
+    ipc: Ipc
+    undos: tuple[Undo, ...]
+
+
+_PARTS: tuple[type, ...] = (Process, _Threads, _AddressSpace, MM, _Files, Kin, _Ipc)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class Writer:
             image.mm,
             _Files(image.descriptors, image.fs),
             image.kin,
+            _Ipc(image.ipc, image.undos),
         )
         registers = tuple(thread.registers for thread in image.threads)
         xsaves = tuple(thread.xsave for thread in image.threads)
@@ -87,7 +95,7 @@ class Reader:
         envelope = decode(_Envelope, blob)
         if len(envelope.parts) != len(_PARTS):
             raise ImageError(f"image.parts: expected {len(_PARTS)}, found {len(envelope.parts)}")
-        process, threads, space, mm, files, kin = map(self._part, _PARTS, envelope.parts)
+        process, threads, space, mm, files, kin, ipc = map(self._part, _PARTS, envelope.parts)
         if not len(threads.states) == len(envelope.registers) == len(envelope.xsaves):
             raise ImageError(f"image.registers: expected those of {len(threads.states)} threads")
         bare = zip(threads.states, envelope.registers, envelope.xsaves, strict=True)
@@ -100,6 +108,8 @@ class Reader:
             descriptors=files.descriptors,
             fs=files.fs,
             kin=kin,
+            ipc=ipc.ipc,
+            undos=ipc.undos,
         )
 
     def _part(self, cls: type, blob: bytes) -> Any:

@@ -120,7 +120,6 @@ def test_refused_by_name(victims: Victims, file: str) -> None:
     with running([victims("areas"), "refused", file]) as victim:
         found = [str(problem) for problem in problems(victim)]
     expected = (
-        (16, "System V shared memory with key 0x00000000"),
         (32, "has been deleted"),
         (48, "memory of a device|anon_inode:.perf_event"),
         (64, "memory whose faults the process handles itself"),

@@ -56,7 +56,6 @@ def refused(job: Job, directory: Path, *words: str) -> None:
     ("option", "words"),
     [
         ("--user", "is in a user namespace (user:["),
-        ("--ipc", "is in an IPC namespace (ipc:["),
         ("--net", "is in a network namespace (net:["),
         ("--cgroup", "is in a cgroup namespace (cgroup:["),
     ],
@@ -65,6 +64,20 @@ def test_of_its_own(option: str, words: str, tmp_path: Path, keep: Keep) -> None
     job = keep(Job.start("unshare", option, "sleep", "1000"))
     wait_until("asleep", lambda: status_field(job.pid, "Name") == ["sleep"])
     refused(job, tmp_path, f"pid {job.pid}: {words}", "that is not ours", "nsenter")
+
+
+def test_ipc_namespace_of_others_as_well(tmp_path: Path, keep: Keep) -> None:
+    """Refused for who stays behind in it, and not for being another one: then they get one there, too."""
+    job = keep(Job.start("unshare", "--ipc", "sleep", "1000"))
+    wait_until("asleep", lambda: status_field(job.pid, "Name") == ["sleep"])
+    other = keep(Job.start("nsenter", f"--ipc=/proc/{job.pid}/ns/ipc", "sleep", "1000"))
+    wait_until("asleep", lambda: status_field(other.pid, "Name") == ["sleep"])
+    words = f"pid {job.pid}: is in an IPC namespace (ipc:[", f"with process {other.pid}, which stays behind", "nsenter"
+    refused(job, tmp_path, *words)
+    other.close()
+    dump(job, tmp_path / "alone")
+    again = keep(restore(tmp_path / "alone")[0])
+    assert os.readlink(f"/proc/{again.pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
 
 
 def test_mounts_of_its_own(tmp_path: Path, keep: Keep) -> None:

@@ -14,6 +14,7 @@ from migrate.engine.kinds.needs import (
     FIFO,
     FILE,
     FREE_NAME,
+    NEW_NAME,
     FileNeed,
     Stat,
     compare,
@@ -53,6 +54,7 @@ NEED = FileNeed("pid 8 fd 3", "/d/f", FILE, 10, 100)
         (FileNeed("", "/d/p", FIFO), file(), "is not a fifo"),
         (FileNeed("", "/d/x", ANY), file(PIPE), None),
         (FileNeed("", "/d/x", ANY), GONE, "is not on the destination"),
+        (FileNeed("", "/d/x", NEW_NAME), file(), "/d/x is there on the destination already"),
     ],
 )
 def test_one_need(need: FileNeed, reply: Stat, words: str | None) -> None:
@@ -81,3 +83,15 @@ def test_names_of_deleted_files() -> None:
     assert [problem.what for problem in compare(needs, there)] == [
         "/g, where its deleted file c was, is not a directory on the destination"
     ]
+
+
+def test_a_new_name_is_nobodys() -> None:
+    """But the source's own, where both sides see the same files."""
+    need, reply = FileNeed("pid 8 fd 3", "/dev/shm/x", NEW_NAME), {**file(ino=7), "dev": 25}
+    directory = {"/dev/shm": file(DIR)}
+    assert not compare([need], {"/dev/shm/x": GONE, **directory}, {"/dev/shm/x": reply})
+    other = {**reply, "ino": 8}
+    for now, one_machine, refused in ((reply, True, 0), (reply, False, 1), (other, True, 1), (GONE, True, 1)):
+        problems = compare([need], {"/dev/shm/x": reply, **directory}, {"/dev/shm/x": now}, one_machine=one_machine)
+        assert len(problems) == refused, (now, one_machine)
+    assert compare([need], {"/dev/shm/x": GONE, "/dev/shm": GONE})

@@ -85,7 +85,7 @@ def test_protection_for_filling(vma: VMA, prot: int) -> None:
 @pytest.mark.parametrize(
     ("path", "inode", "deleted", "flags", "what"),
     [
-        ("/SYSV0000002a", 0, True, "", "System V shared memory with key 0x0000002a"),
+        ("/SYSV0000002a", 0, True, "ht", "huge pages"),
         ("/anon_hugepage", 5, True, "ht", "huge pages"),
         ("", 0, False, "ss", "shadow stack"),
         ("", 0, False, "um", "userfaultfd"),

@@ -130,6 +130,20 @@ def set_namespace(fd: int, kind: int) -> None:
     _call("setns", fd, kind)
 
 
+def mq_attributes(fd: int) -> tuple[int, int, int] | None:
+    """Of a POSIX message queue (mq_getattr(3)): messages that there may be, bytes in one, messages that there are.
+    None: it is none."""
+    room = ctypes.create_string_buffer(64)
+    try:
+        _call("mq_getsetattr", fd, 0, ctypes.addressof(room))
+    except OSError as error:
+        if error.errno in (errno.EBADF, errno.ENOSYS):  # nothing else is said of other files
+            return None
+        raise
+    _, most, largest, count = struct.unpack_from("<4q", room.raw)
+    return most, largest, count
+
+
 def timerfd_gettime(fd: int) -> int:
     """timerfd_gettime(2): nanoseconds until it fires next. The periods that passed unread are counted by that
     (timerfd_get_remaining and hrtimer_forward_now in do_timerfd_gettime, fs/timerfd.c)."""

@@ -20,6 +20,7 @@ import errno
 from collections.abc import Iterable, Mapping, Sequence
 
 from migrate.engine import vdso
+from migrate.engine.kinds import sysv_memory
 from migrate.engine.kinds.mapping import MADV_GUARD_INSTALL, Bridges, Mapper, bridgeable, rules, stage_size
 from migrate.engine.kinds.vma import FILE, PROT_WRITE, RW, SHMEM, VMA, displaced, memfds
 from migrate.engine.memory.layout import TASK_SIZE, Range, free_range, park
@@ -62,7 +63,11 @@ def compile_kept(vmas: Sequence[VMA], kept: Sequence[Range]) -> list[VMA]:
 
 
 def compile_map(
-    program: Program, vmas: Sequence[VMA], hole: Hole, numbers: Numbers = NO_MEMFDS, lenders: Lenders = NO_LENDERS
+    program: Program,
+    vmas: Sequence[VMA],
+    hole: Hole,
+    numbers: Numbers = NO_MEMFDS,
+    lenders: Lenders = NO_LENDERS,
 ) -> None:
     """Map everything. ``numbers``: one for each of `memfds(vmas)`, free in the restoree; they stay open, for the
     descriptors of the task are made from them."""
@@ -134,9 +139,12 @@ def compile_finish(
     numbers: Numbers = NO_MEMFDS,
     opened: frozenset[int] = frozenset(),
     lenders: Lenders = NO_LENDERS,
+    hole: Hole | None = None,
 ) -> None:
     """After the contents: what would have been in their way. ``guards``: ranges of guard pages. ``opened``: starts of
     what went through `compile_fillable`. mm_struct (`mm.MM`) and seals (`compile_seal`) come after this."""
+    if hole is not None:
+        sysv_memory.attach_again(program, vmas, restorers(hole), Mapper(program, 0, numbers).dress)
     for start, end in guards:
         program.syscall("madvise", start, end - start, MADV_GUARD_INSTALL, label=f"guard pages {start:x}-{end:x}")
     _protect(program, vmas, opened)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Collection
 
+from migrate.engine.kinds.mqueue import PosixQueue
 from migrate.engine.kinds.opened import OpenFile
 from migrate.engine.kinds.pipe import is_pipe
 from migrate.engine.kinds.terminal_reader import is_terminal
@@ -35,6 +37,8 @@ def called(file: OpenFile, known: Collection[str]) -> str:
         return f"namespace {file.link}"
     if is_pipe(file):
         return "pipe"
+    if PosixQueue.is_one(file):
+        return f"POSIX message queue {os.path.basename(file.link)}"
     if file.format == stat.S_IFSOCK:
         return "unix socket"
     return f"file {file.link}" if file.format == stat.S_IFREG else f"descriptor of an unknown kind ({file.link})"

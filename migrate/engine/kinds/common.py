@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from migrate.engine.kinds.vma import COMMON, MEMFD, NAMED, SHMEM, VMA
+from migrate.engine.kinds.vma import COMMON, MEMFD, NAMED, PROT_WRITE, SHMEM, SYSV, VMA
 
 Key = tuple[int, int]
 
@@ -37,21 +37,30 @@ def named(vmas: Sequence[VMA], keys: Collection[Key]) -> list[VMA]:
 
 
 def elsewhere(spaces: Sequence[Sequence[VMA]]) -> list[frozenset[int]]:
-    """For each, the starts of those VMAs of which an earlier one shows the whole part of the object."""
+    """For each, the starts of those VMAs of which an earlier one shows the whole part of the object; and of those that
+    cannot be filled, for they are for reading only, where any does."""
     shown: dict[Key, list[tuple[int, int]]] = {}
-    found = []
-    for vmas in spaces:
+    found: list[set[int]] = [set() for _ in spaces]
+
+    def is_shown(vma: VMA, key: Key) -> bool:
+        low, high = vma.offset, vma.offset + vma.size
+        return any(start <= low and high <= end for start, end in shown.get(key, ()))
+
+    unfillable = []
+    for starts, vmas in zip(found, spaces, strict=True):
         own: dict[Key, list[tuple[int, int]]] = {}
-        starts = []
         for vma in vmas:
-            if not vma.shared or vma.backing is None or vma.backing.kind not in (COMMON, MEMFD, NAMED):
+            if not vma.shared or vma.backing is None or vma.backing.kind not in (COMMON, MEMFD, NAMED, SYSV):
                 continue
-            low, high = vma.offset, vma.offset + vma.size
-            if any(start <= low and high <= end for start, end in shown.get(vma.backing.key, ())):
-                starts.append(vma.start)
+            if not vma.fill_prot & PROT_WRITE:
+                unfillable.append((starts, vma, vma.backing.key))
+            elif is_shown(vma, vma.backing.key):
+                starts.add(vma.start)
             else:
-                own.setdefault(vma.backing.key, []).append((low, high))
+                own.setdefault(vma.backing.key, []).append((vma.offset, vma.offset + vma.size))
         for key, ranges in own.items():
             shown.setdefault(key, []).extend(ranges)
-        found.append(frozenset(starts))
-    return found
+    for starts, vma, key in unfillable:
+        if is_shown(vma, key):
+            starts.add(vma.start)
+    return [frozenset(starts) for starts in found]

@@ -22,6 +22,7 @@ from migrate.engine.kinds.inotify import Inotify
 from migrate.engine.kinds.known_contents import KnownContents
 from migrate.engine.kinds.listing import check_threads, open_files, went_away
 from migrate.engine.kinds.memfd import Memfd
+from migrate.engine.kinds.mqueue import PosixQueue
 from migrate.engine.kinds.opened import Dump, DumpOptions, Key, OpenFile
 from migrate.engine.kinds.owner import Owner
 from migrate.engine.kinds.pidfd import PidFd
@@ -280,6 +281,8 @@ class Table:
         if file.format != stat.S_IFREG:
             file.refuse(called(file, ANONYMOUS), _CLOSE_IT)
             return None
+        if PosixQueue.is_one(file):
+            return self._queue(file)
         if Memfd.is_one(file.link) or (file.stat.st_nlink == 0 and file.link.endswith(" (deleted)")) or node(file):
             return self._travelling(file)
         return Regular.dump(file)
@@ -315,6 +318,14 @@ class Table:
                 return None
             self._add(made)
         return Handle(self.handles[key(index)], 0, int(file.stat.st_rdev != MASTER))
+
+    def _queue(self, file: OpenFile) -> State | None:
+        if file.key not in self.handles:
+            made = PosixQueue.dump(file)
+            if made is None:
+                return None
+            self._add(made)
+        return Handle(self.handles[file.key], 0)
 
     def _socket(self, file: OpenFile) -> State | None:
         if file.key not in self.handles:

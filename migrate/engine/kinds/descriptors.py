@@ -26,6 +26,7 @@ from migrate.engine.kinds.eventfd import EventFd
 from migrate.engine.kinds.inotify import Inotify
 from migrate.engine.kinds.locks import Lock
 from migrate.engine.kinds.memfd import Memfd
+from migrate.engine.kinds.mqueue import PosixQueue
 from migrate.engine.kinds.named import NamedMemory
 from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.kinds.opened import OpenFile
@@ -67,7 +68,7 @@ class Handle:
         return []
 
 
-Queue = Pipe | UnixPair | UnixSocket | Pty  # what has no contents of a file
+Queue = Pipe | UnixPair | UnixSocket | Pty | PosixQueue  # what has no contents of a file
 Object = Queue | Memfd | DeletedFile | NamedMemory
 State = (
     Regular
@@ -215,6 +216,9 @@ class Plan:
                 ready = made.key in self.context.objects
                 made.finish(self._placing, self._held[index][1], index not in self._filled, ready)
         self._place_all(late=False)
+        for index, made in enumerate(self.table.objects):
+            if isinstance(made, PosixQueue):
+                made.forget(program, self._label_of(index))
 
     def finish(self, program: Program) -> None:
         """When the others have made theirs: what is taken from them, and who watches whom."""
@@ -289,6 +293,8 @@ class Plan:
             return placing.copy(held[state.end]), ~flags
         if isinstance(made, Pty):
             return (made.slave(placing, held[0], flags), flags) if state.end else (placing.copy(held[0]), ~flags)
+        if isinstance(made, PosixQueue):
+            return made.open(placing, held, flags), flags
         if isinstance(made, Pipe):
             end = state.object, flags & os.O_ACCMODE
             number = made.open(placing, held, flags, end not in self._taken)

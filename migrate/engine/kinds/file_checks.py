@@ -9,6 +9,7 @@ from migrate.engine.kinds import named
 from migrate.engine.kinds.descriptors import Description, Descriptor
 from migrate.engine.kinds.epoll import Epoll
 from migrate.engine.kinds.memfd import Memfd
+from migrate.engine.kinds.mqueue import PosixQueue
 from migrate.engine.kinds.node import Node
 from migrate.engine.kinds.opened import Dump, OpenFile, key_of
 from migrate.engine.kinds.pipe import is_pipe
@@ -36,7 +37,7 @@ def is_shareable(file: OpenFile) -> bool:
         return True
     if not file.link.startswith("/") or is_pipe(file) or file.stat.st_nlink == 0 or Memfd.is_one(file.link):
         return True
-    return file.link.startswith(named.PLACE)
+    return file.link.startswith(named.PLACE) or PosixQueue.is_one(file)
 
 
 def node(file: OpenFile) -> Node | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
-from migrate.engine.kinds.needs import DEVICE, DIRECTORY, FileNeed
+from migrate.engine.kinds.needs import DEVICE, NEW_NAME, FileNeed
 from migrate.engine.kinds.needs import FILE as NEED_FILE
 from migrate.engine.kinds.vma import FILE, NAMED, OWN, VMA, ZERO, ZERO_DEVICE
 from migrate.errors import Problem
@@ -31,8 +30,7 @@ def files(vmas: Iterable[VMA], who: str) -> list[FileNeed]:
             continue
         where = f"{who} {vma.start:x}-{vma.end:x}"
         if backing.kind == NAMED:
-            directory = os.path.dirname(backing.path)
-            found.setdefault(directory, FileNeed(where, directory, DIRECTORY))
+            found.setdefault(backing.path, FileNeed(where, backing.path, NEW_NAME))
             continue
         if backing.kind == ZERO:
             found.setdefault(backing.path, FileNeed(where, backing.path, DEVICE, rdev=ZERO_DEVICE))
@@ -48,21 +46,23 @@ def files(vmas: Iterable[VMA], who: str) -> list[FileNeed]:
     return list(found.values())
 
 
-def unseen(vmas: Iterable[VMA], who: str) -> list[Problem]:
-    """Shared memory with a name of which some is not mapped, or not to be written to: somebody may open it by that name
-    and look there, and contents travel with what is mapped."""
-    shown: dict[tuple[int, int], list[VMA]] = {}
-    for vma in vmas:
-        if vma.shared and vma.backing is not None and vma.backing.kind == NAMED:
-            shown.setdefault(vma.backing.key, []).append(vma)
+def unseen(spaces: Iterable[tuple[str, Iterable[VMA]]]) -> list[Problem]:
+    """Shared memory with a name of which some is not mapped by any of those who move, or not to be written to: somebody
+    may open it by that name and look there, and contents travel with what is mapped. ``spaces``: of each, who it is,
+    and what it has."""
+    shown: dict[tuple[int, int], list[tuple[str, VMA]]] = {}
+    for who, vmas in spaces:
+        for vma in vmas:
+            if vma.shared and vma.backing is not None and vma.backing.kind == NAMED:
+                shown.setdefault(vma.backing.key, []).append((who, vma))
     found = []
     for same in shown.values():
         reached = 0
-        for vma in sorted(same, key=lambda vma: vma.offset):
+        for _, vma in sorted(same, key=lambda each: each[1].offset):
             if vma.offset <= reached and "mw" in vma.flags.split():
                 reached = max(reached, vma.offset + vma.size)
-        backing, first = same[0].backing, same[0]
-        if backing is not None and reached < backing.size:
-            what = f"shared memory {backing.path} that is not mapped as a whole, and for writing"
+        who, first = same[0]
+        if first.backing is not None and reached < first.backing.size:
+            what = f"shared memory {first.backing.path} that is not mapped as a whole, and for writing"
             found.append(Problem(f"{who} {first.start:x}-{first.end:x}", what, "map all of it, or unlink it"))
     return found

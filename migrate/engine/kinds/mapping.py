@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from migrate.engine.kinds import mempolicy, named
-from migrate.engine.kinds.vma import COMMON, MEMFD, NAMED, PROT_WRITE, RW, SHMEM, VMA, Backing
+from migrate.engine.kinds import mempolicy, named, sysv_memory
+from migrate.engine.kinds.vma import COMMON, MEMFD, NAMED, PROT_WRITE, RW, SHMEM, SYSV, VMA, Backing
 from migrate.engine.program import Arg, OpKind, Program, Results
 
 MAP_SHARED, MAP_PRIVATE, MAP_DROPPABLE, MAP_ANONYMOUS = 1, 2, 8, 0x20  # mmap(2); droppable: Linux 6.11
@@ -126,9 +126,12 @@ class Mapper:
             self.program.op(OpKind.COPY, start, start, 1, label=f"touch {start:x}")
         files: dict[tuple[tuple[int, int], int, bool], list[VMA]] = {}
         objects: dict[tuple[int, int], list[VMA]] = {}
+        segments: dict[tuple[int, bool], list[VMA]] = {}
         for vma in vmas:
             if vma.backing is None:
                 self._anonymous(vma, vma.start in apart)
+            elif vma.backing.kind == SYSV:
+                segments.setdefault((vma.backing.ino, vma.start in apart), []).append(vma)
             elif vma.backing.kind == SHMEM and vma.shared:
                 objects.setdefault(vma.backing.key, []).append(vma)
             else:
@@ -136,6 +139,8 @@ class Mapper:
                 files.setdefault((vma.backing.key, _open_mode(vma), vma.start in apart), []).append(vma)
         for same in objects.values():
             self._shared_anonymous(same)
+        for same in segments.values():
+            sysv_memory.attach(self.program, same, self.stage, 0, self.dress)
         for (_, mode, again), same in files.items():
             self._from_file(same, mode, again)
 
@@ -190,7 +195,7 @@ class Mapper:
         if span is not None and not apart:
             low, high = span
             self.program.syscall("mmap", low, high - low, vma.fill_prot, flags, -1, 0, label=label, expect=low)
-            self._dress(replace(vma, start=low, end=high))
+            self.dress(replace(vma, start=low, end=high))
             for start, end in ((low, vma.start), (vma.end, high)):
                 if start < end:
                     self.program.syscall("munmap", start, end - start, label=f"beside {label}")
@@ -209,7 +214,7 @@ class Mapper:
             self.program.syscall("mremap", *move, label=f"{label} in its place", expect=vma.start)
             if vma.fill_prot != RW:
                 self.program.syscall("mprotect", vma.start, vma.size, vma.fill_prot, label=f"protection of {label}")
-        self._dress(vma)
+        self.dress(vma)
 
     def _touch(self, at: int, label: str) -> None:
         """Make the kernel note that it was written to (anon_vma), and leave no page. An area that was never written to
@@ -233,7 +238,7 @@ class Mapper:
             self.program.syscall("mremap", *view, label=vma.label, expect=vma.start)
             if vma.fill_prot != RW:
                 self.program.syscall("mprotect", vma.start, vma.size, vma.fill_prot, label=f"protection of {vma.label}")
-            self._dress(vma)
+            self.dress(vma)
         self.program.syscall("munmap", at, size, label=f"first view of {label}")
 
     def _from_file(self, vmas: list[VMA], mode: int, again: bool) -> None:
@@ -244,7 +249,7 @@ class Mapper:
             if not again and mode == os.O_RDWR:
                 for vma in vmas:
                     self._mmap(vma, vma.fill_prot, mapping_flags(vma), number, vma.offset)
-                    self._dress(vma)
+                    self.dress(vma)
                 return
             path = f"/proc/self/fd/{number}"
         else:
@@ -253,13 +258,13 @@ class Mapper:
         fd = self.program.syscall("openat", AT_FDCWD, self.program.string(path), mode | os.O_CLOEXEC, 0, label=label)
         for vma in vmas:
             self._mmap(vma, vma.fill_prot, mapping_flags(vma), fd, vma.offset)
-            self._dress(vma)
+            self.dress(vma)
         self.program.syscall("close", fd, label=label)
 
     def _mmap(self, vma: VMA, prot: int, flags: int, fd: Arg, offset: int) -> None:
         self.program.syscall("mmap", vma.start, vma.size, prot, flags, fd, offset, label=vma.label, expect=vma.start)
 
-    def _dress(self, vma: VMA) -> None:
+    def dress(self, vma: VMA) -> None:
         """What must be known before the contents come: they are placed by these rules."""
         if vma.flags in _PLAIN and not vma.policy and not vma.name:
             return
@@ -342,6 +347,8 @@ def stage_size(vmas: Iterable[VMA], apart: set[int]) -> int:
                 size = max(size, vma.size)
         elif vma.backing.kind == COMMON:
             size = max(size, whole_pages(vma.backing.size))
+        elif vma.backing.kind == SYSV:
+            size = max(size, sysv_memory.whole(vma))
         elif vma.backing.kind == SHMEM:
             objects.setdefault(vma.backing.key, []).append(vma)
             size = max(size, _object_size(vma.backing, objects[vma.backing.key]))

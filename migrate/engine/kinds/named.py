@@ -1,8 +1,9 @@
 """Shared memory with a name (shm_open(3)): files in /dev/shm, which is each host's own, so they travel. Python's
 multiprocessing has such memory, and semaphores (sem_open(3)) are such files.
 
-They are made in directories of their own and get their names in the commit (`kinds.node`), in place of what has these
-there. Who has them open opens them by the way to that directory; /proc shows the name once they have it.
+They are made in directories of their own and get their names in the commit (`kinds.node`): what has one of these there
+is somebody's, and never replaced. Here the names go with the copies (`engine.leftover`). Who has them open opens them
+by the way to that directory; /proc shows the name once they have it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from migrate.engine.kernel.mountinfo import mountinfo
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kinds.contents import Attributes, Range, Travelling, read_chunks, write_chunks
-from migrate.engine.kinds.needs import DIRECTORY, FileNeed
+from migrate.engine.kinds.needs import NEW_NAME, FileNeed
 from migrate.engine.kinds.node import AT_FDCWD, Node, token
 from migrate.engine.kinds.placing import Placing
 from migrate.engine.program import Program, Slot
@@ -83,7 +84,7 @@ class NamedMemory(Travelling):
         return cls((found.st_dev, found.st_ino), Attributes.of(found), chunks, node)
 
     def needs(self, where: str) -> list[FileNeed]:
-        return [FileNeed(where, os.path.dirname(self.node.path), DIRECTORY)]
+        return [FileNeed(where, self.node.path, NEW_NAME)]
 
     def make(self, placing: Placing) -> int:
         """The file with its size, without contents."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from migrate.errors import Problem
 
 FILE, DIRECTORY, DEVICE, FIFO, ANY = "file", "directory", "device", "fifo", "any"
-FREE_NAME, TERMINAL = "free name", "terminal"
+FREE_NAME, NEW_NAME, TERMINAL = "free name", "new name", "terminal"
 _FORMATS = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, DEVICE: stat.S_IFCHR, FIFO: stat.S_IFIFO}
 _COPY = "copy it there with its times (rsync -t, cp -p), or share the file system"
+_FREE_IT = "unlink it there (shm_unlink(3)) if nobody needs it any more"
 _THERE = "on the destination"
 
 Stat = Mapping[str, int]  # mode, size, mtime_ns, ino, dev, rdev, uid, gid; or errno
@@ -24,8 +25,9 @@ class FileNeed:
     """A path that must lead to the same thing on the destination.
 
     ``kind``: FILE (size and mtime count), DIRECTORY, DEVICE (rdev counts), FIFO, ANY (must be there), or FREE_NAME
-    (its directory must be there; whether the name is taken decides how a deleted file is made again), or TERMINAL (its
-    number is wanted; whether it is taken, and which of those below are, decides how it is made).
+    (its directory must be there; whether the name is taken decides how a deleted file is made again), NEW_NAME (the
+    same, and nothing else may have it: what goes by it is somebody's), or TERMINAL (its number is wanted; whether it is
+    taken, and which of those below are, decides how it is made).
     ``content``: what is in the file must be the same too (it is mapped): compare digests.
     ``writable``: the process may write to it, so it may change while it is looked at.
     """
@@ -45,7 +47,7 @@ def paths(needs: Iterable[FileNeed]) -> list[str]:
     """What to ask the destination's stat for (following no symbolic link at the end)."""
     found: dict[str, None] = {}
     for need in needs:
-        found[os.path.dirname(need.path) if need.kind == FREE_NAME else need.path] = None
+        found[os.path.dirname(need.path) if need.kind in (FREE_NAME, NEW_NAME) else need.path] = None
         found.update(dict.fromkeys(_wanted(need)))
     return list(found)
 
@@ -69,8 +71,10 @@ def compare(
     there: Mapping[str, Stat],
     now: Mapping[str, Stat] | None = None,
     sides: tuple[str, str] = (_THERE, "here"),
+    one_machine: bool = False,
 ) -> list[Problem]:
-    """Every need that the destination does not meet. ``sides``: what it and the source are called.
+    """Every need that the destination does not meet. ``sides``: what it and the source are called; ``one_machine``:
+    they are containers of one, where a file is the same if device and inode are.
 
     A file that is being written changes between our look and the destination's, and on a shared file system that is
     no fault. ``now``: the source's stat, taken after the destination's; the destination may show any state between
@@ -78,9 +82,12 @@ def compare(
     """
     problems: dict[tuple[str, str], Problem] = {}
     for need in needs:
-        what = _wrong(need, there, (now or {}).get(need.path), *sides)
+        here = (now or {}).get(need.path)
+        if one_machine and need.kind == NEW_NAME and here is not None and _is_one_file(here, there[need.path]):
+            continue
+        what = _wrong(need, there, here, *sides)
         if what is not None:
-            advice = "" if need.kind == DEVICE or sides[0] != _THERE else _COPY
+            advice = _FREE_IT if need.kind == NEW_NAME else "" if need.kind == DEVICE or sides[0] != _THERE else _COPY
             problems.setdefault((need.path, what), Problem(need.where, what, advice))
     return list(problems.values())
 
@@ -95,6 +102,11 @@ def _wrong(need: FileNeed, there: Mapping[str, Stat], now: Stat | None, at: str,
     if need.kind == TERMINAL:
         return None
     reply = there[need.path]
+    if need.kind == NEW_NAME:
+        if "errno" not in reply:
+            return f"{need.path} is there {at} already, and would have to be made anew"
+        parent = there[os.path.dirname(need.path)]
+        return None if stat.S_ISDIR(parent.get("mode", 0)) else f"{os.path.dirname(need.path)} is not a directory {at}"
     if "errno" in reply:
         number = reply["errno"]
         missing = f"is not {at}" if number == errno.ENOENT else f"{at}: {os.strerror(number)}"
@@ -114,6 +126,10 @@ def _wrong(need: FileNeed, there: Mapping[str, Stat], now: Stat | None, at: str,
     if not times[0] <= reply["mtime_ns"] <= times[1]:
         return f"{need.path} was changed at another time {at} ({_ago(reply['mtime_ns'] - last[1])})"
     return None
+
+
+def _is_one_file(one: Stat, other: Stat) -> bool:
+    return all(name in one and name in other and one[name] == other[name] for name in ("dev", "ino"))
 
 
 def _ago(difference_ns: int) -> str:

@@ -14,6 +14,7 @@ from functools import cache
 from migrate.engine.program import Program
 
 AT_FDCWD, AT_REMOVEDIR = -100, 0x200
+RENAME_NOREPLACE = 1  # renameat2(2)
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,15 @@ def token(dev: int, ino: int) -> str:
     return secrets.token_hex(8)
 
 
-def place(program: Program, name: bytes, node: Node) -> None:
-    """Put it where it belongs. In the commit, where nothing may fail any more."""
+def place(program: Program, name: bytes, node: Node, replace: bool) -> None:
+    """Put it where it belongs. In the commit, where nothing may fail any more. ``replace``: what has the name by then;
+    else it stays, and this one has none."""
     label, base = f"name {node.path}", node.stage.encode("utf-8", "surrogateescape")
     staged = program.string(os.path.normpath(base + b"/" + name))
-    program.syscall("renameat", AT_FDCWD, staged, AT_FDCWD, program.string(node.path), label=label, ignore=True)
+    names = AT_FDCWD, staged, AT_FDCWD, program.string(node.path)
+    program.syscall("renameat2", *names, 0 if replace else RENAME_NOREPLACE, label=label, ignore=True)
+    if not replace:
+        program.syscall("unlinkat", AT_FDCWD, staged, 0, label=label, ignore=True)
     for directory in (*reversed([base + b"/" + each.lstrip(b"/") for each in directories(name)]), base):
         program.syscall("unlinkat", AT_FDCWD, program.string(directory), AT_REMOVEDIR, label=label, ignore=True)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 
 from migrate.engine.kernel.fdcalls import same_file
 from migrate.engine.kernel.proc import Proc
-from migrate.engine.kinds.opened import OpenFile
+from migrate.engine.kinds.opened import Key, OpenFile
 from migrate.engine.kinds.terminal import MASTER
 from migrate.engine.kinds.vma import OWN, VMA
 from migrate.errors import Problem
@@ -62,6 +63,24 @@ def shared_memory(vmas: Sequence[VMA], proc: Proc, family: Collection[int] = ())
                 where = f"pid {proc.pid} {vma.start:x}-{vma.end:x}"
                 found[key] = Problem(where, f"shared memory that process {name} has mapped too", "end that one first")
     return list(found.values())
+
+
+def users(files: Mapping[str, Key]) -> set[Key]:
+    """Which of these files, by path, any process has open or mapped. Looks through all of /proc that we may look at."""
+    lines = {f" {os.major(dev):02x}:{os.minor(dev):02x} {ino} ".encode(): (dev, ino) for dev, ino in files.values()}
+    names = {os.path.basename(path) for path in files}  # as it is called wherever it is mounted
+    found: set[Key] = set()
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            with open(f"/proc/{pid}/maps", "rb") as file:
+                maps = file.read()
+            found |= {key for line, key in lines.items() if line in maps}
+        for link, number in _descriptors(pid):
+            if os.path.basename(link) in names:
+                with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                    there = os.stat(f"/proc/{pid}/fd/{number}")
+                    found |= {(there.st_dev, there.st_ino)} & set(files.values())
+    return found
 
 
 def _descriptors(pid: str) -> list[tuple[str, int]]:

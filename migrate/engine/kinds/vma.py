@@ -18,8 +18,9 @@ PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 RW = PROT_READ | PROT_WRITE
 
 FILE, SHMEM, MEMFD, ZERO, COMMON, NAMED = "file", "shmem", "memfd", "zero", "common", "named"
+SYSV = "sysv"
 ZERO_DEVICE = os.makedev(1, 5)
-OWN = (SHMEM, MEMFD, COMMON, NAMED)  # what is in them is nowhere else
+OWN = (SHMEM, MEMFD, COMMON, NAMED)  # what is in them is nowhere else; of SYSV, too, which no file is behind
 
 RT = "[rt-vdso]"  # not in maps: what belongs to the proxy of a vDSO (see `own_vdso`), and is not the task's
 SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", RT)  # the kernel's own pages that can be moved with mremap(2)
@@ -40,7 +41,8 @@ class Backing:
     ``kind``: "file", a regular file; "shmem", memory shared without a name (mmap(2) MAP_SHARED | MAP_ANONYMOUS, or of
     /dev/zero), which every process shows as ``/dev/zero (deleted)``; "memfd"; "zero", a private mapping of /dev/zero;
     "common", what would be "shmem", but for other processes of the tree that have it mapped too (`kinds.common`);
-    "named", shared memory of shm_open(3), with the ``node`` of its file.
+    "named", shared memory of shm_open(3), with the ``node`` of its file;
+    "sysv", System V shared memory, whose ``ino`` is its id, and which has no ``dev`` so that it is nothing else's.
     """
 
     kind: str
@@ -101,7 +103,7 @@ class VMA:
         were written travel; those of a shared one are in the file."""
         if self.special:
             return False
-        return not self.shared or (self.backing is not None and self.backing.kind in OWN)
+        return not self.shared or (self.backing is not None and self.backing.kind in (SYSV, *OWN))
 
     @property
     def fill_prot(self) -> int:
@@ -111,6 +113,8 @@ class VMA:
         can hold nothing of its own. It gets its final protection at once: made writable only for a moment, it would
         be charged and show "ac" for ever (mprotect_fixup(), mm/mprotect.c). With "nr" it is never charged.
         """
+        if self.backing is not None and self.backing.kind == SYSV:
+            return RW  # see `sysv_memory`
         if self.shared:
             fillable = self.backing is not None and self.backing.kind != FILE and "mw" in self.flags
             return RW if fillable else self.prot
@@ -213,8 +217,6 @@ def refusal(mapping: Mapping, flags: Iterable[str], where: str) -> Problem | Non
     if not path.startswith("/"):
         return Problem(place, f"a mapping of {path}")
     if mapping.deleted:
-        if path.startswith("/SYSV"):
-            return Problem(place, f"System V shared memory with key 0x{path[5:]}")
         if path.startswith("/[aio]"):
             return Problem(place, "an asynchronous I/O context (io_setup)")
         if path.startswith("/anon_hugepage"):

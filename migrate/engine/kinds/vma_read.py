@@ -28,6 +28,7 @@ from migrate.engine.kinds.vma import (
     PROT_WRITE,
     SHMEM,
     SPECIAL,
+    SYSV,
     VMA,
     VSYSCALL,
     ZERO,
@@ -255,10 +256,10 @@ class AddressSpaceReader:
     # What is behind a mapping
 
     def _vma(self, mapping: Mapping, flags: str, pkey: int, policies: dict[int, str]) -> VMA:
-        backing = self._backing(mapping) if mapping.inode else None
+        backing = self._backing(mapping) if _has_object(mapping) else None
         perms = mapping.perms
         prot = (perms[0] == "r") | (perms[1] == "w") << 1 | (perms[2] == "x") << 2
-        name = mapping.path if not mapping.inode or mapping.path.startswith("[anon_shmem:") else ""
+        name = mapping.path if not _has_object(mapping) or mapping.path.startswith("[anon_shmem:") else ""
         offset = mapping.offset if backing else 0
         policy = policies.get(mapping.start, "")
         return VMA(mapping.start, mapping.end, prot, perms[3] == "s", backing, offset, name, flags, pkey, policy)
@@ -291,6 +292,10 @@ class AddressSpaceReader:
         if mapping.deleted and mapping.shared and path == "/dev/zero" or path.startswith("[anon_shmem:"):
             size = found.st_size if found else 0  # as large as it is mapped
             return Backing(SHMEM, dev, mapping.inode, "", size, 0)
+        if mapping.deleted and path.startswith("/SYSV") and not _is_mounted(self.proc, dev):
+            if found is None:
+                return Problem(place, f"System V shared memory {mapping.inode}", "run the source side as root")
+            return Backing(SYSV, 0, mapping.inode, "", found.st_size, 0)
         if mapping.deleted and path.startswith("/memfd:"):
             if found is None:
                 return Problem(place, f"memory of a memfd ({path})", "run the source side as root")
@@ -350,12 +355,23 @@ def _is_memory(proc: Proc, found: os.stat_result) -> bool:
     return any((mount.major, mount.minor) == device and mount.fstype == "tmpfs" for mount in mounts)
 
 
+def _is_mounted(proc: Proc, dev: int) -> bool:
+    """Whether what has this number is in the tree of files: the kernel's own file system in memory is not."""
+    device = os.major(dev), os.minor(dev)
+    return any((mount.major, mount.minor) == device for mount in mountinfo(proc.text("mountinfo")))
+
+
+def _has_object(mapping: Mapping) -> bool:
+    """Whether there is something behind it; the inode of a System V segment is its id, which may be 0."""
+    return bool(mapping.inode) or mapping.deleted
+
+
 def _behind(vma: VMA, mapping: Mapping) -> bool:
     if vma.special or mapping.path in SPECIAL:
         return False
     if vma.backing is None:
-        return not mapping.inode
-    if not mapping.inode:
+        return not _has_object(mapping)
+    if not _has_object(mapping):
         return False
     same = vma.backing.ino == mapping.inode or vma.backing.path == mapping.path
     return same and vma.offset - vma.start == mapping.offset - mapping.start
