@@ -372,7 +372,8 @@ class Roster:
                             stop(member)
                             stopped.append(member)
                     except (Refused, ProcessEnded, OSError):
-                        if member.pid == self._pid or lives(member.pid):
+                        # What is known of a program does not hold for the next one, which is found out below.
+                        if not self.has_changed(id) or not lives(self._pid):
                             raise
                 if self._scan():
                     continue

@@ -198,3 +198,5 @@ def test_traced_inside_of_the_tree(victims: Victims, tmp_path: Path, keep: Keep)
     (tracee,) = children(job.pid)
     refused(job, tmp_path, f"process {tracee}: it is traced already, by process {job.pid} (refused")
     assert status_field(tracee, "TracerPid") == [str(job.pid)]
+    job.close()
+    wait_until("the end of its tracee", lambda: os.waitpid(tracee, os.WNOHANG)[0])

@@ -1,0 +1,58 @@
+"""Who belongs to a tree is found out anew at each stop of all of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from migrate.engine.member import Member
+from migrate.engine.roster import Roster
+from migrate.errors import KinChanged
+from tests.tasks import children, status_field, wait_until
+
+EXECUTES = (
+    "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); "
+    "signal.sigwait([signal.SIGUSR1]); os.execvp('sleep', ['sleep', '1000'])"
+)
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {EXECUTES!r}])"
+
+
+@pytest.mark.parametrize("program", [PARENT, EXECUTES], ids=["a child", "alone"])
+def test_another_program_is_executed_right_before_the_stop(program: str) -> None:
+    """What is known of the memory of the last one does not hold for it."""
+    with subprocess.Popen([sys.executable, "-c", program]) as first:
+        wait_until("there", lambda: program is EXECUTES or bool(children(first.pid)))
+        pid = next(iter(children(first.pid)), first.pid)
+        wait_until("waiting", lambda: _sleeps(pid))
+        roster = Roster(first.pid, lambda *frame: None)
+
+        def stop(member: Member) -> None:
+            if member.pid == pid and status_field(pid, "Name") != ["sleep"]:
+                os.kill(pid, signal.SIGUSR1)
+                wait_until("executed", lambda: status_field(pid, "Name") == ["sleep"])
+            member.dumper.stop_outside()
+
+        try:
+            roster.hold(lambda member: member.dumper.stop_outside())
+            roster.let_go()
+            if roster.several:
+                roster.hold(stop)
+                roster.let_go()
+                assert roster.change.renewed == {1} and not roster.change.gone
+            else:
+                with pytest.raises(KinChanged, match="has executed another program meanwhile"):
+                    roster.hold(stop)
+        finally:
+            roster.close()
+            os.kill(pid, signal.SIGKILL)
+            if pid != first.pid:
+                first.kill()
+
+
+def _sleeps(pid: int) -> bool:
+    with open(f"/proc/{pid}/wchan") as file:
+        return "sigtimedwait" in file.read()
