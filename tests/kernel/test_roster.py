@@ -48,9 +48,11 @@ def test_another_program_is_executed_right_before_the_stop(program: str) -> None
                     roster.hold(stop)
         finally:
             roster.close()
-            os.kill(pid, signal.SIGKILL)
+            first.kill()
             if pid != first.pid:
-                first.kill()
+                os.kill(pid, signal.SIGKILL)
+                first.wait()
+                os.waitpid(pid, 0)  # tests adopt orphans
 
 
 def _sleeps(pid: int) -> bool:
