@@ -185,7 +185,7 @@ def test_counter_victims(two_hosts: Pair, victims: Victims, victim: str, tmp_pat
     program = python if victim.endswith(".py") else [victims(victim)]
     task = two_hosts.a.spawn([*program, str(log), "3"])
     wait_until("some lines", lambda: log.exists() and log.stat().st_size > 1000)
-    wait_until("lines of every thread", lambda: {line[:1] for line in log.read_bytes().splitlines()} == {b"0", b"1", b"2"})
+    wait_until("all threads", lambda: {line[:1] for line in log.read_bytes().splitlines()} == {b"0", b"1", b"2"})
     assert status_field(task.outer, "Threads") == ["3"]
     task.kill()
     with log.open() as lines:
