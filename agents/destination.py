@@ -21,10 +21,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from agents import cgroup, hostfacts, libc, pages, private, settling
+from agents.arguments import check
 from agents.commitment import Commitment
 from agents.custody import ENDING, Custody, PagesFailed
 from agents.elf import elf
@@ -149,7 +150,7 @@ class Agent(Custody):
             method = self._verbs.get(verb) if isinstance(verb, str) else None
             if method is None:
                 raise ValueError(f"no such verb: {verb!r:.200}")
-            _check_arguments(method, fields)
+            check(method, fields)
             answer, answer_blob = method(blob, **fields)
         except (OutOfStep, ConnectionEnded, MemoryError, frames.FrameError):
             raise
@@ -408,28 +409,6 @@ class Agent(Custody):
         self._clean_up()
         self._done = True
         return {}, b""
-
-_ARGUMENTS: dict[str, Callable[[Any], bool]] = {
-    "bool": lambda value: type(value) is bool,
-    "int": lambda value: type(value) is int,
-    "float": lambda value: type(value) in (int, float) and 0 <= value < 1e9,
-    "str": lambda value: type(value) is str,
-    "list[int]": lambda value: type(value) is list and all(type(each) is int for each in value),
-    "list[int] | None": lambda value: value is None or _ARGUMENTS["list[int]"](value),
-    "list[str]": lambda value: type(value) is list and all(type(each) is str for each in value),
-    "list[list[int]]": lambda value: type(value) is list and all(map(_ARGUMENTS["list[int]"], value)),
-    "dict[str, Any]": lambda value: type(value) is dict,
-}
-
-
-def _check_arguments(method: Callable[..., Reply], fields: dict[str, Any]) -> None:
-    """By its type hints: a verb that finds out half-way through that a number is none has done the first half."""
-    for name, value in fields.items():
-        wanted = method.__annotations__.get(name)
-        if name == "blob" or wanted is None:
-            raise ValueError(f"no such argument: {name!r:.200}")
-        if not _ARGUMENTS[wanted](value):
-            raise ValueError(f"{name} is not {wanted}: {value!r:.200}")
 
 
 def _os_error(error: OSError) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from agents.journal import check_id
+from migrate import __version__
 from migrate.checkpoint import arguments as checkpoint
 from migrate.checkpoint.jobs import Job
 from migrate.errors import UsageError
@@ -191,9 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         help="say why; -vv: tracebacks, and the programs that make the process there, too",
     )
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
-    output.add_argument(
-        "--version", action="version", version=f"migrate {version('migrate')}", help="print the version"
-    )
+    output.add_argument("--version", action="version", version=f"migrate {__version__}", help="print the version")
     output.add_argument("-h", "--help", action="help", help="print this")
     return parser
 

@@ -11,42 +11,35 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import trio
 
 from agents import journal
-from migrate import faults, preflight
-from migrate.destination import RESTOREE, Destination, Facts
+from migrate import faults
+from migrate.destination import Destination, Facts
 from migrate.ending import LEASE, Ending
 from migrate.engine import overseer, restore
-from migrate.engine.descent import Descent
-from migrate.engine.kinds import terminal, terminals
-from migrate.engine.memory.layout import choose_region, ranges
 from migrate.engine.preview import Preview
 from migrate.engine.program.listing import listing
-from migrate.engine.shares import MEMORY
 from migrate.engine.wire import Reader
 from migrate.errors import Failed, InDoubt, KinChanged, MigrateError, NoRoomToFork, NumberTaken, Refused
-from migrate.following import SPARE, Following
+from migrate.following import Following
 from migrate.freeze import Freeze
 from migrate.ledger import Ledger
 from migrate.links import Relay, connected, watching
 from migrate.options import Options
 from migrate.originals import Originals
 from migrate.policy import Decision, Limits, PrecopyPolicy
+from migrate.preparation import Preparation
 from migrate.progress import Display
-from migrate.replica import Replica
 from migrate.replicas import Replicas
 from migrate.report import Report, Round
 from migrate.rescue import Rescue
-from migrate.timekeeping import Timekeeping
-from migrate.transport.agent import AgentError, making_sense, sole
+from migrate.transport.agent import AgentError, sole
 
 _ATTEMPTS = 4  # to move a tree that others join or leave meanwhile
-_SPARE_THREADS = 16  # that the process may start while it is on its way
 _VERIFIED = 500e6  # bytes per second that are verified, or more
 _WARM = 8  # runs after which the Python interpreter has specialised its code (PEP 659)
 
@@ -127,15 +120,21 @@ class Migration:
 
     def __post_init__(self) -> None:
         self.originals = Originals(self.rescue, self.options.pid)
+        self.preparation = Preparation(
+            self.options, self.display, self.originals, self.destination, self.own_numbers
+        )
         self.ending = Ending(self.options, self.display, self.rescue, self.destination, self.relay)
 
     async def run(self) -> Report:
         """All of it."""
         try:
             async with watching(self.originals.source, self.destination.agent):
-                preview, facts = await self._preflight()
+                await self.preparation.preflight()
+                preview, facts = self.preparation.preview, self.preparation.facts
                 await self._begin(preview, facts)
-                replica = await self._prepare(preview, facts)
+                replica = await self.preparation.replicas()
+                self._following = self.preparation.following(self.ledger, replica)
+                await faults.reach("created")
                 await self._copy(replica)
                 downtime = await self._freeze_and_commit(replica)
         except BaseException as error:
@@ -160,15 +159,12 @@ class Migration:
             rounds=tuple(self.rounds),
             bytes_sent=self.relay.bytes,
             tracker=self._tracker,
-            vdso=self._vdso,
+            vdso=self.preparation.vdso,
             phases_ms={name: seconds * 1000 for name, seconds in self.phases.items()},
             stdio_log=replica.first.ground.stdio,
         )
 
     _tracker = ""
-    _vdso = ""
-    _clocks: Timekeeping | None = None
-
     _records: overseer.Records | None = None
     _following: Following | None = None
 
@@ -185,30 +181,6 @@ class Migration:
 
     # Before anything is touched
 
-    async def _preflight(self) -> tuple[Preview, Facts]:
-        """What the process is, what the destination is, and every reason why the one does not fit the other."""
-        self.display.phase("preflight")
-        await self.originals.inspect()
-        previews = self.originals.previews
-        preview = previews[0]
-        facts = await self.destination.facts()
-        problems = [problem for each in previews for problem in each.problems]
-        others = max(0, self.originals.memory - preview.resident)
-        problems += preflight.host_problems(preview, facts, self.options.no_clock, others)
-        self._group, homeless = preflight.control_group(self.options.cgroup, previews)
-        problems += homeless
-        for each in previews:
-            problems += preflight.process_problems(each, facts)
-        needed = tuple(need for each in previews for need in each.needs)
-        files, self._taken = await preflight.file_problems(
-            needed, self.originals.source, self.destination, facts.one_machine
-        )
-        if problems or files:
-            raise Refused([*problems, *files])
-        await faults.reach("preflight")
-        await self.originals.name()
-        return preview, facts
-
     async def _begin(self, preview: Preview, facts: Facts) -> None:
         """From now on there is something to be told of this migration, on both hosts."""
         self.ending.ledger = ledger = await Ledger.begin(self.id, self.options, preview.comm, self.originals.people)
@@ -221,83 +193,6 @@ class Migration:
         path = await self.destination.begin(ledger.id, lease, faults.there(), about, log)
         if path is not None:
             self.display.note(f"the log on {self.destination.name} is {path}")
-
-    async def _prepare(self, preview: Preview, facts: Facts) -> Replicas:
-        """Overseer and restoree, empty; the last things that could be refused."""
-        previews = self.originals.previews
-        tree = [each.kin for each in previews]
-        wanted = {tid for each in previews for tid in each.tids} | Descent(tree).numbers
-        used = sorted(facts.tids & wanted)
-        if used:
-            name = self.destination.name
-            self.display.note(f"pid {used[0]} is taken on {name}: the process gets a PID namespace of its own there")
-        names = terminals.numbers(need for each in previews for need in each.needs)
-        clash = sorted(names & terminal.occupied(self._taken))
-        if clash:
-            name, what = self.destination.name, terminal.path(clash[0])
-            self.display.note(f"terminal {what} is taken on {name}: the process gets a /dev/pts of its own there")
-        as_init = bool(used) or bool(clash) or self.own_numbers
-        self._clocks = clocks = Timekeeping(preview, facts)
-        member = len(previews) > 1 or not preview.kin.single
-        own_terminals = as_init and bool(names)
-        room = max(self.originals.ids) + 1 + (SPARE if member else 0)
-        inside = await self.destination.start_overseer(as_init, clocks.namespace, room, ipc=preview.ipc)
-        if preview.ipc:
-            self.display.note("the System V objects of the process come into an IPC namespace of their own there")
-        await self.destination.join(self._group)
-        await self.destination.name_host(preview.surroundings.names)
-        with making_sense(self.destination.agent.name, "its vDSO"):
-            judged = [preflight.kernel_problems(each, inside) for each in previews]
-        problems = [problem for found, _ in judged for problem in found]
-        problems += preflight.clock_problems(inside, self.options.no_clock) + preflight.ipc_problems(inside)
-        lacking, warnings = preview.cpu.missing(inside.cpu, self.options.cpu_check)
-        if problems or lacking:
-            raise Refused([*lacking, *problems])
-        for warning in warnings:
-            self.display.warn(warning)
-        clocks.tell(inside, self.display)
-        self._vdso = judged[0][1].decision.value
-        for line in judged[0][1].table():
-            self.display.detail(line)
-        occupied = [*((vma.start, vma.end) for each in previews for vma in each.vmas), *ranges(inside.maps)]
-        threads = max(len(each.tids) for each in previews)
-        tenants = sum(not each.owns(MEMORY) for each in tree)
-        hole, region = choose_region(occupied, overseer.hole_size(threads + _SPARE_THREADS), tenants)
-        ground = restore.Ground(
-            hole=hole,
-            region=region,
-            channels=preflight.channels(previews, facts),
-            destination=replace(facts.task, timers_by_id=inside.timers_by_id),
-            carrier=preview.cpu.carrier(inside.cpu),
-            numbers={},
-            stdio=await self._stdio(previews),
-            taken=terminals.without(self._taken) if own_terminals else self._taken,
-            own_terminals=own_terminals,
-            one_machine=facts.one_machine,
-            droppable=inside.droppable,
-            member=member,
-        )
-        members = [
-            Replica(self.destination, replace(ground, verdict=verdict), facts.pipe_max_size, each.pid, RESTOREE + id)
-            for id, each, (_, verdict) in zip(self.originals.ids, previews, judged, strict=True)
-        ]
-        replica = Replicas(self.destination, members, tree, as_init, bool(preview.ipc))
-        await replica.create(inside.maps, inside.overseer)
-        self._following = Following(
-            self.destination, self.display, self.ledger, self.originals, replica, facts, inside, ground, room
-        )
-        await faults.reach("created")
-        return replica
-
-    async def _stdio(self, previews: Sequence[Preview]) -> str | None:
-        """Where the output goes that leads to a terminal or a pipe here."""
-        wanted, preview = self.options.stdio, previews[0]
-        if not any(each.streams for each in previews) or wanted == "null":
-            return None
-        if wanted is not None:
-            return wanted
-        comm = "".join(c if c.isalnum() and c.isascii() else "_" for c in preview.comm)
-        return await self.destination.stdio_log(f"{comm}-{preview.pid}.log")
 
     # While it runs
 
@@ -381,7 +276,7 @@ class Migration:
         gc.collect()
         gc.freeze()
         gc.disable()
-        assert self._clocks is not None and self._records is not None
+        assert self._records is not None
         freeze = Freeze(
             self.options,
             self.display,
@@ -394,7 +289,7 @@ class Migration:
             self.phases,
         )
         try:
-            still = await self._clocks.behind(self.destination, self.options.max_downtime)
+            still = await self.preparation.clocks.behind(self.destination, self.options.max_downtime)
             with trio.fail_after(self._patience):
                 staged = await freeze.run(still)
                 await faults.reach("before-commit")

@@ -21,9 +21,9 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
+from migrate import __version__
 from migrate.errors import UsageError
 from migrate.options import Options
 from migrate.progress import Display
@@ -55,7 +55,7 @@ class Logged:
         self._common = {"pid": options.pid, "dest": options.dest}
         self._began = clock()
         self._held: list[bytes] | None = None
-        self._write("begun", comm=comm, version=version("migrate"))
+        self._write("begun", comm=comm, version=__version__)
 
     @property
     def rounds(self) -> list[Round]:

@@ -11,16 +11,15 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from migrate.engine import namespaces, vdso
-from migrate.engine.kernel.accounting import timers
 from migrate.engine.kernel.maps import smaps
 from migrate.engine.kernel.pagemap import Pagemap
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kin import Kin
-from migrate.engine.kinds import address_space, children, common, mapped, own_vdso, seccomp, task
+from migrate.engine.kinds import children, common, mapped, own_vdso, seccomp, task
 from migrate.engine.kinds.controls import refusals
 from migrate.engine.kinds.descriptor_reader import DescriptorReader
 from migrate.engine.kinds.descriptors import DescriptorTable
@@ -29,13 +28,14 @@ from migrate.engine.kinds.identity import Rseq
 from migrate.engine.kinds.mm import MM
 from migrate.engine.kinds.opened import DumpOptions
 from migrate.engine.kinds.restart import Wait, restart
-from migrate.engine.kinds.vma import PROT_EXEC, VMA
+from migrate.engine.kinds.vma import VMA
 from migrate.engine.kinds.vma_read import AddressSpaceReader
 from migrate.engine.memory.guards import guard_pages
 from migrate.engine.outside import code_of, native_vdso
 from migrate.engine.process import ProcessImage, ThreadImage
-from migrate.engine.program import Linked, Program, Results
-from migrate.engine.standing import hide_stop, host, own_pid
+from migrate.engine.program import Results
+from migrate.engine.questions import Questions
+from migrate.engine.standing import hide_stop, own_pid
 from migrate.engine.texts import Texts
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import ProcessEnded
@@ -93,11 +93,7 @@ class Dumper:
         self._parasite: Parasite | None = None
         self._room = _ROOM  # each area more is a system call more in the task, while it stands still
         self._inside = ExitStack()  # undoes the injection
-        self._host = host()
-        program = Program("what a thread knows of itself")
-        self._decode_thread = task.collect_thread(program, self._host)
-        self._others = program.link()
-        self._main: _MainProgram | None = None
+        self._questions = Questions(proc, self._texts)
 
     def join(self, family: frozenset[int]) -> None:
         """These move together by now."""
@@ -175,7 +171,7 @@ class Dumper:
         )
         ((table, fs, problems),) = found
         problems += [*self.spaces.problems, *(problem for problem in sequences if problem is not None)]
-        if self._main and self._main.has_children(results[self.proc.pid]):
+        if self._questions.has_children(results[self.proc.pid]):
             born = set(children.seen(self.proc))
             strange = {pid for pid in born if not (children.ended(pid) and self.follows)} - self.family
             if not born or strange:
@@ -221,7 +217,7 @@ class Dumper:
         answers = results.image, outside.mask, outside.queue, outside.rseq, outside.filters, lasting
         known = self._threads.get(tid)
         if known is None or known[0] != answers:
-            known = self._threads[tid] = answers, self._decode_thread(results, outside)
+            known = self._threads[tid] = answers, self._questions.thread(results, outside)
         return known[1]
 
     def _ask_at_rest(
@@ -253,8 +249,9 @@ class Dumper:
         meanwhile: Callable[[], None] | None,
     ) -> Steps[tuple[task.Process, MM, dict[int, Results]]]:
         """What only the task knows: every thread runs a program, the main thread a longer one."""
-        main = self._main_program(files["timers"], own, states)
-        programs = {state.tid: main.linked if state.tid == self.proc.pid else self._others for state in states}
+        main = self._questions.to_main(files["timers"], own, states, [] if self.tenant else self.vmas)
+        others = self._questions.to_others
+        programs = {state.tid: main.linked if state.tid == self.proc.pid else others for state in states}
         parasite = yield from self._injected()
         results = yield from parasite.running(programs, states, meanwhile)
         self._room = max(self._room, parasite.needed)
@@ -267,32 +264,6 @@ class Dumper:
         answers = results[self.proc.pid]
         outside = task.ProcessOutside(own, files, shared, bool(self.tracee.stopped_by))
         return main.process(answers, outside), main.mm(answers, self._flags_of_new_memory()), results
-
-    def _main_program(self, listed: bytes, own: int, states: Sequence[ThreadState]) -> _MainProgram:
-        """The one that also answers for the process; linked anew only when it must be another."""
-        vmas = [] if self.tenant else self.vmas
-        flush = [vma for vma in vmas if vma.shared]
-        keys = any(vma.pkey and vma.prot != PROT_EXEC for vma in vmas)
-        # A timer for a thread that has ended goes on and notifies nobody; it cannot be made so again (timer_create(2)).
-        living = {state.tid for state in states}
-        found = [
-            timer._replace(notify="none", thread=False) if timer.thread and timer.target not in living else timer
-            for timer in timers(listed.decode())
-        ]
-        key = (tuple(found), tuple(flush), keys)
-        if self._main is None or self._main.key != key:
-            program = Program(f"what pid {own} knows of itself")
-            # First what every thread is asked: so the same decoder fits.
-            task.collect_thread(program, self._host)
-            tids = None
-            if listed and own != self.proc.pid:
-                tids = {state.tid: own_pid(self._texts.read(state.tid, "status")) for state in states}
-            process = task.collect_process(program, found, tids)
-            mm = MM.collect(program, self.proc, keys)
-            born = children.ask(program)
-            address_space.compile_flush(program, flush)
-            self._main = _MainProgram(key, program.link(), process, mm, born, keys)
-        return self._main
 
     def _flags_of_new_memory(self) -> str:
         """VmFlags of memory that was mapped with no flags: those of the parasite show whether mlockall(MCL_FUTURE) is
@@ -412,16 +383,6 @@ class Dumper:
             self._texts.close()
             self._pagemap.close()
             self.tracee.close()
-
-
-@dataclass(frozen=True)
-class _MainProgram:
-    key: tuple[object, ...]
-    linked: Linked
-    process: Callable[[Results, task.ProcessOutside], task.Process]
-    mm: Callable[[Results, str], MM]
-    has_children: Callable[[Results], bool]
-    keys: bool
 
 
 def _rseq(state: ThreadState) -> Rseq | None:

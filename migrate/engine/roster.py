@@ -6,8 +6,9 @@ Each has an id, the order in which they were met, which stays its own. One that 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 from agents import settling
@@ -361,7 +362,10 @@ class Roster:
         stopped: list[Member] = []  # not those of which nothing was known when they were
         if self.several:
             vforks.wait([member.dumper.proc for member in self.all])
+        self.held_since = time.monotonic()
         try:
+            for member in self.all if self.several else ():
+                member.dumper.tracee.summon()
             while True:
                 for id in list(self.ids):
                     member = self.members[id]
@@ -390,36 +394,20 @@ class Roster:
             raise
 
     def let_go(self) -> None:
-        """All of them go on."""
-        failure: BaseException | None = None
-        for member in self.all:
-            if member.shares_memory:  # before any of them runs: what is in one of them is in the others, too
-                try:
-                    member.put_right()
-                except Exception as error:
-                    failure = failure or error
-        for member in reversed(self.all):
-            try:
-                member.resume()
-            except Exception as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        """All of them go on. Whatever fails, all of it is tried."""
+        with ExitStack() as each:  # the last one first
+            for member in self.all:
+                each.callback(member.resume)
+            for member in self.all:
+                if member.shares_memory:  # before any of them runs: what is in one of them is in the others, too
+                    each.callback(member.put_right)
 
     def close(self) -> None:
         """Leave no trace in any. Whatever fails, all of it is tried."""
         members, self.members, self.ids = list(self.members.values()), {}, []
-        failure: BaseException | None = None
-        for member in members:
-            if member.shares_memory and member.held:  # see `let_go`
-                try:
-                    member.put_right()
-                except Exception as error:
-                    failure = failure or error
-        for member in reversed(members):
-            try:
-                member.close()
-            except Exception as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        with ExitStack() as each:
+            for member in members:
+                each.callback(member.close)
+            for member in members:
+                if member.shares_memory and member.held:  # see `let_go`
+                    each.callback(member.put_right)

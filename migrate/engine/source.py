@@ -189,9 +189,10 @@ class Source:
             self.do_resume()
             raise
         looking, leaving = sum(each.looking for each in times), sum(each.leaving for each in times)
+        begun = roster.held_since if roster.several else times[0].begun
         return {
-            "begun": times[0].begun,
-            "stop": stopped - times[0].begun - looking - leaving,
+            "begun": begun,
+            "stop": stopped - begun - looking - leaving,
             "vdso": leaving,
             "collect": collected - stopped + looking,
             "changed": roster.members[0].changed(),

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from migrate.engine.member import Member
 from migrate.engine.roster import Roster
 from migrate.errors import KinChanged
 from tests.tasks import children, status_field, wait_until
@@ -30,22 +29,20 @@ def test_another_program_is_executed_right_before_the_stop(program: str) -> None
         wait_until("waiting", lambda: _sleeps(pid))
         roster = Roster(first.pid, lambda *frame: None)
 
-        def stop(member: Member) -> None:
-            if member.pid == pid and status_field(pid, "Name") != ["sleep"]:
-                os.kill(pid, signal.SIGUSR1)
-                wait_until("executed", lambda: status_field(pid, "Name") == ["sleep"])
-            member.dumper.stop_outside()
-
-        try:
+        def hold() -> None:
             roster.hold(lambda member: member.dumper.stop_outside())
             roster.let_go()
+
+        try:
+            hold()
+            os.kill(pid, signal.SIGUSR1)
+            wait_until("executed", lambda: status_field(pid, "Name") == ["sleep"])
             if roster.several:
-                roster.hold(stop)
-                roster.let_go()
+                hold()
                 assert roster.change.renewed == {1} and not roster.change.gone
             else:
                 with pytest.raises(KinChanged, match="has executed another program meanwhile"):
-                    roster.hold(stop)
+                    hold()
         finally:
             roster.close()
             first.kill()

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +106,12 @@ class Tracee:
             self.resume()
             raise
         self._stopped = dict.fromkeys(tids)
+
+    def summon(self) -> None:
+        """Have every thread stop soon, and wait for none: where several processes are to be stopped, they come to rest
+        at once. `stop` or `resume` is to follow, and says what stands in the way."""
+        with suppress(Failed, Refused, OSError):
+            self._seize([tid for tid in self._listed() if tid not in self._stopped and tid not in self._waiting])
 
     def _listed(self) -> list[int]:
         try:
