@@ -35,7 +35,7 @@ check: setup
 
 # Two files at a time: most tests wait more than they compute, for hosts, guests and connections.
 test: check
-	$(AS_ROOT) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not every_kernel and not every_op and not within_kernels" $(PYTEST_ARGS)
+	$(AS_ROOT) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not every_kernel and not every_op and not within_kernels" --durations=20 $(PYTEST_ARGS)
 
 test-ops: setup
 	$(AS_ROOT) $(BIN)/python -m pytest tests/migration -m every_op $(PYTEST_ARGS)

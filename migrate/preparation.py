@@ -13,7 +13,7 @@ from migrate.engine.kinds import terminal, terminals
 from migrate.engine.memory.layout import choose_region, ranges
 from migrate.engine.preview import Preview
 from migrate.engine.shares import MEMORY
-from migrate.errors import Refused
+from migrate.errors import Problem, Refused
 from migrate.following import SPARE, Following
 from migrate.ledger import Ledger
 from migrate.options import Options
@@ -24,6 +24,7 @@ from migrate.replicas import Replicas
 from migrate.timekeeping import Timekeeping
 from migrate.transport.agent import making_sense
 
+_LOOKS = 5  # at processes whose files come and go
 _SPARE_THREADS = 16  # that the process may start while it is on its way
 
 
@@ -56,9 +57,26 @@ class Preparation:
         """What the process is, what the destination is, and every reason why the one does not fit the other."""
         self.display.phase("preflight")
         await self.originals.inspect()
-        previews = self.originals.previews
-        preview = previews[0]
-        facts = self.facts = await self.destination.facts()
+        self.facts = await self.destination.facts()
+        problems, files = await self._look()
+        for _ in range(_LOOKS):
+            if problems or not files or len(self.originals.ids) == 1:
+                break
+            # Processes that come and go have files that do so, too: of a compiler, say, that was done by the time when
+            # the destination was asked.
+            known = files
+            await self.originals.inspect()
+            problems, files = await self._look()
+            if any(each in known for each in files):
+                break
+        if problems or files:
+            raise Refused([*problems, *files])
+        await faults.reach("preflight")
+        await self.originals.name()
+
+    async def _look(self) -> tuple[list[Problem], list[Problem]]:
+        """Why not; and of these, which files stand in the way."""
+        previews, preview, facts = self.originals.previews, self.preview, self.facts
         problems = [problem for each in previews for problem in each.problems]
         others = max(0, self.originals.memory - preview.resident)
         problems += preflight.host_problems(preview, facts, self.options.no_clock, others)
@@ -70,10 +88,7 @@ class Preparation:
         files, self._taken = await preflight.file_problems(
             needed, self.originals.source, self.destination, facts.one_machine
         )
-        if problems or files:
-            raise Refused([*problems, *files])
-        await faults.reach("preflight")
-        await self.originals.name()
+        return problems, files
 
     async def replicas(self) -> Replicas:
         """Overseer and restoree, empty; the last things that could be refused."""

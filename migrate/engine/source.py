@@ -53,6 +53,8 @@ class Source:
     def do_inspect(self, pid: int) -> Answer:
         """Everything that can be seen without touching them; the blob is about the first. ``ids``: of all of them.
         Refused when one of them cannot even be looked at."""
+        if self._roster is not None:  # once more
+            self._roster.close()
         self._roster = Roster(pid, self._send_pages)
         return {"ids": self._roster.ids, "memory": self._roster.memory()}, self.do_preview(0)[1]
 
