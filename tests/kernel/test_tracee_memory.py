@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from migrate.engine.kernel.maps import maps
 from migrate.engine.tracee.memory import Memory, RemoteAddress
+from tests.tasks import wait_until
 
 
 @pytest.mark.parametrize(
@@ -24,8 +26,10 @@ def test_it_ends_in_between(touch: Callable[[Memory, RemoteAddress], object]) ->
     with subprocess.Popen(["sleep", "100"]) as process:
         memory = Memory(process.pid)
         try:
+            # until then its areas change
+            wait_until("asleep", lambda: "nanosleep" in Path(f"/proc/{process.pid}/wchan").read_text())
             with open(f"/proc/{process.pid}/maps") as file:
-                place = RemoteAddress(next(each for each in maps(file.read()) if each.perms == "rw-p").start)
+                place = RemoteAddress(next(each for each in maps(file.read()) if each.path == "[stack]").start)
             memory.force_write(place, memory.read(place, 8))
             touch(memory, place)
             process.kill()

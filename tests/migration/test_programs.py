@@ -64,7 +64,7 @@ def test_gzip(journeys: Journeys) -> None:
 
 def test_openssl_speed(journeys: Journeys) -> None:
     # CPU time, which it would reckon with otherwise, begins anew with a new process: nobody can set it.
-    arguments = ["-elapsed", "-seconds", "5", "-bytes", "1024", "sha256", "sha512"]
+    arguments = ["-elapsed", "-seconds", "10", "-bytes", "1024", "sha256", "sha512"]
     journey = _move_at_work(journeys, "openssl", ["openssl", "speed", *arguments])
     journey.task.wait_gone(60)
     assert re.search(r"^sha256 +[\d.]+k", journey.out, re.MULTILINE), journey.complaint

@@ -85,3 +85,21 @@ def test_errors_name_the_file_and_closing_closes() -> None:
         os.fstat(fd)
     with pytest.raises(FileNotFoundError):
         Proc(1 << 22)
+
+
+def test_refused_because_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says of a link of a task that ends meanwhile what it says where there is no right to look."""
+
+    def refused(*arguments: object, **more: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    with subprocess.Popen(["sleep", "100"]) as child, Proc(child.pid) as process:
+        monkeypatch.setattr(os, "readlink", refused)
+        for name in ("ns/mnt", f"task/{child.pid}/ns/mnt"):
+            with pytest.raises(PermissionError):
+                process.link(name)
+        child.kill()
+        child.wait()
+        for name in ("ns/mnt", f"task/{child.pid}/ns/mnt"):
+            with pytest.raises(ProcessLookupError):
+                process.link(name)

@@ -7,6 +7,7 @@ inode belongs to a ``struct pid``, not to a number; proc(5)).
 
 from __future__ import annotations
 
+import errno
 import os
 from types import TracebackType
 from typing import Self
@@ -96,8 +97,21 @@ class Proc:
             raise self._named(error, name) from None
 
     def _named(self, error: OSError, name: str) -> OSError:
-        """The same error about the whole path: a bare ``status`` says nothing."""
-        return OSError(error.errno, error.strerror, f"{self.path}/{name}")
+        """The same error about the whole path: a bare ``status`` says nothing. A link of a task that ends while it is
+        read is refused as if we had no right to it (proc_ns_readlink(), fs/proc/namespaces.c; proc_pid_readlink())."""
+        number = error.errno
+        if number == errno.EACCES and not self._is_there(name):
+            number = errno.ESRCH
+        return OSError(number, os.strerror(number or 0), f"{self.path}/{name}")
+
+    def _is_there(self, name: str) -> bool:
+        """Whether the task that an entry is about has not been reaped."""
+        task = "/".join(name.split("/")[:2]) if name.startswith("task/") else "."
+        try:
+            os.stat(f"{task}/stat", dir_fd=self.fd)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return True
 
     def close(self) -> None:
         if self.fd >= 0:
