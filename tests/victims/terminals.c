@@ -125,6 +125,7 @@ __attribute__((noreturn)) static void lead(int master, int slave)
 	struct sigaction action = { .sa_handler = on_signal }, ignore = { .sa_handler = SIG_IGN };
 	pid_t front, back;
 	int own, status;
+	ssize_t typed;
 
 	close(master);
 	check(setsid() > 0 && !ioctl(slave, TIOCSCTTY, 0));
@@ -145,7 +146,10 @@ __attribute__((noreturn)) static void lead(int master, int slave)
 	check(waitpid(back, &status, 0) == back && WIFEXITED(status) && WEXITSTATUS(status) == 9, "%x", status);
 	check(!tcsetpgrp(own, getpgrp()));
 	check(write(own, "done\n", 5) == 5);
-	check(read(slave, &status, 1) == 1);
+	do /* SIGWINCH may come before what was typed first */
+		typed = read(slave, &status, 1);
+	while (typed < 0 && errno == EINTR);
+	check(typed == 1);
 	for (int i = 0; !resizes && i < 5000; i++)
 		usleep(1000);
 	check(resizes == 1);
