@@ -93,7 +93,9 @@ def test_server_and_its_clients(journeys: Journeys, memory: str) -> None:
     told = f"{journey.out}{journey.err}{log.read_text()}"
     ends = ["client ended with 0"] * CLIENTS
     assert journey.out.splitlines()[CLIENTS:] == [*ends, "rows missing: 0", "the server ended with 0"], told
-    assert not re.search(r"ERROR|FATAL|PANIC|crash|terminated by signal", log.read_text()[before:]), told
+    # Only until it is told to end: it may not have seen by then that a client has gone, and says that this is FATAL.
+    at_work_still, *_ = log.read_text()[before:].partition("received fast shutdown request")
+    assert not re.search(r"ERROR|FATAL|PANIC|crash|terminated by signal", at_work_still), told
     assert not journey.err, told
 
 

@@ -47,6 +47,15 @@ def _name(outer: int) -> str:
     return Path(f"/proc/{outer}/comm").read_text().strip()
 
 
+def _in_front(leader: int) -> str:
+    """The name of the program that has the terminal of a shell's session (proc_pid_stat(5): tpgid). A job that is to
+    get it is a shell itself until it executes its program, and what is typed before that may be the shell's."""
+    try:
+        return _name(int(Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[5]))
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def _type(directory: Path, keys: str) -> None:
     """Into a FIFO that the program has open for both."""
     number = os.open(directory / "keys", os.O_WRONLY | os.O_NONBLOCK)
@@ -85,7 +94,8 @@ def test_script(journeys: Journeys) -> None:
     _comes(journey, "\n63\n")
     _type(journey.directory, "tty; sleep 1000\n")
     _comes(journey, f"63(?s:.*)\n{terminal}\n")
-    wait_until("the sleeper", lambda: children(children(journey.task.outer)[0]))
+    (shell,) = children(journey.task.outer)
+    wait_until("the sleeper", lambda: _in_front(shell) == "sleep")
     _type(journey.directory, "\x03")
     _comes(journey, r"\^C(?s:.*)prompt: $")
     _type(journey.directory, "echo status $?\n")
@@ -115,14 +125,14 @@ while {![file exists $env(VICTIM_GO)]} {
     must "\n[expr $i * $i]\r\nprompt: $"
     after 1
 }
-send "sleep 1000\r"
-after 200
+send "sh -c 'echo asleep; exec sleep 1000'\r"
+must "\nasleep\r"
 send "\003"
 must "prompt: $"
 send "echo status \$?\r"
 must "status 130\r"
-send "cat\r"
-after 100
+send "sh -c 'echo reading; exec cat'\r"
+must "\nreading\r"
 send "to be kil\025that stays\r"
 must "\nthat stays\r"
 send "\004"
@@ -190,7 +200,8 @@ def test_tmux(journeys: Journeys) -> None:
     here.type(jobs, "tty; sleep 1002", "Enter")
     here.shows(jobs, "^/dev/pts/[0-9]+$")
     (terminal,) = re.findall("^/dev/pts/[0-9]+$", here.screen(jobs), re.M)
-    wait_until("the jobs", lambda: len(children(children(journey.task.outer)[0])) == 3)
+    shell = children(journey.task.outer)[0]
+    wait_until("the jobs", lambda: len(children(shell)) == 3 and _in_front(shell) == "sleep")
     here.type(jobs, "C-z")
     here.shows(jobs, r"^\[3\]\+ +Stopped")
     here.type(jobs, "echo $((5", "*")
@@ -215,6 +226,8 @@ def test_tmux(journeys: Journeys) -> None:
     there.shows(jobs, "^two 17$")
     there.type(jobs, "clear; fg", "Enter")
     there.shows(jobs, "^sleep 1002$")
+    shell = children(journey.task.outer)[0]
+    wait_until("it is in front", lambda: _in_front(shell) == "sleep")
     there.type(jobs, "C-c")
     there.type(jobs, "echo three $?", "Enter")
     there.shows(jobs, "^three 130$")

@@ -211,7 +211,9 @@ int main(void)
 		much[i] = scramble(i);
 	check(write(full[0], much, 7000) == 7000);
 	check(write(full[1], much, 9000) == 9000);
-	settle();
+	for (int i = 0; waiting(full[1]) < 4095 && i < 5000; i++)
+		usleep(1000);
+	settle(); /* no more than that */
 	check(waiting(full[1]) == 4095, "%d", waiting(full[1]));
 	ready();
 	wait_told();
