@@ -111,9 +111,6 @@ class Dumper:
         self.seen_table = table
         fs, more = FsState.dump(self.proc, self.tracee.pidfd)
         problems = [*self.spaces.problems, *problems, *more]
-        born = {pid for pid in children.seen(self.proc) if not children.ended(pid)} - self.family
-        if born:
-            problems.append(children.refusal(f"pid {self.proc.pid}", sorted(born)))
         self._texts.hold()
         return self.vmas, table, fs, problems
 

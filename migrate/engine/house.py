@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 from migrate.engine.dump import Dumper
 from migrate.engine.kernel.proc import Proc
@@ -42,12 +42,8 @@ def at_rest(house: Sequence[Dumper], family: Collection[int]) -> Iterator[None]:
 
 @contextmanager
 def _newcomer(pid: int) -> Iterator[Dumper]:
-    with Proc(pid) as proc:
-        dumper = Dumper(proc, Tracee(pid))
-        try:
-            yield dumper
-        finally:
-            dumper.close()
+    with Proc(pid) as proc, Tracee(pid) as tracee, closing(Dumper(proc, tracee)) as dumper:
+        yield dumper
 
 
 def _children(dumper: Dumper) -> set[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from select import POLLIN, poll
 from typing import Any
 
@@ -64,13 +64,14 @@ class Member:
         self._ipc = ipc
         self._send_pages = send_pages
         self.pid, self._family = pid, family
-        proc = Proc(pid)
-        try:
+        with ExitStack() as opened:  # of one that may end meanwhile
+            proc = Proc(pid)
+            opened.callback(proc.close)
             self._claim = Claim(proc)
-        except BaseException:
-            proc.close()
-            raise
-        self.dumper = Dumper(proc, Tracee(pid), family)
+            opened.callback(self._claim.close)
+            tracee = opened.enter_context(Tracee(pid))
+            self.dumper = Dumper(proc, tracee, family)
+            opened.pop_all()
         self._tracker: Tracker | None = None
         self._pump: PagePump | None = None
         self._planner = RoundPlanner()

@@ -106,11 +106,11 @@ class Roster:
         stand still for a moment."""
         for _ in range(_LOOKS):
             try:
-                self._scan()
+                self._scan(meeting=True)
                 self.settle()
                 self.several = self.several or not self.tree[0].single
-                borrowers = len(kin.descendants(self._pid)) > len(self.ids)
-                if not borrowers and not self._problems():
+                others = len(kin.descendants(self._pid)) > len(self.ids)  # by now
+                if not others and not self._problems():
                     return
             except (FileNotFoundError, ProcessLookupError, ProcessEnded):
                 if not lives(self._pid):
@@ -192,15 +192,18 @@ class Roster:
         self.hold(lambda member: member.dumper.stop())
         self.let_go()
 
-    def _scan(self) -> bool:
-        """Who there is; whether that has changed."""
+    def _scan(self, meeting: bool = False) -> bool:
+        """Who there is; whether that has changed. ``meeting``: for the first time, when one that is met alone may turn
+        out to be several, or another program. Later that raises KinChanged."""
         pids = kin.descendants(self._pid)
         known = {member.pid: id for id, member in self.members.items()}
-        if not self.several and len(pids) > 1:
+        if meeting:
+            self.several = self.several or len(pids) > 1
+        elif not self.several and len(pids) > 1:
             raise KinChanged(f"process {pids[1]} has joined process {pids[0]} meanwhile")
         gone = [id for pid, id in known.items() if pid not in pids]
         renewed = [id for pid, id in known.items() if pid in pids and self.has_changed(id)]
-        if 0 in renewed and not self.several:
+        if 0 in renewed and not self.several and not meeting:
             raise KinChanged(f"process {self._pid} has executed another program meanwhile")
         try:
             for id in gone:

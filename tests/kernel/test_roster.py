@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -49,7 +50,32 @@ def test_another_program_is_executed_right_before_the_stop(program: str) -> None
             if pid != first.pid:
                 os.kill(pid, signal.SIGKILL)
                 first.wait()
-                os.waitpid(pid, 0)  # tests adopt orphans
+                with suppress(ChildProcessError):  # its parent was faster
+                    os.waitpid(pid, 0)  # tests adopt orphans
+
+
+LOOP = "for i in $(seq 100000); do /bin/true; done"
+
+
+@pytest.mark.parametrize("program", [LOOP, f"({LOOP}) | cat"], ids=["the first", "another"])
+def test_children_come_and_go_while_they_are_met(program: str) -> None:
+    """One that has just been born is no reason against a move: it joins in."""
+    with subprocess.Popen(["bash", "-c", program], start_new_session=True) as first:
+        try:
+            wait_until("children", lambda: bool(children(first.pid)))
+            for _ in range(20):
+                roster = Roster(first.pid, lambda *frame: None)
+                try:
+                    seen = [member.preview for member in roster.all if member.preview is not None]
+                    assert len(seen) == len(roster.all)
+                    assert not [problem for each in seen for problem in each.problems]
+                finally:
+                    roster.close()
+        finally:
+            os.killpg(first.pid, signal.SIGKILL)
+            with suppress(ChildProcessError):  # tests adopt orphans
+                while True:
+                    os.waitpid(-first.pid, 0)
 
 
 def _sleeps(pid: int) -> bool:
