@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
 from tests.migration.journey import Journeys
 from tests.tasks import children, wait_until
 
-PIPELINE = "tar --sort=name --mtime=@0 --owner=0 --group=0 -cf - -C {} . | xz -T1 -{} | sha256sum"
+TAR = "tar --sort=name --mtime=@0 --owner=0 --group=0 -cf - -C {} ."
+# However long it takes to move it, there is something left to be done.
+PIPELINE = f"{{{{ {TAR}; until [ -e $VICTIM_GO ]; do sleep 0.1; done; {TAR}; }}}} | xz -T1 -6 | sha256sum"
 AT_WORK = ("--no-converge", "continue", "--max-rounds", "4")  # they write more than a slow machine sends
 SOURCES = 16
 
@@ -29,12 +32,15 @@ def _tree(directory: Path, count: int) -> Path:
 
 def test_a_pipeline(journeys: Journeys, tmp_path: Path) -> None:
     """tar | xz | sha256sum under one shell: not a byte is lost or there twice."""
-    line = PIPELINE.format(_tree(tmp_path / "data", 10), 6)
-    expected = subprocess.run(["sh", "-c", line], check=True, capture_output=True, text=True).stdout
+    data = _tree(tmp_path / "data", 8)
+    line = PIPELINE.format(data, data)
+    told = {**os.environ, "VICTIM_GO": "/"}
+    expected = subprocess.run(["sh", "-c", line], check=True, capture_output=True, text=True, env=told).stdout
     journey = journeys.run("pipeline", ["bash", "-c", f"{line}; exit 3"])
     wait_until("all of it at work", lambda: len(children(journey.task.outer)) == 3)
     journey.move(*AT_WORK, look=False)
-    assert len(children(journey.task.outer)) == 3 and not journey.out  # it had not been done by then
+    assert len(children(journey.task.outer)) == 3 and not journey.out
+    journey.tell()
     journey.task.wait_gone(120)
     assert journey.out == expected and not journey.err
 
