@@ -1,8 +1,7 @@
 """The destination agent: starts the overseer, hands programs and page frames to restorers, and reports about its host.
 
-It speaks frames (migrate/transport/frames.py) on its standard input and output, one request after the other, and
-knows nothing about what a process is. It is one loop in one thread; what it waits for is the next frame, an answer of
-a restorer, the death of one of them, or somebody's question what became of the migration (agents/settling.py).
+It speaks frames (migrate/transport/frames.py) on its standard input and output (agents/conversation.py), and knows
+nothing about what a process is.
 
 Until ``prepare`` everything that it started ends with it: on the end of its input, on SIGHUP, SIGTERM and SIGINT, and
 when it is killed (PR_SET_PDEATHSIG of the overseer). From then on it waits for its lease before it ends anything, but
@@ -19,203 +18,36 @@ import pkgutil
 import re
 import signal
 import sys
-import time
-import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from agents import cgroup, hostfacts, libc, pages, private, settling
-from agents.arguments import check
 from agents.commitment import Commitment
-from agents.custody import ENDING, Custody, PagesFailed
+from agents.conversation import Conversation, NotCommitted, Reply, terminate
+from agents.custody import ENDING
 from agents.elf import elf
-from agents.journal import ABORTED, Directory, JournalError
-from agents.overseer import LEASE, ConnectionEnded, OutOfStep, Overseer, RestorerDied
+from agents.journal import ABORTED, Directory
+from agents.overseer import Overseer
 from migrate.transport import frames
 
-Reply = tuple[dict[str, Any], "bytes | bytearray"]
 F_SETPIPE_SZ = 1031  # fcntl(2); the name is in Python since 3.10
-_MESSAGE = 4096  # characters of a sentence
 _MAX_RESTOREES = 2048
 _PIPE_SIZE = 1 << 20  # bytes; what an unprivileged user may ask for, /proc/sys/fs/pipe-max-size
 
 
-class Terminated(BaseException):
-    """A signal told us to end."""
-
-
-class NotCommitted(Exception):
-    """What should be let go is not there any more."""
-
-
-class Agent(Custody):
+class Agent(Conversation):
     """The agent on a pair of descriptors.
 
     :param overseer: executable and arguments in place of the restorer, for tests.
     """
 
     def __init__(self, stdin: int, stdout: int, overseer: Sequence[str] = ()) -> None:
-        super().__init__()
-        self._stdin, self._stdout = stdin, stdout
+        super().__init__(stdin, stdout)
         self._command = list(overseer)
-        self._done = False
         self._staged = b""
         self._release = (b"", 0)  # the program of the commit, and how many of its ops can be revoked
-        self._verbs = {
-            name[len("verb_") :]: getattr(self, name) for name in dir(self) if name.startswith("verb_")
-        }
 
-    def serve(self) -> int:
-        """Answers until ``bye``, the end of the input, or a signal; one that has prepared a commit until that has come
-        to its end. The exit status."""
-        try:
-            status = self._converse()
-            self._keep()
-            return status
-        except Terminated:
-            return 1
-        finally:
-            _deaf()
-            self._clean_up()
-
-    def _converse(self) -> int:
-        try:
-            while not self._done:
-                self._idle()
-                header = frames.read_header(self._stdin, self._listen)
-                if header is None:
-                    break
-                self._frame(header)
-                if self._commitment is not None:
-                    self._commitment.heard()
-            return 0
-        except (OutOfStep, frames.FrameError) as error:
-            self._fatal("restorer-died" if isinstance(error, OutOfStep) else "protocol", str(error))
-            return 1
-        except MemoryError:
-            self._fatal("memory", "no memory is left for what was sent")
-            return 1
-        except (BrokenPipeError, ConnectionResetError, ConnectionEnded):
-            return 1
-
-    def _idle(self) -> None:
-        """Until the next frame; an overseer that dies meanwhile is reported at once, not when it is next needed.
-
-        Not for ever: a cable that was pulled ends no connection (sshd's ClientAliveInterval is 0 by default), and the
-        coordinator sends a ping now and then."""
-        watch = not self._released
-        while True:
-            ready = self._wait([self._stdin], watch, LEASE)
-            if ready is None:
-                raise ConnectionEnded("nothing was heard for a while")
-            if self._stdin in ready:
-                return
-            if self._overseer is not None and self._overseer.pidfd in ready:
-                self._event({"event": "restorer-died", "message": str(self._overseer.died())})
-                watch = False
-
-    def _listen(self) -> None:
-        """The same in the middle of a frame: nothing is done before the whole of it is here."""
-        while True:
-            ready = self._wait([self._stdin], False, LEASE)
-            if ready is None:
-                raise ConnectionEnded("nothing was heard for a while, in the middle of a message")
-            if self._stdin in ready:
-                return
-
-    def _frame(self, header: frames.Header) -> None:
-        meta = bytes(frames.read_exactly(self._stdin, header.meta_len, self._listen))
-        if header.kind == frames.PAGES:
-            self._pages(header, meta)
-        elif header.kind == frames.REQUEST:
-            blob = frames.read_exactly(self._stdin, header.blob_len, self._listen)
-            self._request(frames.parse_json(meta), bytes(blob) if isinstance(blob, memoryview) else blob)
-        else:
-            raise frames.FrameError(f"a {frames.KINDS[header.kind]} frame is not for an agent")
-
-    def _request(self, fields: dict[str, Any], blob: bytes | bytearray) -> None:
-        number, verb = fields.pop("id", None), fields.pop("verb", None)
-        if type(number) is not int:
-            raise frames.FrameError(f"a request without an id: {fields!r:.200}")
-        begun = time.monotonic()
-        error = self._answer(number, verb, fields, blob)
-        if self._commitment is not None:
-            about = {"error": error} if error else {}
-            seconds = round(time.monotonic() - begun, 6)
-            self._commitment.log("request", verb=verb, seconds=seconds, bytes=len(blob), **about)
-
-    def _answer(self, number: int, verb: object, fields: dict[str, Any], blob: bytes | bytearray) -> str:
-        """What was wrong, or nothing."""
-        try:
-            method = self._verbs.get(verb) if isinstance(verb, str) else None
-            if method is None:
-                raise ValueError(f"no such verb: {verb!r:.200}")
-            check(method, fields)
-            answer, answer_blob = method(blob, **fields)
-        except (OutOfStep, ConnectionEnded, MemoryError, frames.FrameError):
-            raise
-        except NotCommitted as error:
-            return self._refuse(number, "not-committed", str(error))
-        except RestorerDied as error:
-            return self._refuse(number, "restorer-died", str(error))
-        except PagesFailed as error:
-            return self._refuse(number, "pages", str(error), error.errno)
-        except JournalError as error:
-            return self._refuse(number, "journal", str(error))
-        except OSError as error:
-            return self._refuse(number, "os", _os_error(error), error.errno)
-        except Exception as error:  # what nobody thought of must not end us: the roll-back is by requests, too
-            traceback.print_exc()
-            return self._refuse(number, "protocol", f"{verb}: {error}")
-        self._write(frames.REPLY, {"id": number, "ok": True, **answer}, answer_blob)
-        return ""
-
-    def _refuse(self, number: int, kind: str, message: str, error: int | None = None) -> str:
-        said = message[:_MESSAGE]
-        self._write(frames.REPLY, {"id": number, "ok": False, "error": {"kind": kind, "message": said, "errno": error}})
-        return said
-
-    def _event(self, fields: dict[str, Any]) -> None:
-        self._write(frames.EVENT, fields)
-
-    def _fatal(self, kind: str, message: str) -> None:
-        """The last thing that is said: no frame after this can be understood."""
-        try:
-            self._event({"event": "fatal", "kind": kind, "message": message[:_MESSAGE]})
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # nobody listens any more; the exit status says it too
-
-    def _write(self, kind: int, fields: dict[str, Any], blob: bytes | bytearray = b"") -> None:
-        frames.write_all(self._stdout, frames.head(kind, frames.json_meta(fields), len(blob)), blob)
-
-    # Pages
-
-    def _pages(self, header: frames.Header, meta: bytes) -> None:
-        frames.check_pages(header.flags, meta, header.blob_len)
-        if self._page_failure is None and self._overseer is None:
-            self._page_failure = PagesFailed("page frames came before there was an overseer", None)
-        if self._page_failure is not None or self._overseer is None:
-            frames.discard(self._stdin, header.blob_len, self._listen)
-            return
-        try:
-            failed, result = self._overseer.place(header.slot, meta, header.blob_len)
-        except ValueError as error:  # no such slot
-            self._page_failure = PagesFailed(str(error), None)
-            frames.discard(self._stdin, header.blob_len, self._listen)
-            return
-        if failed >= 0:
-            runs = frames.parse_pages(meta)[1]
-            where = "{:#x} ({} pages)".format(*runs[failed][:2]) if failed < len(runs) else "the end of the frame"
-            self._page_failure = PagesFailed(
-                f"placing pages at {where} in restoree {header.slot}: {os.strerror(-result)}", -result
-            )
-
-    def _check_pages(self) -> None:
-        failure = self._called_off or self._page_failure
-        if failure is not None:
-            raise failure
-
-    # Verbs. Each takes the blob and the arguments of the request, and returns fields and blob of the reply.
+    # What is asked
 
     def verb_hello(self, blob: bytes) -> Reply:
         return hostfacts.hello(), b""
@@ -411,22 +243,6 @@ class Agent(Custody):
         return {}, b""
 
 
-def _os_error(error: OSError) -> str:
-    text = error.strerror or str(error)
-    return f"{error.filename}: {text}" if error.filename else text
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    _deaf()
-    raise Terminated(number)
-
-
-def _deaf() -> None:
-    """Once is enough: a signal must not interrupt the clean-up."""
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)
-
-
 def main(overseer: Sequence[str] = ()) -> int:
     """The agent on standard input and output. What is printed by mistake goes to the standard error."""
     stdout = os.dup(1)
@@ -439,7 +255,7 @@ def main(overseer: Sequence[str] = ()) -> int:
     except OSError:
         pass  # a socket, or the user has used up what he may have (pipe(7)): it works without
     for number in ENDING:
-        signal.signal(number, _terminate)
+        signal.signal(number, terminate)
     return Agent(0, stdout, overseer).serve()
 
 

@@ -1,4 +1,4 @@
-"""An sshd that the tests of a file share, and ways to it."""
+"""An sshd that the tests of a file share, and ways to it; and what a restorer that only pretends is given."""
 
 from __future__ import annotations
 
@@ -35,3 +35,11 @@ def keyless(server: Sshd, tmp_path: Path) -> Destination:
     config = tmp_path / "keyless"
     config.write_text("".join(line for line in lines if "IdentityFile" not in line))
     return Destination("there", config=str(config))
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Path:
+    """Where the stand-in for a restorer writes what it was sent."""
+    path = tmp_path / "pages"
+    path.touch()
+    return path

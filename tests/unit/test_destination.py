@@ -1,100 +1,24 @@
-"""The destination agent as a local process: routing with a stand-in for the restorer, and with the real one."""
+"""The destination agent: what it answers."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import struct
-import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 from elftools.elf.elffile import ELFFile
 
 from agents import hostfacts
 from agents.elf import BASE, elf
 from migrate.engine.program import OpKind, Program
 from migrate.pie import blob
-from migrate.transport import frames, local
-from migrate.transport.agent import Agent, AgentError, ConnectionLost, open_agent
+from migrate.transport import frames
+from migrate.transport.agent import AgentError
 from migrate.transport.frames import CONTENTS, PAGE, Run
-from tests.tasks import children
-
-ROOT = Path(__file__).parents[2]
-FAKE = Path(__file__).with_name("fake_restorer.py")
-ID = "261121100343-9f3a2c1b"
-Test = Callable[["Side"], Awaitable[None]]
-
-
-class Side:
-    """An agent under test."""
-
-    def __init__(self, agent: Agent, stream: local.LocalAgent, events: list[dict[str, Any]]) -> None:
-        self.agent, self.stream, self.events = agent, stream, events
-
-
-@asynccontextmanager
-async def side(overseer: list[str], before: str = "pass") -> AsyncIterator[Side]:
-    program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from agents import destination, overseer; {before};"
-        f" sys.exit(destination.main({overseer!r}))"
-    )
-    events: list[dict[str, Any]] = []
-    async with local.start([sys.executable, "-c", program]) as stream:
-        async with open_agent(stream, "the destination", on_event=events.append) as agent:
-            yield Side(agent, stream, events)
-
-
-def with_agent(test: Test, overseer: list[str] | None = None, before: str = "pass") -> None:
-    async def main() -> None:
-        with trio.fail_after(60):
-            async with side(overseer or [], before) as subject:
-                await test(subject)
-
-    trio.run(main)
-
-
-@pytest.fixture
-def pages(tmp_path: Path) -> Path:
-    path = tmp_path / "pages"
-    path.touch()
-    return path
-
-
-def fake(pages: Path) -> list[str]:
-    return [sys.executable, "-S", str(FAKE), str(pages)]
-
-
-async def prepare(subject: Side, program: bytes, release: bytes, revocable: int = 1) -> int:
-    """A program for the overseer, and the one of the commit. Returns the overseer's number."""
-    (child,) = children(subject.stream.process.pid)
-    about = {"release": len(release), "revocable": revocable, "restoree": child}
-    await subject.agent.request("stage", program + release, **about)
-    assert (await subject.agent.request("prepare", parts=[[0, len(program)]]))["failed"] == -1
-    return child
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_gone(pid: int) -> None:
-    deadline = time.monotonic() + 10
-    while alive(pid):
-        assert time.monotonic() < deadline, f"{pid} lives on"
-        time.sleep(0.005)
-
-
-# About the host
+from tests.unit.asking import ID, Side, alive, fake, prepare, wait_gone, with_agent
 
 
 def test_facts(tmp_path: Path) -> None:
@@ -249,151 +173,6 @@ def test_the_first_page_failure_is_kept(pages: Path) -> None:
     assert pages.read_bytes() == b"1" * PAGE, "what came after a failure was placed"
 
 
-@pytest.mark.parametrize(
-    ("program", "says"),
-    [(b"die 9", r"killed by signal 9 \(Killed\)"), (b"exit 3", r"exited with status 3 \(it did not understand")],
-)
-def test_a_restorer_that_dies_at_work(pages: Path, program: bytes, says: str) -> None:
-    async def test(subject: Side) -> None:
-        await subject.agent.request("overseer", restorees=1)
-        with pytest.raises(AgentError, match=says) as caught:
-            await subject.agent.request("run", program, parts=[[0, len(program)]])
-        assert caught.value.kind == "restorer-died"
-        await subject.agent.request("hello")
-
-    with_agent(test, fake(pages))
-
-
-def test_a_restorer_that_dies_idle_is_reported(pages: Path) -> None:
-    async def test(subject: Side) -> None:
-        pid = (await subject.agent.request("overseer", restorees=1))["pid"]
-        os.kill(pid, signal.SIGKILL)
-        while not subject.events:
-            await trio.sleep(0.001)
-        assert subject.events[0]["event"] == "restorer-died" and "killed by signal 9" in subject.events[0]["message"]
-        with pytest.raises(AgentError, match="killed by signal 9"):
-            await subject.agent.request("run", b"x", parts=[[0, len(b"x")]])
-        await subject.agent.request("abort")
-        await subject.agent.request("overseer", restorees=0)
-
-    with_agent(test, fake(pages))
-
-
-def test_a_restorer_that_dies_in_a_page_frame(pages: Path) -> None:
-    """How much it had read nobody knows, so the agent gives up, and says why."""
-
-    async def test(subject: Side) -> None:
-        pid = (await subject.agent.request("overseer", restorees=1))["pid"]
-        os.kill(pid, signal.SIGSTOP)
-        await subject.agent.send_pages(0, 0, frames.pages_meta([Run(0x1000, 256)]), bytes(256 * PAGE))
-        pending = await subject.agent.submit("sync")
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(AgentError, match="killed by signal 9") as caught:
-            await pending.reply()
-        assert caught.value.kind == "restorer-died"
-        assert await subject.stream.process.wait() == 1
-
-    with_agent(test, fake(pages))
-
-
-@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", frames.HEADER.pack(b"MIG1", 3, 0, 0, 0, 0)])
-def test_garbage_ends_it_in_words(garbage: bytes) -> None:
-    async def test(subject: Side) -> None:
-        await subject.stream.send_all(garbage)
-        error = await subject.agent.wait_lost()
-        assert isinstance(error, AgentError) and error.kind == "protocol"
-        assert "not a frame" in str(error) or "only 0 bytes" in str(error)
-        with pytest.raises(AgentError):
-            await subject.agent.request("hello")
-
-    with_agent(test)
-
-
-@pytest.mark.parametrize("how", ["eof", "SIGTERM", "SIGHUP", "SIGKILL", "bye"])
-@pytest.mark.parametrize("busy", [False, True])
-def test_everything_ends_with_the_agent(pages: Path, how: str, busy: bool) -> None:
-    pids: list[int] = []
-
-    async def test(subject: Side) -> None:
-        pids.append((await subject.agent.request("overseer", restorees=1))["pid"])
-        if busy:
-            await subject.agent.submit("run", b"hang", parts=[[0, len(b"hang")]])
-            await trio.sleep(0.1)
-        if how == "bye":
-            await subject.agent.request("bye")
-        elif how == "eof":
-            await subject.stream.aclose()
-        else:
-            subject.stream.process.send_signal(signal.Signals[how])
-        await subject.stream.process.wait()
-
-    if not (busy and how == "bye"):  # it would never come to that
-        with_agent(test, fake(pages))
-        wait_gone(pids[0])
-
-
-def test_a_restorer_that_hangs(pages: Path) -> None:
-    """Also when there is something to be read all the while, as the pings of the coordinator."""
-    pids: list[int] = []
-
-    async def test(subject: Side) -> None:
-        pids.append((await subject.agent.request("overseer", restorees=1))["pid"])
-        pending = await subject.agent.submit("run", b"hang", parts=[[0, len(b"hang")]])
-        await subject.agent.submit("ping")
-        with pytest.raises(AgentError, match="the overseer hangs: no answer within 0.3 s") as error:
-            await pending.reply()
-        assert error.value.kind == "restorer-died"
-        await subject.agent.request("abort")
-        wait_gone(pids[0])
-
-    with_agent(test, fake(pages), "overseer.PATIENCE = 0.3")
-
-
-@pytest.mark.parametrize("busy", [False, True])
-def test_a_silent_coordinator(pages: Path, busy: bool) -> None:
-    """The connection does not end, as when a cable is pulled, and nothing comes over it."""
-    pids: list[int] = []
-
-    async def test(subject: Side) -> None:
-        pids.append((await subject.agent.request("overseer", restorees=1))["pid"])
-        if busy:
-            await subject.agent.submit("run", b"hang", parts=[[0, len(b"hang")]])
-        assert await subject.stream.process.wait() == 1
-        wait_gone(pids[0])
-
-    with_agent(test, fake(pages), "destination.LEASE = overseer.LEASE = 2")
-
-
-def test_silence_in_the_middle_of_a_message(pages: Path) -> None:
-    """A cable that is pulled while something is on its way."""
-    whole = frames.encode(frames.Frame(frames.REQUEST, frames.json_meta({"id": 9, "verb": "hello"}), bytes(100)))
-    for cut in (5, 20, len(whole) - 1):
-
-        async def test(subject: Side, cut: int = cut) -> None:
-            pid = (await subject.agent.request("overseer", restorees=1))["pid"]
-            await subject.stream.send_all(whole[:cut])
-            assert await subject.stream.process.wait() == 1
-            wait_gone(pid)
-
-        with_agent(test, fake(pages), "destination.LEASE = overseer.LEASE = 2")
-
-
-def test_lost_agent_is_told(pages: Path) -> None:
-    async def test(subject: Side) -> None:
-        await subject.agent.request("overseer", restorees=1)
-        pending = await subject.agent.submit("run", b"hang", parts=[[0, len(b"hang")]])
-        subject.stream.process.kill()
-        with pytest.raises(ConnectionLost, match="the destination (has gone|broke)"):
-            await pending.reply()
-        with pytest.raises(ConnectionLost):
-            await subject.agent.request("hello")
-
-    with_agent(test, fake(pages))
-
-
-# The real restorer
-
-
 def test_elf_is_an_elf(tmp_path: Path) -> None:
     path = tmp_path / "elf"
     path.write_bytes(elf(blob()))
@@ -457,55 +236,6 @@ def test_real_overseer(new_pid_namespace: bool) -> None:
     with_agent(test)
     with_agent(test)
     assert maps[0].splitlines()[1:] == maps[1].splitlines()[1:], "its addresses change from time to time"
-
-
-def test_a_write_that_faults_ends_it_in_words() -> None:
-    async def test(subject: Side) -> None:
-        await subject.agent.request("overseer", restorees=0)
-        await subject.agent.send_pages(0, 0, frames.pages_meta([Run(0x1000_0000, 1)]), bytes(PAGE))
-        with pytest.raises(AgentError, match="Bad address"):
-            await subject.agent.request("sync")
-
-    with_agent(test)
-
-
-def test_committed_overseer_outlives_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    pids: list[int] = []
-
-    async def test(subject: Side) -> None:
-        await subject.agent.request("begin", migration=ID, lease=9, about={})
-        pids.append((await subject.agent.request("overseer", restorees=0))["pid"])
-        assert os.readlink(f"/proc/{pids[0]}/fd/4").endswith(f"{ID}.destination")
-        program, nothing = Program("release"), Program("nothing")
-        program.syscall("prctl", 1, 0, label="outlive the agent")
-        program.op(OpKind.PARK, 3, label="stay")
-        nothing.syscall("getpid", label="nothing")
-        assert await prepare(subject, nothing.link().image, program.link().image) == pids[0]
-        assert (await subject.agent.request("commit"))["outcome"] == "moved"
-        assert (await subject.agent.request("commit"))["outcome"] == "moved", "asked again, as after a lost answer"
-        with pytest.raises(AgentError, match="too late"):
-            await subject.agent.request("abort")
-        await subject.agent.request("bye")
-        assert await subject.stream.process.wait() == 0
-
-    try:
-        with_agent(test)
-        assert alive(pids[0])
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            wait_gone(pid)
-
-
-def test_overseer_that_cannot_start() -> None:
-    async def test(subject: Side) -> None:
-        with pytest.raises(AgentError, match="execve of /no/such/program: No such file") as caught:
-            await subject.agent.request("overseer", restorees=1)
-        assert caught.value.errno == 2
-        assert not children(subject.stream.process.pid)
-
-    with_agent(test, ["/no/such/program"])
 
 
 def test_control_messages_fit_the_header() -> None:

@@ -18,7 +18,7 @@ from agents import journal, settling
 from agents.journal import ABORTED, BEGUN, COMMITTED, DESTINATION, PREPARED, RELEASED, RELEASING, Directory
 from migrate.transport.agent import AgentError
 from tests.tasks import wait_until
-from tests.unit.test_destination import ID, Side, alive, fake, prepare, side
+from tests.unit.asking import ID, Side, alive, fake, prepare, side
 from tests.unit.test_journal import full
 
 BOOT = journal.boot_id()
