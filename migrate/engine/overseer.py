@@ -272,6 +272,7 @@ def release_all(
     revocable = _untie(program, [tid for each in members for tid in each.tids], records)
     late(program)
     status, every = program.space(8), program.data(b"\xff" * 8)
+    # All of them before any runs: one that computes would have the CPU that this is waiting for.
     for each in members:
         if not each.stopped:
             label, mask = f"let pid {each.pid} go", program.data(each.mask.to_bytes(8, "little"))
@@ -279,8 +280,8 @@ def release_all(
             program.syscall("ptrace", PTRACE_CONT, each.pid, 0, 0, label=label, ignore=True)
             program.syscall("wait4", each.pid, status, WALL, 0, label=label, ignore=True)
             program.syscall("ptrace", PTRACE_SETSIGMASK, each.pid, 8, mask, label=label, ignore=True)
-        for tid in each.tids:
-            program.syscall("ptrace", PTRACE_DETACH, tid, 0, 0, label=f"let thread {tid} go", ignore=True)
+    for tid in (tid for each in members for tid in each.tids):
+        program.syscall("ptrace", PTRACE_DETACH, tid, 0, 0, label=f"let thread {tid} go", ignore=True)
     _leave(program, -1 if stay else 0)
     return program, revocable
 
