@@ -122,9 +122,14 @@ def trees(pair: Pair) -> None:
     console.print(families.table(pair))
 
 
+def shared(pair: Pair) -> None:
+    """Memory that several have by copy on write."""
+    console.print(families.shared(pair))
+
+
 TABLES = {
     "downtime": downtime, "throughput": throughput, "slowdown": slowdown, "growth": growth, "trees": trees,
-    "vdso": proxies, "disk": disk,
+    "shared": shared, "vdso": proxies, "disk": disk,
 }  # fmt: skip
 
 

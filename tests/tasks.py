@@ -37,6 +37,13 @@ def status_field(pid: int, name: str) -> list[str]:
     return []
 
 
+def memory(pid: int) -> int:
+    """Bytes that a process and its descendants have, what several have counted once (proc_pid_smaps(5): Pss)."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    own = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) << 10
+    return own + sum(memory(child) for child in children(pid))
+
+
 def wait_until(what: str, condition: object, seconds: float = 10.0) -> None:
     """Poll the callable ``condition`` until it is true; TimeoutError names ``what`` when it never is."""
     assert callable(condition)

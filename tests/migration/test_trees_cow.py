@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 from tests.migration.journey import Journeys
-from tests.tasks import children
-
-
-def memory(pid: int) -> int:
-    """Bytes that a process and its descendants have, what several have counted once."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    own = int(re.findall(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)[0]) << 10
-    return own + sum(memory(child) for child in children(pid))
+from tests.tasks import memory
 
 
 def test_what_is_shared_is_sent_once_and_stays_shared(journeys: Journeys) -> None:

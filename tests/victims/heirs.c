@@ -4,11 +4,11 @@
    look again: nobody sees what another wrote. */
 #include "victim.h"
 
-enum { PAGE = 4096, WORDS = PAGE / 8, MOST = 64, EMPTY = 255, GONE = 254, PART = 16, BLOCKS = 60, TABLE = 24 };
+enum { PAGE = 4096, WORDS = PAGE / 8, MOST = 256, EMPTY = 0xffff, GONE = 0xfefe, PART = 16, BLOCKS = 60, TABLE = 24 };
 
 static struct { volatile int looked, written, ended; } *together;
 static uint64_t *memory, *moved;
-static unsigned char *writer; /* of each page: 0 before the first fork */
+static unsigned short *writer; /* of each page: 0 before the first fork */
 static size_t pages, moved_at;
 static unsigned char table[TABLE][PAGE] = { { 1 } }; /* of a file: its own pages of the data segment */
 static uint64_t *blocks[2 * BLOCKS];
@@ -73,14 +73,14 @@ static void own(int which)
 	switch (which) {
 	case 2:
 		check(!munmap(at, size));
-		memset(writer + first, GONE, PART);
+		memset(writer + first, 0xfe, PART * sizeof *writer);
 		break;
 	case 3:
 		check(!mprotect(at, size, PROT_READ));
 		break;
 	case 4:
 		check(!madvise(at, size, MADV_DONTNEED));
-		memset(writer + first, EMPTY, PART);
+		memset(writer + first, 0xff, PART * sizeof *writer);
 		break;
 	case 5:
 		moved = mremap(at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, mmap(NULL, size, PROT_NONE,
@@ -90,7 +90,7 @@ static void own(int which)
 		break;
 	case 6:
 		check(mmap(at, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == at);
-		memset(writer + first, EMPTY, PART);
+		memset(writer + first, 0xff, PART * sizeof *writer);
 		write_pages(first, PART / 2, which);
 		break;
 	}
@@ -108,7 +108,7 @@ static void arrive(volatile int *where)
 /* Waits, and some of them write. */
 static void live(void)
 {
-	const struct timespec pause = { 0, 1000000 };
+	const struct timespec pause = { 0, quiet ? 50000000 : 1000000 };
 
 	while (!told()) {
 		if ((self == 0 && !quiet) || self == 2) {
@@ -140,7 +140,7 @@ int main(int argc, char **argv)
 	pages = size / PAGE;
 	together = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	writer = calloc(pages, 1);
+	writer = calloc(pages, sizeof *writer);
 	busy = mmap(NULL, PART * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	check(memory != MAP_FAILED && count < MOST && pages / 2 >= (count + 1) * touched + 10 * PART);
 	write_pages(0, pages, 0);
