@@ -11,14 +11,16 @@ from migrate.destination import RESTOREE, Destination, Facts, Inside
 from migrate.engine import restore
 from migrate.engine.kinds import terminals
 from migrate.engine.memory.layout import collides
+from migrate.engine.needed import needs_of
 from migrate.engine.preview import Preview
-from migrate.errors import KinChanged, Problem, Refused
+from migrate.engine.process import ProcessImage
+from migrate.errors import KinChanged, Refused
 from migrate.ledger import Ledger
 from migrate.originals import Originals
 from migrate.progress import Display
 from migrate.replica import Replica
 from migrate.replicas import Replicas
-from migrate.transport.agent import making_sense
+from migrate.transport.agent import Agent, making_sense
 
 SPARE = 200  # restorees that there is room for besides those that are there at first
 
@@ -36,7 +38,7 @@ class Following:
     inside: Inside
     ground: restore.Ground
     room: int
-    _lacking: dict[int, list[Problem]] = field(default_factory=dict)  # of those that were met while they ran
+    _lacking: set[int] = field(default_factory=set)  # files, when they were met while they ran
 
     async def follow(self, look: bool) -> None:
         """``look``: for those that have come or gone by now; else it is about what the source has found already.
@@ -49,8 +51,7 @@ class Following:
         if max(lineup.ids) >= self.room:
             raise KinChanged(f"more than {SPARE} processes have come meanwhile")
         new = [*told["born"], *told["renewed"]]
-        for id in told["renewed"]:
-            self._lacking.pop(id, None)
+        self._lacking -= {*told["renewed"]}
         made = dict(zip(new, await self._made(new, look), strict=True))
         known = {member.slot - RESTOREE: member for member in self.replicas.members}
         for id in told["renewed"]:
@@ -63,10 +64,20 @@ class Following:
         await self.originals.name()
         self.ledger.name(self.originals.people)
 
-    def check(self) -> None:
-        """Refused when one that is to be moved after all needs files that are not there, or are others there."""
-        if files := [problem for id in self.originals.ids for problem in self._lacking.get(id, [])]:
+    async def check(self, images: Sequence[ProcessImage]) -> None:
+        """Refused when one of those that stand still needs files that are not there, or are others there."""
+        lacking = [at for at, id in enumerate(self.originals.ids) if id in self._lacking]
+        if not lacking:
+            return
+        previews = self.originals.previews
+        needed = [need for at in lacking for need in needs_of(previews[at], images[at])]
+        files, _ = await preflight.file_problems(needed, *self._where)
+        if files:
             raise Refused(files)
+
+    @property
+    def _where(self) -> tuple[Agent, Destination, bool]:
+        return self.originals.source, self.destination, self.facts.one_machine
 
     async def _made(self, ids: Sequence[int], passing: bool) -> list[Replica]:
         """Refused when the destination cannot take them. ``passing``: what is odd about them may be so for a moment
@@ -80,11 +91,9 @@ class Following:
             judged = [preflight.kernel_problems(each, self.inside) for each in previews]
         problems += [problem for found, _ in judged for problem in found]
         needed = tuple(need for each in previews for need in each.needs)
-        where = self.originals.source, self.destination, self.facts.one_machine
-        files, taken = await preflight.file_problems(needed, *where)
+        files, taken = await preflight.file_problems(needed, *self._where)
         if files and passing:
-            for id, each in zip(ids, previews, strict=True):
-                self._lacking[id], _ = await preflight.file_problems(each.needs, *where)
+            self._lacking |= {*ids}
             files = []
         if problems or files:
             raise Refused([*problems, *files])

@@ -54,7 +54,6 @@ class Freeze:
         self.phases |= {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
         if reply["changed_kin"]:
             await self.following.follow(look=False)
-        self.following.check()
         sending: list[Pending | None] = [None] * len(replicas.members)
         if not reply["changed"]:  # mostly; then the source looks for the last pages while we compile
             sending[0] = await originals.send_last(0, replicas.first.take_remade())
@@ -67,6 +66,7 @@ class Freeze:
         hole = replicas.first.ground.whole
         if any(collides(hole, ((vma.start, vma.end) for vma in image.vmas)) for image in images):
             raise Failed("the process has come to use the memory that the restorer lives in; try again")
+        await self.following.check(images)
         originals.see_stopped(images)
         replicas.check_ipc(images)
         await replicas.provide(images[0].ipc.segments, last=True)

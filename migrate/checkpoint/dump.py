@@ -19,7 +19,7 @@ import trio
 
 from migrate import faults
 from migrate.askpass import prompt
-from migrate.checkpoint.format import Checkpoint, Host, Saved, needs_of
+from migrate.checkpoint.format import Checkpoint, Host, Saved
 from migrate.checkpoint.jobs import Dump, Outcome
 from migrate.checkpoint.sink import Sink, Target, unwritten
 from migrate.engine.clocks import Clocks
@@ -27,6 +27,7 @@ from migrate.engine.image.codec import decode
 from migrate.engine.kinds import common
 from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.kinds.vma import VMA
+from migrate.engine.needed import needs_of
 from migrate.engine.preview import Layout, Preview
 from migrate.engine.process import ProcessImage
 from migrate.errors import Failed, Refused

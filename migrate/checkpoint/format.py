@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from migrate.engine.image.codec import MAX_SIZE, decode
-from migrate.engine.kinds import mapped
-from migrate.engine.kinds.needs import FileNeed
 from migrate.engine.preview import Preview
 from migrate.engine.process import ProcessImage
 from migrate.errors import ImageError
@@ -103,14 +101,6 @@ def extents(saved: Saved, index: int, sizes: tuple[int, ...]) -> Iterator[Extent
             at = min(end, high)
         behind = end
         yield extent
-
-
-def needs_of(preview: Preview, image: ProcessImage) -> tuple[FileNeed, ...]:
-    """The files that it needs, as of its image. The executable's is of the preview."""
-    pid = preview.pid
-    own = [need for need in preview.needs if need.path == image.mm.exe and need.content]
-    files = [*image.descriptors.needs(pid), *mapped.files(image.vmas, f"pid {pid}"), *image.fs.needs(f"pid {pid}")]
-    return tuple(dict.fromkeys([*files, *own]))
 
 
 # The manifest

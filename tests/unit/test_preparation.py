@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from migrate import preflight
+from migrate import following, preflight
 from migrate.errors import Problem, Refused
 from migrate.preparation import Preparation
 
@@ -41,6 +41,7 @@ class Told:
 
     source = property(lambda self: self)
     cgroup = no_clock = None
+    one_machine = True
 
 
 async def looked(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,3 +85,24 @@ def test_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Refused, match="data"):
         trio.run(looked, told, monkeypatch)
     assert told.looks == 1
+
+
+@pytest.mark.parametrize("needed", [["there"], ["there", "data"]])
+def test_one_that_was_met_on_the_way(needed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is what it needs when it stands still."""
+
+    async def file_problems(needs: list[str], *where: object) -> tuple[list[Problem], frozenset[str]]:
+        return [problem for name in needs if name != "there" for problem in missing(name)], frozenset()
+
+    monkeypatch.setattr(preflight, "file_problems", file_problems)
+    monkeypatch.setattr(following, "needs_of", lambda preview, image: image)
+    one = cast(Any, Told([]))
+    subject = following.Following(one, one, one, one, one, one, one, one, room=10)
+    images = cast(Any, [["not asked for"], needed])
+    trio.run(subject.check, images)
+    subject._lacking.add(1)
+    if "data" in needed:
+        with pytest.raises(Refused, match="data is not on the destination"):
+            trio.run(subject.check, images)
+    else:
+        trio.run(subject.check, images)
