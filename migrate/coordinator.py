@@ -155,6 +155,7 @@ class Migration:
             comm=preview.comm,
             dest=self.options.dest,
             new_pid=replica.first.outer_pid,
+            processes=len(replica.members),
             downtime_ms=downtime * 1000,
             rounds=tuple(self.rounds),
             bytes_sent=self.relay.bytes,

@@ -39,6 +39,7 @@ class Report:
     stdio_log: str | None = None  # the file on the destination that took the place of streams that led outside
     notes: tuple[str, ...] = ()
     id: str | None = None  # of the migration, in the journals of both hosts
+    processes: int = 1  # that were moved: the one that was named, and its descendants
 
     @property
     def who(self) -> str:
@@ -50,8 +51,9 @@ class Report:
         if not self.ok:
             return f"{self.who} was not moved to {printable(self.dest)}: {self.error}"
         down = seconds((self.downtime_ms or 0) / 1000)
+        who = self.who + (f" and {count(self.processes - 1, 'descendant')}" if self.processes > 1 else "")
         return (
-            f"moved {self.who} to {printable(self.dest)} as pid {self.new_pid}: {count(len(self.rounds), 'round')}, "
+            f"moved {who} to {printable(self.dest)} as pid {self.new_pid}: {count(len(self.rounds), 'round')}, "
             f"{size(self.bytes_sent)} sent in {seconds(self.total_s or 0)}, down for {down}"
         )
 
@@ -63,6 +65,7 @@ class Report:
                 "id": self.id,
                 "pid": self.pid,
                 "new_pid": self.new_pid,
+                "processes": self.processes,
                 "dest": self.dest,
                 "downtime_ms": _rounded(self.downtime_ms),
                 "total_s": _rounded(self.total_s),

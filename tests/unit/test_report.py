@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from migrate.report import Report, Round
 
@@ -18,6 +19,11 @@ def test_sentence() -> None:
     assert REPORT.sentence() == expected
 
 
+def test_sentence_of_a_tree() -> None:
+    for processes, who in ((11, "812 (xz) and 10 descendants"), (2, "812 (xz) and 1 descendant")):
+        assert replace(REPORT, processes=processes).sentence().startswith(f"moved {who} to node2 as pid 812: ")
+
+
 def test_sentence_of_a_failure_does_not_claim_success() -> None:
     failed = Report(False, 812, "x\x1bz", "node2", error="no room")
     assert failed.sentence() == r"812 (x\x1bz) was not moved to node2: no room"
@@ -26,8 +32,8 @@ def test_sentence_of_a_failure_does_not_claim_success() -> None:
 def test_json_has_the_promised_keys_and_no_others() -> None:
     told = json.loads(REPORT.json())
     assert list(told) == [
-        "ok", "id", "pid", "new_pid", "dest", "downtime_ms", "total_s", "rounds", "bytes_sent", "tracker", "vdso",
-        "phases_ms", "error", "stdio_log",
+        "ok", "id", "pid", "new_pid", "processes", "dest", "downtime_ms", "total_s", "rounds", "bytes_sent", "tracker",
+        "vdso", "phases_ms", "error", "stdio_log",
     ]  # fmt: skip
     assert told["rounds"][2] == {"pages": 312, "bytes_sent": 0, "seconds": 0.012346, "dirty_pages_after": 9}
     assert told["phases_ms"] == {"stop": 0.4, "send": 3.2} and told["error"] is None
