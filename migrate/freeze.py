@@ -7,6 +7,7 @@ the last pages while programs are compiled, and sends them while these travel.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -14,7 +15,6 @@ import trio
 from migrate import faults, verify
 from migrate.destination import Staged
 from migrate.engine import overseer
-from migrate.engine.image.codec import decode
 from migrate.engine.kinds.locks import Held
 from migrate.engine.memory.layout import collides
 from migrate.engine.preview import Layout
@@ -23,11 +23,10 @@ from migrate.errors import Failed
 from migrate.following import Following
 from migrate.ledger import Ledger
 from migrate.options import Options
-from migrate.originals import Originals
+from migrate.originals import LastPages, Originals
 from migrate.progress import Display
 from migrate.replicas import Replicas
 from migrate.rescue import Rescue
-from migrate.transport.agent import Pending
 
 
 @dataclass
@@ -54,15 +53,12 @@ class Freeze:
         self.phases |= {name: float(reply[name]) for name in ("stop", "vdso", "collect")}
         if reply["changed_kin"]:
             await self.following.follow(look=False)
-        sending: list[Pending | None] = [None] * len(replicas.members)
-        if not reply["changed"]:  # mostly; then the source looks for the last pages while we compile
-            sending[0] = await originals.send_last(0, replicas.first.take_remade())
-        images = [originals.read(reply.blob)]
+        told = [(reply.blob, bool(reply["changed"])), *await originals.others()]
+        # Mostly of all: the source looks for the last pages while we compile.
+        steady = {at: replicas.members[at].take_remade() for at, (_, changed) in enumerate(told) if not changed}
+        sending = [await originals.send_last(steady)] if steady else []
         await faults.reach("frozen")
-        for position, (image, changed) in enumerate(await originals.others(), 1):
-            if not changed:
-                sending[position] = await originals.send_last(position, replicas.members[position].take_remade())
-            images.append(image)
+        images = [originals.read(position, blob) for position, (blob, _) in enumerate(told)]
         hole = replicas.first.ground.whole
         if any(collides(hole, ((vma.start, vma.end) for vma in image.vmas)) for image in images):
             raise Failed("the process has come to use the memory that the restorer lives in; try again")
@@ -71,19 +67,20 @@ class Freeze:
         replicas.check_ipc(images)
         await replicas.provide(images[0].ipc.segments, last=True)
         self.rescue.halted, self.rescue.stopped = originals.halting, originals.stopped
-        for position, (member, image) in enumerate(zip(replicas.members, images, strict=True)):
-            if sending[position] is None:
-                replicas.borrow(member, image.vmas)
-                await member.follow(image.vmas, ())
-                sending[position] = await originals.send_last(position, replicas.members[position].take_remade())
+        moved = [at for at in range(len(images)) if at not in steady]
+        for at in moved:
+            replicas.borrow(replicas.members[at], images[at].vmas)
+            await replicas.members[at].follow(images[at].vmas, ())
+        if moved:
+            sending.append(await originals.send_last({at: replicas.members[at].take_remade() for at in moved}))
         self.ledger.will_halt(originals.halting, originals.stopped)
-        staged = await self._finish(images, [each for each in sending if each is not None], still)
+        staged = await self._finish(images, sending, still)
         if self.options.verify:
             for position, image in enumerate(images):
                 await self._verify(originals.pids[position], replicas.members[position].outer_pid, image)
         return staged
 
-    async def _finish(self, images: list[ProcessImage], sending: list[Pending], still: float) -> Staged:
+    async def _finish(self, images: list[ProcessImage], sending: Sequence[LastPages], still: float) -> Staged:
         originals, replicas = self.originals, self.replicas
         staged = await replicas.stage(images, self.records)
         held = {pid: Held(image.descriptors.locks) for pid, image in zip(originals.pids, images, strict=True)}
@@ -92,17 +89,12 @@ class Freeze:
             self.ledger.locks(held)
             await originals.source.request("unlock")
         scanned, again = 0.0, False
-        for position, pending in enumerate(sending):
-            last = await pending.reply()
-            if last["again"]:
-                again = True
-                layout = decode(Layout, last.blob)
-                await replicas.provide(layout.segments)
-                images[position] = replace(images[position], vmas=layout.vmas)
-                replicas.borrow(replicas.members[position], layout.vmas)
-                await replicas.members[position].follow(layout.vmas, layout.fill)
-                last = await (await originals.send_last(position, replicas.members[position].take_remade())).reply()
-            scanned += float(last["scan"])
+        for last in sending:
+            for position, seconds, layout in await last.sent():
+                scanned += seconds
+                if layout is not None:
+                    again = True
+                    scanned += await self._send_again(position, layout, images)
         if again:
             staged = await replicas.stage(images, self.records)
         sent = time.monotonic()
@@ -115,6 +107,16 @@ class Freeze:
         self.phases["send"] = sent - self.begun - sum(self.phases.values())
         self.phases["restore"] = time.monotonic() - sent
         return staged
+
+    async def _send_again(self, position: int, layout: Layout, images: list[ProcessImage]) -> float:
+        """What was found at the last look is another layout than that of the image. The seconds that looking took."""
+        replica = self.replicas.members[position]
+        await self.replicas.provide(layout.segments)
+        images[position] = replace(images[position], vmas=layout.vmas)
+        self.replicas.borrow(replica, layout.vmas)
+        await replica.follow(layout.vmas, layout.fill)
+        ((_, seconds, _),) = await (await self.originals.send_last({position: replica.take_remade()})).sent()
+        return seconds
 
     async def _verify(self, pid: int, there_pid: int, image: ProcessImage) -> None:
         """Page by page, while both stand still."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from migrate.engine.image.codec import decode
 from migrate.engine.preview import Layout, Preview
@@ -148,14 +150,15 @@ class Originals:
         return reply["changed_kin"], reply.blob
 
     async def images(self, first: bytes) -> list[ProcessImage]:
-        """All of the last rehearsal. ``first``: as it came."""
-        images = [self.read(first), *(image for image, _ in await self.others())]
+        """All of the last rehearsal or freeze. ``first``: as it came."""
+        blobs = [first, *(blob for blob, _ in await self.others())]
+        images = [self.read(position, blob) for position, blob in enumerate(blobs)]
         self.see_stopped(images)
         return images
 
-    def read(self, first: bytes) -> ProcessImage:
-        """The image of the first."""
-        return self._readers[0].read(first)
+    def read(self, position: int, blob: bytes) -> ProcessImage:
+        """The image of one of them, as it came."""
+        return self._readers[self.ids[position]].read(blob)
 
     def see_stopped(self, images: Sequence[ProcessImage]) -> None:
         """Which of them stand still by themselves."""
@@ -169,15 +172,14 @@ class Originals:
         """Stop them for good; see `Source.do_freeze`."""
         return await self.source.request("freeze")
 
-    async def others(self) -> list[tuple[ProcessImage, bool]]:
+    async def others(self) -> list[tuple[bytes, bool]]:
         """The images of all but the first as they were collected last, and whether their layout has changed since the
         last look."""
-        asked = [await self.source.submit("image", member=id) for id in self.ids[1:]]
-        replies = [await each.reply() for each in asked]
-        return [
-            (self._readers[id].read(reply.blob), bool(reply["changed"]))
-            for id, reply in zip(self.ids[1:], replies, strict=True)
-        ]
+        found: list[tuple[bytes, bool]] = []
+        while left := self.ids[1 + len(found) :]:
+            reply = await self.source.request("images", members=left)
+            found += zip(_cut(reply), map(bool, reply["changed"]), strict=True)
+        return found
 
     async def last_look(self) -> list[Layout | None]:
         """The last one at each of them, for who does not `send_last` at once: its layout, where it is another one than
@@ -186,7 +188,32 @@ class Originals:
         replies = [await each.reply() for each in looking]
         return [decode(Layout, reply.blob) if reply["again"] else None for reply in replies]
 
-    async def send_last(self, position: int, remade: Remade, looked: bool = False) -> Pending:
-        """The last look at one of them, unless it has been taken, and its pages."""
-        id = self.ids[position]
-        return await self.source.submit("send_last", member=id, remapped=remade, looked=looked)
+    async def send_last(self, remade: Mapping[int, Remade], looked: bool = False) -> LastPages:
+        """The last look at these, by position, unless it has been taken, and their pages."""
+        ids = [self.ids[at] for at in remade]
+        pending = await self.source.submit("send_last", members=ids, remapped=list(remade.values()), looked=looked)
+        return LastPages(tuple(remade), pending)
+
+
+@dataclass(frozen=True)
+class LastPages:
+    """Of some of them, on their way. ``positions``: of whom."""
+
+    positions: tuple[int, ...]
+    pending: Pending
+
+    async def sent(self) -> list[tuple[int, float, Layout | None]]:
+        """Of each its position, the seconds that the look took, and the layout that is to be followed before its pages
+        can be sent, if there is one."""
+        reply = await self.pending.reply()
+        found = zip(self.positions, reply["answers"], _cut(reply), strict=True)
+        return [
+            (position, float(answer["scan"]), decode(Layout, blob) if answer["again"] else None)
+            for position, answer, blob in found
+        ]
+
+
+def _cut(reply: Reply) -> list[bytes]:
+    """A blob of several parts, by their sizes."""
+    ends = [0, *itertools.accumulate(reply["sizes"])]
+    return [reply.blob[start:end] for start, end in itertools.pairwise(ends)]

@@ -252,9 +252,7 @@ class _Dumping:
         needs = [needs_of(preview, image) for preview, image in zip(self.originals.previews, images, strict=True)]
         await self._digest(need for each in needs for need in each)
         await self._begin(self._checkpoint(images, needs, clocks))
-        sending = [await self.originals.send_last(position, (), looked=True) for position in range(len(images))]
-        for each in sending:
-            await each.reply()
+        await (await self.originals.send_last(dict.fromkeys(range(len(images)), ()), looked=True)).sent()
         self.sink.check()
         await faults.reach("sent")
         self.phases["pages"] = time.monotonic() - begun

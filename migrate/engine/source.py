@@ -27,6 +27,7 @@ from migrate.engine.tracee.instep import in_step
 from migrate.engine.undo import undos_of
 from migrate.errors import Failed, Passing, Problem, Refused
 
+_ROOM = 32 << 20  # bytes of images in one answer
 _PAUSES = (0.003, 0.01, 0.03, 0.1, 0.3)  # seconds between tries
 
 
@@ -150,7 +151,7 @@ class Source:
 
     def do_rehearse(self) -> Answer:
         """The image of the processes as it would be now. Finds what shows only from inside, and warms every path. The
-        blob is of the first; the others by `do_image`."""
+        blob is of the first; the others by `do_images`."""
         return self._patiently(self._rehearse)
 
     def _rehearse(self) -> Answer:
@@ -163,9 +164,16 @@ class Source:
         self._write(images)
         return {"seconds": begun, "changed_kin": bool(roster.change)}, self._images[0]
 
-    def do_image(self, member: int) -> Answer:
-        """Of another one, of the last rehearsal or freeze."""
-        return {"changed": self._tree.members[member].changed()}, self._images[member]
+    def do_images(self, members: list[int]) -> Answer:
+        """Of these, of the last rehearsal or freeze: of as many of them as one answer has room for. ``sizes``: bytes of
+        each in the blob; ``changed``: whose layout is not that of the last look."""
+        found: list[bytes] = []
+        for id in members:
+            if found and sum(map(len, found)) + len(self._images[id]) > _ROOM:
+                break
+            found.append(self._images[id])
+        changed = [self._tree.members[id].changed() for id in members[: len(found)]]
+        return {"sizes": [len(image) for image in found], "changed": changed}, b"".join(found)
 
     # The freeze
 
@@ -266,9 +274,14 @@ class Source:
         """See `Member.last_look`."""
         return self._tree.members[member].last_look()
 
-    def do_send_last(self, remapped: list[list[int]], member: int = 0, looked: bool = False) -> Answer:
-        """See `Member.send_last`."""
-        return self._tree.members[member].send_last(remapped, looked)
+    def do_send_last(self, remapped: list[list[list[int]]], members: list[int], looked: bool = False) -> Answer:
+        """See `Member.send_last`: ``answers`` for each of these, and ``sizes`` of what the blob has of them."""
+        answers, blobs = [], []
+        for id, ranges in zip(members, remapped, strict=True):
+            answer, blob = self._tree.members[id].send_last(ranges, looked)
+            answers.append(answer)
+            blobs.append(blob)
+        return {"answers": answers, "sizes": [len(blob) for blob in blobs]}, b"".join(blobs)
 
     def do_unlock(self) -> Answer:
         """Release the locks of the stopped processes, so that their successors can take them."""
