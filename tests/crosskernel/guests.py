@@ -47,6 +47,8 @@ LIMITS = (  # as prlimit(1) and the module resource name them
 DAEMONS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")  # of qemu-system-common, and since Debian 13 its own
 VICTIMS = "victims"
 """Below the test bed's directory: the cache of compiled victims, to which guests may add."""
+ORDERS = "orders"
+"""A script in a guest's directory, which its first process runs at a SIGUSR1: whoever logs in is confined."""
 START = """\
 mkdir -p {made}
 # as udev does it; without /dev/fd TOMOYO, which Debian's 5.10 has on, lets nobody execute what has but a descriptor
@@ -60,9 +62,11 @@ cp -pr {directory}/passwd {directory}/shadow {victims} /run/
 mount --bind /run/passwd /etc/passwd
 mount --bind /run/shadow /etc/shadow
 mount --bind /run/{name} {cache}
-# sshd goes to the background; this shell goes on as pid 1 and reaps what is orphaned
+# sshd goes to the background; this shell goes on as pid 1, reaps what is orphaned, and does what it alone may do
 {sshd}
-while :; do sleep 1000; done
+trap 'sh {directory}/{orders}' USR1
+sleep 2147483647 &
+while :; do wait; done
 """
 
 
@@ -235,7 +239,7 @@ def _boot(guest: Guest, kernel: kernels.Kernel, number: int, cpu: str) -> None:
     write_accounts(guest.directory)
     config = hosts.write_sshd(base, guest.name, guest.address, XDG, guest.directory / "shadow")
     (guest.directory / "start").write_text(START.format(
-        directory=guest.directory, made=" ".join(XDG.values()), victims=base / VICTIMS, name=VICTIMS,
+        directory=guest.directory, orders=ORDERS, made=" ".join(XDG.values()), victims=base / VICTIMS, name=VICTIMS,
         cache=default_cache(),
         sshd=f"{confined()} {sshd} -f {config} -E {guest.directory}/sshd.log",
     ))

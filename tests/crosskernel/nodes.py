@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.crosskernel.resident import COMMAND, Resident
 from tests.hosts import NULL, SEARCH
-from tests.tasks import wait_until
+from tests.tasks import PATIENCE
 
 LOOK = """\
 ps -eo pid=,ppid=,args= | while read -r pid parent words; do
@@ -114,7 +114,12 @@ class Node(ABC):
 
     def wait_gone(self, pid: int, seconds: float = 30.0) -> None:
         """Wait for its end; TimeoutError when it lives on."""
-        wait_until(f"{pid} on {self.name} to end", lambda: not self.alive(pid), seconds)
+        end, pause = time.monotonic() + seconds * PATIENCE, 0.05
+        while self.alive(pid):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{pid} on {self.name} to end: not within {seconds} s")
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)  # to be asked takes a guest longer than much of what it is to work on meanwhile
 
     def look(self) -> Counter[str]:
         """Processes, mounts and files there that a test might leave behind, in words."""

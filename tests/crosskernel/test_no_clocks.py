@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.crosskernel.guests import HOST
+from tests.crosskernel.guests import HOST, ORDERS
 from tests.crosskernel.nodes import Node
 from tests.crosskernel.travels import Travels
+from tests.tasks import wait_until
 
 THERE = "6.1"
 LIMIT = "/proc/sys/user/max_time_namespaces"
@@ -21,13 +22,15 @@ def without(travels: Travels) -> Iterator[Node]:
     travels.world.need(THERE)
     node = travels.world[THERE]
     before = node.read(LIMIT)
-    _write(node, "0\n")
+    _write(node, "0")
     yield node
     _write(node, before)
 
 
 def _write(node: Node, value: str) -> None:
-    node.run(["tee", LIMIT], input=value)
+    (node.directory / ORDERS).write_text(f"echo {value.strip()} > {LIMIT}\n")
+    node.run(["kill", "-USR1", "1"])
+    wait_until(f"{LIMIT} to be {value}", lambda: node.read(LIMIT).strip() == value.strip(), 60)
 
 
 @pytest.mark.every_kernel

@@ -28,7 +28,9 @@ def run_there(world: Topology, kernel: str, *arguments: str) -> str:
     does not have."""
     world.need(kernel)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-v", *arguments]
-    done = world[kernel].run(command, cwd=str(CHECKOUT), timeout=7000, check=False, env={"MIGRATE_TEST_PATIENCE": "15"})
+    # the checkout is read-only there
+    env = {"MIGRATE_TEST_PATIENCE": "15", "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}
+    done = world[kernel].run(command, cwd=str(CHECKOUT), timeout=7000, check=False, env=env)
     said = done.stdout[-20000:] + done.stderr[-2000:]
     assert done.returncode == 0, said
     for reason in re.findall(r"^SKIPPED \[\d+\] \S+ (.*)$", done.stdout, re.MULTILINE):
