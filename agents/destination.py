@@ -72,6 +72,9 @@ class Agent(Conversation):
     def verb_tids(self, blob: bytes) -> Reply:
         return {"tids": hostfacts.numbers_in_use()}, b""
 
+    def verb_typing(self, blob: bytes) -> Reply:
+        return {"errno": hostfacts.cannot_type()}, b""
+
     def verb_begin(
         self, blob: bytes, migration: str, lease: float, about: dict[str, Any], faults: str = "", log: bool = False
     ) -> Reply:

@@ -6,6 +6,7 @@ Standard library only, Python 3.9: this travels to the destination.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import pwd
@@ -13,10 +14,12 @@ import resource
 import socket
 import stat as stat_module
 import sys
+import termios
 import time
 from typing import Any
 
 VERSION = 1  # of the verbs
+TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441  # ioctl_tty(2)
 
 
 def hello() -> dict[str, Any]:
@@ -175,6 +178,24 @@ def numbers_in_use() -> list[int]:
             continue  # it ended while we looked
     used.discard(0)
     return sorted(used)
+
+
+def cannot_type() -> int:
+    """Whether we may put into a terminal what is to be read from it: 0, or the errno. Since Linux 6.2 that can be
+    forbidden (TIOCSTI(2const)), to root as well until "TIOCSTI: always enable for CAP_SYS_ADMIN"."""
+    opened = []
+    try:
+        master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        opened.append(master)
+        fcntl.ioctl(master, TIOCSPTLCK, bytes(4))
+        opened.append(fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+        fcntl.ioctl(opened[-1], termios.TIOCSTI, b"x")
+    except OSError as error:
+        return error.errno or errno.EIO
+    finally:
+        for fd in opened:
+            os.close(fd)
+    return 0
 
 
 def home() -> str:

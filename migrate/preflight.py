@@ -135,6 +135,10 @@ async def file_problems(
     for path, what in different:
         where = next(need.where for need in needed if need.path == path)
         found.append(Problem(where, what, "install the same version there"))
+    terminal = next((need for need in needed if need.kind == needs.TERMINAL), None)
+    if terminal is not None and (why := (await destination.agent.request("typing")).number("errno")):
+        what = f"what waits in a terminal cannot be put into one on the destination ({os.strerror(why)})"
+        found.append(Problem(terminal.where, what, "sysctl dev.tty.legacy_tiocsti=1 there"))
     return found, needs.taken(needed, there)
 
 

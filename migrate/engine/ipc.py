@@ -245,6 +245,9 @@ class _Look:
             results = local.run(program.link())
             if results.failed is None:
                 yield SemaphoreSet(_rights(listed), struct.unpack(f"<{count}H", results.bytes(values)))
+            elif self.frozen:  # else it may have been removed meanwhile
+                why = os.strerror(-results.failed[1])
+                self._refuse(f"{_NAMES['sem']} {id} whose values cannot be read ({why})", _AS_ROOT)
 
     def _queues(self) -> Iterator[MessageQueue]:
         for listed in _table("msg"):

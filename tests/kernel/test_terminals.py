@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from migrate.engine.image.codec import decode
+from migrate.engine.kinds import terminal_reader
+from migrate.engine.preview import Preview
+from migrate.engine.source import Source
 from migrate.errors import Failed
 from tests.kernel.checkpoints import migrate, reap
 from tests.kernel.onward import tree
@@ -30,6 +37,22 @@ def test_they_notice_nothing(victims: Victims, tmp_path: Path) -> None:
         family.move()
         assert [terminals(pid) for pid in family.everybody] == before
         family.verdict()
+
+
+@pytest.mark.parametrize(("number", "advice"), [(errno.EPERM, "as root"), (errno.EIO, "dev.tty.legacy_tiocsti=1")])
+def test_where_nobody_may_type(number: int, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits would be lost, so it is not looked at."""
+    monkeypatch.setattr(terminal_reader, "cannot_type", lambda: number)
+    program = "import os, pty, time; pty.openpty(); print(flush=True); time.sleep(1000)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as victim:
+        source = Source(lambda *frame: None)
+        try:
+            assert victim.stdout is not None and victim.stdout.readline()
+            problems = decode(Preview, source.do_inspect(victim.pid)[1]).problems
+            assert any("may not put" in problem.what and advice in problem.advice for problem in problems)
+        finally:
+            source.close()
+            victim.kill()
 
 
 def test_there_and_on(victims: Victims, tmp_path: Path) -> None:

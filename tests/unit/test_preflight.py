@@ -1,18 +1,21 @@
-"""What of the destination stands in the way: its clocks."""
+"""What of the destination stands in the way: its clocks, and what it does not let us do with terminals."""
 
 from __future__ import annotations
 
 import platform
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
+import trio
 
 from migrate.destination import Facts, Inside
 from migrate.engine.clocks import Clocks
 from migrate.engine.kernel.timens import Offsets
+from migrate.engine.kinds.needs import FILE, TERMINAL, FileNeed
 from migrate.engine.preview import Preview
-from migrate.preflight import clock_problems, host_problems
+from migrate.preflight import clock_problems, file_problems, host_problems
+from migrate.transport.agent import Reply
 
 
 def given(offsets: Offsets | None, there: Clocks) -> tuple[Preview, Facts]:
@@ -49,3 +52,40 @@ def test_a_time_namespace_that_is_not_given(reason: str, no_clock: bool, count: 
     problems = clock_problems(cast(Inside, SimpleNamespace(no_clocks=reason)), no_clock)
     assert len(problems) == count
     assert all(reason in problem.what and "--no-clock" in problem.advice for problem in problems)
+
+
+class Agents:
+    """Both, who have no files. ``errno``: of typing on the destination."""
+
+    name = "the other"
+
+    def __init__(self, errno: int) -> None:
+        self.errno = errno
+        self.asked: list[str] = []
+
+    async def request(self, verb: str, **arguments: Any) -> Reply:
+        self.asked.append(verb)
+        stats = [{"errno": 2} for _ in arguments.get("paths", ())]
+        return Reply({"stats": stats, "digests": [], "errno": self.errno}, b"", self.name)
+
+    async def submit(self, verb: str, **arguments: Any) -> Any:
+        reply = await self.request(verb, **arguments)
+
+        async def answer() -> Reply:
+            return reply
+
+        return SimpleNamespace(reply=answer)
+
+    async def stat(self, paths: list[str]) -> dict[str, dict[str, int]]:
+        return {path: {"errno": 2} for path in paths}
+
+    agent = property(lambda self: self)
+
+
+@pytest.mark.parametrize(("errno", "kind", "refused"), [(5, TERMINAL, True), (0, TERMINAL, False), (5, FILE, False)])
+def test_a_terminal_that_could_not_be_typed_into(errno: int, kind: str, refused: bool) -> None:
+    agents = cast(Any, Agents(errno))
+    needed = [FileNeed("pid 812 fd 3", "/dev/pts/0", kind)]
+    problems, _ = trio.run(file_problems, needed, agents, agents, False)
+    assert ("typing" in agents.asked) == (kind == TERMINAL)
+    assert any("legacy_tiocsti" in problem.advice for problem in problems) == refused

@@ -16,11 +16,13 @@ import stat
 import struct
 import termios as tty
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
+from agents.hostfacts import cannot_type
 from migrate.engine.kernel.fdcalls import same_file
 from migrate.engine.kinds.listing import went_away
 from migrate.engine.kinds.opened import OpenFile
@@ -57,7 +59,8 @@ from migrate.engine.kinds.terminal_input import (
 _MOST = 1 << 16  # bytes of one read
 _A_MOMENT = 0.001  # seconds; the worker that brings what was written to the line discipline takes microseconds
 _PATIENCE = 5.0  # seconds for output to find room again
-_AS_ROOT = "run migrate as root: nobody else can look at what waits in it without losing it"
+_ALLOW = defaultdict(lambda: "allow that (sysctl dev.tty.legacy_tiocsti=1)", {errno.EPERM: "run migrate as root"})
+"""What to do, by the errno of `agents.hostfacts.cannot_type`: nobody else can look at what waits without losing it."""
 
 Found = tuple[Waiting, bytes, int]
 Result = TypeVar("Result")
@@ -148,8 +151,8 @@ class TerminalReader:
             if packets and _events(master, select.POLLPRI) & select.POLLPRI:
                 file.refuse("terminal with a state of packet mode that has not been read", passing=True)
                 return None
-            if opened and not _may_type():
-                file.refuse("terminal", _AS_ROOT)
+            if opened and (why := cannot_type()):
+                file.refuse(f"terminal into which we may not put what waits in it ({os.strerror(why)})", _ALLOW[why])
                 return None
             if index in self.slaves and self._discipline(index):
                 file.refuse("terminal with another line discipline than N_TTY", "end what uses it")
@@ -246,13 +249,6 @@ def _may_hold(master: int, slave: int, settings: bytes) -> bool:
     events = _events(slave, select.POLLIN | select.POLLOUT)
     stopped = not events & select.POLLOUT
     return stopped or canonical(settings) or bool((events | _events(master, select.POLLIN)) & select.POLLIN)
-
-
-def _may_type() -> bool:
-    """CAP_SYS_ADMIN, which TIOCSTI wants of who has another controlling terminal, or none."""
-    with open("/proc/self/status") as file:
-        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
-    return bool(effective >> 21 & 1)
 
 
 def _apart(work: Callable[[], Result]) -> Result:
