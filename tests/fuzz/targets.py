@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-from agents import destination
+from agents import conversation, destination
 from agents.overseer import OutOfStep, Overseer
 from migrate.engine.image.codec import decode
 from migrate.engine.preview import Layout, Preview
@@ -91,7 +91,7 @@ def agent(data: bytes) -> Session:
     try:
         os.write(stdin, data)
         os.lseek(stdin, 0, os.SEEK_SET)
-        with mock.patch.object(Overseer, "start", start), mock.patch.object(destination, "_deaf"):
+        with mock.patch.object(Overseer, "start", start), mock.patch.object(conversation, "_deaf"):
             with redirect_stderr(complaints):
                 status = destination.Agent(stdin, stdout, ["stand-in"]).serve()
         os.lseek(stdout, 0, os.SEEK_SET)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts import Pair
+from tests.hosts import Host, Pair
 from tests.observe import Seen, compare, snapshot
+from tests.tasks import Task, wait_until
 
 # Says "ready", then does one thing for each line that it reads, and says "done".
 SUBJECT = """
@@ -129,8 +130,15 @@ def test_stopped(subject: Subject) -> None:
     subject.process.send_signal(signal.SIGCONT)
 
 
+def asleep(host: Host, *prefix: str) -> Task:
+    """A process that has been started and loaded all it needs."""
+    task = host.spawn([*prefix, "sleep", "1000"])
+    wait_until("asleep", lambda: "nanosleep" in Path(f"/proc/{task.outer}/wchan").read_text())
+    return task
+
+
 def test_numbers_are_the_hosts_own(two_hosts: Pair) -> None:
-    task = two_hosts.a.spawn(["sleep", "1000"])
+    task = asleep(two_hosts.a)
     seen = snapshot(task.outer)
     assert seen["status NStgid"] == seen["status NSsid"] == str(task.pid)
     assert f"thread {task.pid} comm" in seen and seen["link exe"].endswith("/sleep")
@@ -139,8 +147,7 @@ def test_numbers_are_the_hosts_own(two_hosts: Pair) -> None:
 
 def test_two_like_processes_differ_only_in_their_numbers(two_hosts: Pair) -> None:
     # without randomisation the addresses are the same, so this is what a move between two hosts has to look like
-    command = ["setarch", "-R", "sleep", "1000"]
-    first, second = two_hosts.a.spawn(command), two_hosts.b.spawn(command)
+    first, second = asleep(two_hosts.a, "setarch", "-R"), asleep(two_hosts.b, "setarch", "-R")
     ignore = [r"environ", r"auxv", r"stat (arg|env|start_st).*", r"status NS.*", r"thread .*", r"policy of .*"]
     assert compare(snapshot(first.outer), snapshot(second.outer), ignore) == []
 
