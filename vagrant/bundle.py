@@ -39,10 +39,6 @@ def migrate(target: Path) -> None:
     for package in ("migrate", "agents"):
         shutil.copytree(ROOT / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
     _compile(target)
-    version = _project()["version"]
-    info = target / f"migrate-{version}.dist-info"  # where --version looks
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: migrate\nVersion: {version}\n")
 
 
 def pack(directory: Path, tar: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vagrant import demo, digits
+from migrate import __version__
+from vagrant import bundle, demo, digits
 
 KERNELS = ["5.10", "7.2", "5.10"]
 
@@ -45,3 +49,10 @@ def test_a_thread_that_was_not_on_the_other_kernel_is_found() -> None:
 def test_a_clock_that_went_back_is_found() -> None:
     with pytest.raises(demo.DemoFailed, match="went back 1 times"):
         demo.check(answer() | {"backwards": 1}, KERNELS)
+
+
+def test_what_the_machines_get_of_migrate_runs(tmp_path: Path) -> None:
+    bundle.migrate(tmp_path)
+    command = [sys.executable, "-m", "migrate.cli", "--version"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert __version__ in said
