@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import pwd
@@ -180,9 +181,11 @@ def numbers_in_use() -> list[int]:
     return sorted(used)
 
 
+@functools.lru_cache(None)
 def cannot_type() -> int:
     """Whether we may put into a terminal what is to be read from it: 0, or the errno. Since Linux 6.2 that can be
-    forbidden (TIOCSTI(2const)), to root as well until "TIOCSTI: always enable for CAP_SYS_ADMIN"."""
+    forbidden (TIOCSTI(2const)), to root as well until "TIOCSTI: always enable for CAP_SYS_ADMIN". Tried once: it is
+    asked again while processes stand still."""
     opened = []
     try:
         master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)

@@ -24,6 +24,7 @@ from tests import hosts
 from tests.crosskernel import initrd, kernels
 from tests.crosskernel.nodes import Node
 from tests.hosts import Host
+from tests.logins import add_host, write_ssh, write_sshd
 from tests.tasks import wait_until
 from tests.victims import HERE as VICTIM_SOURCES
 from tests.victims import Victims, default_cache
@@ -156,7 +157,7 @@ class Topology:
             kernel, _, cpu = name.partition("/")
             own, number = f"linux{name.replace('.', '-').replace('/', '-')}", len(self.guests) + 11
             guest = Guest(own, f"{self._net}.{number}", self.directory / own, self._config, XDG, self._bridge)
-            hosts.add_host(self.directory, own, guest.address)
+            add_host(self.directory, own, guest.address)
             self.guests[name] = guest
             self._stack.callback(guest.off)
             _boot(guest, ready[kernel], number, f"{cpu},-cx16" if cpu else CPU)
@@ -187,7 +188,7 @@ def topology() -> Iterator[Topology]:
         for source in VICTIM_SOURCES.glob("*.c"):  # now, because compilers are slow in a guest
             Victims()(source.stem)
         shutil.copytree(default_cache(), base / VICTIMS)  # with its times, as the files of a moved process must be
-        config = hosts.write_ssh(base, {HOST: f"{net}.1"})
+        config = write_ssh(base, {HOST: f"{net}.1"})
         host = Host(HOST, f"{net}.1", base / HOST, config, 0)
         process = stack.enter_context(hosts.booted(host))
         host.run(["ip", "link", "add", "eth0", "type", "bridge"])
@@ -237,7 +238,7 @@ def _boot(guest: Guest, kernel: kernels.Kernel, number: int, cpu: str) -> None:
     if sshd is None or daemon is None:
         raise FileNotFoundError("sshd or virtiofsd is not installed; `make setup` does that")
     write_accounts(guest.directory)
-    config = hosts.write_sshd(base, guest.name, guest.address, XDG, guest.directory / "shadow")
+    config = write_sshd(base, guest.name, guest.address, XDG, guest.directory / "shadow")
     (guest.directory / "start").write_text(START.format(
         directory=guest.directory, orders=ORDERS, made=" ".join(XDG.values()), victims=base / VICTIMS, name=VICTIMS,
         cache=default_cache(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,6 +16,9 @@ from tests.tasks import wait_until
 ENDPOINTS = (HOST, *SUITES)
 WAY = (HOST, "6.1", "5.10", "7.2", HOST)
 """What `make test` goes, with one process; `make test-kernels` goes every way, with a process for each as well."""
+
+MOVES = int(os.environ.get("VDSO_MOVES", "6"))
+"""More of them show what is rare: `VDSO_MOVES=200`."""
 
 
 def must_go_on(travel: Travel) -> None:
@@ -117,3 +121,22 @@ def test_one_process_goes_every_way(travels: Travels) -> None:
     assert travel.maps == before
     travel.tell()
     travel.verdict()
+
+
+@pytest.mark.every_kernel
+@pytest.mark.timeout(300 + 60 * MOVES)
+def test_back_and_forth_with_everybody_inside(travels: Travels) -> None:
+    """Eight threads that do nothing but call the vDSO, and handlers that interrupt them and do so too: nobody crashes,
+    no time goes backwards, and nothing piles up. (Between two hosts of one kernel: tests/migration/test_vdso.py.)"""
+    guest = ENDPOINTS[-1]
+    travels.world.need(guest)
+    travel = travels.start("insider", HOST, "8", "20000")
+    seen = [travel.maps]
+    for number in range(MOVES):
+        dest, decision = ((guest, "proxy"), (HOST, "remap"))[number % 2]
+        assert travel.move(dest)["vdso"] == decision
+        seen.append(travel.maps)
+        assert seen[-1] == seen[(number + 1) % 2], f"move {number}"
+    travel.tell()
+    said = travel.verdict()
+    assert " 0 handled" not in said, said

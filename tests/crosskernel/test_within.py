@@ -18,6 +18,7 @@ CHECKOUT = Path(__file__).parents[2]
 TRACKERS = {"5.10": {"soft-dirty"}, "6.1": {"soft-dirty"}}
 """What each kernel has besides digests; newer ones have all."""
 ALL = {"soft-dirty", "write-protect", "write-protect, small areas walked alone"}
+TESTS = ("tests/kernel/test_trackers_conformance.py", "tests/kernel/test_trackers_areas.py")
 CONFORMANCE = "not ten_thousand and not (whatever and (2] or 3] or 4] or 5]))"
 """All of it, but for what has nothing to do with the kernel, and four of six random sequences: they take minutes
 there."""
@@ -48,7 +49,7 @@ def test_trackers(world: Topology) -> None:
     world.need(*SUITES)
 
     def conformance(kernel: str) -> set[str]:
-        said = run_there(world, kernel, "tests/kernel/test_trackers_conformance.py", "-k", CONFORMANCE)
+        said = run_there(world, kernel, *TESTS, "-k", CONFORMANCE)
         return set(re.findall(r"test_written_pages_and_no_others\[(.*?)\] PASSED", said))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
@@ -9,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar, cast
 
 from migrate.engine.image.codec import decode, encode
@@ -28,6 +30,7 @@ Result = TypeVar("Result")
 REQUEST, ANSWER = 900, 901  # numbers of the child's ends of our pipes
 LOW = 600
 FROZEN = DumpOptions(frozen=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Child:
@@ -171,3 +174,23 @@ def wait_for(what: str, condition: Callable[[], object], seconds: float = 5.0) -
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
         time.sleep(0.002)
+
+
+def fdinfo(pid: int, number: int) -> list[str]:
+    """The lines that say what must be the same. The mount of an O_TMPFILE or memfd, inodes and eventfd ids differ."""
+    lines = Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines()
+    return [line for line in lines if not line.startswith(("ino:", "eventfd-id:", "mnt_id:", "tfd:", "it_value:"))]
+
+
+def same_outside(source: Child, target: Child, *numbers: int) -> None:
+    for number in numbers:
+        assert fdinfo(target.pid, number) == fdinfo(source.pid, number)
+
+
+def put(fd: int, number: int, inheritable: bool = True) -> None:
+    """Move a descriptor to a number."""
+    if fd == number:
+        os.set_inheritable(fd, inheritable)
+        return
+    os.dup2(fd, number, inheritable)
+    os.close(fd)

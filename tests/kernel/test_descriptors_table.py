@@ -24,8 +24,7 @@ from migrate.engine.kinds.fs import FsState
 from migrate.engine.kinds.placing import Context
 from migrate.engine.kinds.stdio import StandardStream
 from migrate.engine.program import Program
-from tests.kernel.descriptor_bed import ANSWER, FROZEN, LOW, REQUEST, child, linked, moved, run_all
-from tests.kernel.test_descriptors_kinds import libc, put
+from tests.kernel.descriptor_bed import ANSWER, FROZEN, LOW, REQUEST, child, libc, linked, moved, put, run_all
 
 GO = 890
 

@@ -15,8 +15,7 @@ from migrate.engine.kernel.fdcalls import timerfd_gettime
 from migrate.engine.kinds.timerfd import TimerFd
 from migrate.engine.program import Program
 from migrate.engine.program.ops import Arg, Slot
-from tests.kernel.descriptor_bed import child, linked, moved, run_all
-from tests.kernel.test_descriptors_kinds import same_outside
+from tests.kernel.descriptor_bed import child, linked, moved, run_all, same_outside
 
 libc = ctypes.CDLL(None, use_errno=True)
 

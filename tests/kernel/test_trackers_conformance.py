@@ -2,97 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from migrate.engine.kernel.probes import has_forced_reads, has_pagemap_scan, has_soft_dirty, has_wp_async
-from migrate.engine.memory import writeprotect
-from migrate.engine.memory.codec import Compress
-from migrate.engine.memory.digests import DigestTracker
-from migrate.engine.memory.pageset import PAGE, PageSet
-from migrate.engine.memory.softdirty import SoftDirtyTracker
-from migrate.engine.memory.tracker import Tracker
-from migrate.engine.memory.writeprotect import WriteProtectTracker
-from tests.kernel import features
+from migrate.engine.kernel.probes import has_forced_reads
+from migrate.engine.memory.pageset import PAGE
 from tests.kernel.puppets import (
     ANONYMOUS,
     DONTNEED,
     FIXED,
-    GUARD_INSTALL,
-    GUARD_REMOVE,
-    HUGEPAGE,
     MAYMOVE,
     MREMAP_FIXED,
     NONE,
-    NORESERVE,
     PRIVATE,
-    REMOVE,
     RW,
     SHARED,
     Mirror,
     Puppet,
     R,
 )
-from tests.victims import Victims
+from tests.kernel.tracking import file, mirror, puppet, sent
 
-KINDS = ["digests"]
-if has_pagemap_scan() and has_wp_async():
-    KINDS += ["write-protect, small areas walked alone", "write-protect"]
-if has_soft_dirty():
-    KINDS.append("soft-dirty")
-
-
-@pytest.fixture
-def puppet(victims: Victims) -> Iterator[Puppet]:
-    with Puppet(victims("puppet")) as found:
-        yield found
-
-
-def make(kind: str, puppet: Puppet) -> Tracker:
-    if kind == "digests":
-        return DigestTracker(puppet.proc)
-    if kind == "soft-dirty":
-        return SoftDirtyTracker(puppet.proc)
-    return WriteProtectTracker.create(puppet.proc, puppet.pidfd, puppet.syscall)
-
-
-@pytest.fixture(params=KINDS)
-def mirror(request: pytest.FixtureRequest, puppet: Puppet, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    if "alone" in request.param:
-        # As large anonymous memory is, which would take too long to compare.
-        monkeypatch.setattr(writeprotect, "_LARGE", PAGE)
-        monkeypatch.setattr(writeprotect, "_LONG", 3 * PAGE)
-    found = Mirror(puppet, make(request.param, puppet))
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> str:
-    path = tmp_path / "file"
-    path.write_bytes(b"".join(bytes([65 + n]) * PAGE for n in range(16)))
-    return str(path)
-
-
-def written(mirror: Mirror, start: int, pages: int) -> set[int]:
-    """Which of these pages the last scan found written, by index."""
-    found = mirror.scan.written.clip([(start, start + pages * PAGE)])
-    return indexes(found, start)
-
-
-def indexes(pages: PageSet, start: int) -> set[int]:
-    return {(a - start) // PAGE + i for a, count in pages.runs() for i in range(count)}
-
-
-def sent(mirror: Mirror, start: int, pages: int) -> set[int]:
-    """Which of these pages the last plan sent, by index."""
-    runs = [*mirror.plan.send, *mirror.plan.forced]
-    plan = PageSet((address, address + count * PAGE) for address, count in runs)
-    return indexes(plan.clip([(start, start + pages * PAGE)]), start)
+__all__ = ["file", "mirror", "puppet"]  # fixtures
 
 
 def test_written_pages_and_no_others(mirror: Mirror, puppet: Puppet) -> None:
@@ -221,24 +154,6 @@ def test_grown_by_mremap_and_brk(mirror: Mirror, puppet: Puppet) -> None:
     mirror.check()
 
 
-def test_written_pages_of_a_private_file_mapping(mirror: Mirror, puppet: Puppet, file: str) -> None:
-    start = puppet.map(16, PRIVATE, fd=puppet.open(file))
-    puppet.look(start)
-    puppet.fill(start + 2 * PAGE, 1)
-    puppet.fill(start + 3 * PAGE, 0)  # a zero page, over one that is not zero in the file
-    mirror.round()
-    assert sent(mirror, start, 16) == {2, 3}
-    mirror.check()
-    puppet.madvise(start + 2 * PAGE, 1, DONTNEED)  # the file's page again
-    puppet.fill(start + 5 * PAGE, 9)
-    mirror.round()
-    mirror.check()
-    puppet.look(start + 2 * PAGE)
-    mirror.round()
-    assert 5 not in sent(mirror, start, 16)
-    mirror.check()
-
-
 def test_read_only_and_inaccessible_memory(mirror: Mirror, puppet: Puppet) -> None:
     start = puppet.map(12)
     puppet.fill(start, 1, 12 * PAGE)
@@ -294,123 +209,6 @@ def test_mapped_unmapped_and_replaced_between_maps_and_scan(mirror: Mirror, pupp
     mirror.round()
     assert mirror.pages[room + 20 * PAGE] == b"\2" * PAGE
     mirror.check()
-
-
-def test_shared_anonymous_memory(mirror: Mirror, puppet: Puppet) -> None:
-    start = puppet.map(16, SHARED | ANONYMOUS)
-    puppet.fill(start, 1, 4 * PAGE)
-    mirror.round()
-    assert sent(mirror, start, 16) == {0, 1, 2, 3}
-    puppet.fill(start + PAGE, 2)
-    puppet.madvise(start, 3, DONTNEED)  # out of the page tables, not out of the object
-    mirror.round()
-    assert 1 in written(mirror, start, 16)
-    mirror.check()
-    puppet.madvise(start, 2, REMOVE)
-    mirror.round()
-    assert [tuple(run) for run in mirror.plan.punch] == [(start, 2)]
-    mirror.check()
-    puppet.fill(start + 8 * PAGE, 3)
-    mirror.round()
-    assert 8 in sent(mirror, start, 16)
-    mirror.check()
-
-
-def test_a_write_then_a_fresh_look_at_shared_memory(mirror: Mirror, puppet: Puppet) -> None:
-    """Written, thrown out of the page tables and read again: a new entry there, and no trace of the write."""
-    start = puppet.map(4, SHARED | ANONYMOUS)
-    puppet.fill(start, 1, 4 * PAGE)
-    mirror.round()
-    puppet.fill(start + PAGE, 2)
-    puppet.madvise(start, 4, DONTNEED)
-    puppet.look(start + PAGE)
-    mirror.round()
-    assert 1 in sent(mirror, start, 4)
-    mirror.check()
-
-
-def test_a_memfd_written_to_by_descriptor_and_mapped_twice(mirror: Mirror, puppet: Puppet) -> None:
-    fd = puppet.memfd(8)
-    one = puppet.map(8, SHARED, fd=fd)
-    two = puppet.map(8, SHARED, fd=fd)
-    puppet.fill(one, 1, 2 * PAGE)
-    mirror.round()  # and no check here: reading holes of shared memory fills them
-    puppet.fill(two + PAGE, 2)
-    source = puppet.map(1)
-    puppet.fill(source, 3)
-    assert puppet.call("pwrite64", fd, source, PAGE, 4 * PAGE) == PAGE
-    mirror.round()
-    assert sent(mirror, min(one, two), 8) == {1, 4}
-    mirror.check()
-
-
-def test_shared_file_mappings_stay(mirror: Mirror, puppet: Puppet, file: str) -> None:
-    fd = puppet.open(file, os.O_RDWR)
-    start = puppet.map(16, SHARED, fd=fd)
-    reader = puppet.map(16, SHARED, R, fd=puppet.open(file))
-    puppet.fill(start, 1)
-    mirror.round()
-    assert sent(mirror, start, 16) == set()
-    assert sent(mirror, reader, 16) == set()
-    mirror.check()
-
-
-def test_huge_pages_are_tracked_page_by_page(mirror: Mirror, puppet: Puppet) -> None:
-    room = puppet.map(1536)
-    start = -(-room // (2 << 20)) * (2 << 20)
-    puppet.madvise(start, 512, HUGEPAGE)
-    puppet.fill(start, 1, 2 << 20)
-    mirror.round()
-    assert sent(mirror, start, 512) == set(range(512))
-    puppet.fill(start + 77 * PAGE, 2)
-    mirror.round()
-    if isinstance(mirror.tracker, SoftDirtyTracker):
-        # a huge page has one bit for all of it, and write faults do not split it (wp_huge_pmd, mm/memory.c)
-        assert sent(mirror, start, 512) in ({77}, set(range(512)))
-    else:
-        assert sent(mirror, start, 512) == {77}
-    mirror.check()
-
-
-@features.guard_regions
-def test_guard_pages(mirror: Mirror, puppet: Puppet) -> None:
-    start = puppet.map(8)
-    puppet.fill(start, 1, 8 * PAGE)
-    mirror.round()
-    puppet.madvise(start + 2 * PAGE, 2, GUARD_INSTALL)
-    mirror.round()
-    assert [tuple(run) for run in mirror.plan.drop] == [(start + 2 * PAGE, 2)]
-    mirror.check()
-    puppet.madvise(start + 2 * PAGE, 2, GUARD_REMOVE)
-    puppet.fill(start + 2 * PAGE, 5)
-    mirror.round()
-    mirror.check()
-
-
-def test_a_reservation_of_terabytes(mirror: Mirror, puppet: Puppet) -> None:
-    size = 1 << 33 if isinstance(mirror.tracker, WriteProtectTracker) else 1 << 20
-    start = puppet.map(size, PRIVATE | ANONYMOUS | NORESERVE)
-    puppet.fill(start + (size // 2) * PAGE, 1)
-    mirror.round()
-    assert mirror.pages[start + (size // 2) * PAGE] == b"\1" * PAGE
-    assert len(mirror.planner.held) < 1 << 16
-
-
-def test_ten_thousand_areas(puppet: Puppet) -> None:
-    """Nothing may be done for each area that can be done for all."""
-    start = puppet.map(20000)
-    puppet.fill(start, 1, 20000 * PAGE)
-    for index in range(0, 20000, 2):
-        puppet.call("mprotect", start + index * PAGE, PAGE, R)
-    mirror = Mirror(puppet, make(KINDS[-1], puppet))
-    try:
-        here = puppet.areas()
-        assert len(here) > 20000
-        scan = mirror.tracker.scan(here, mirror.planner.held)
-        assert len(mirror.planner.plan(scan, here).send) < 100
-        assert len(scan.written.clip([(start, start + 20000 * PAGE)])) == 20000
-    finally:
-        mirror.close()
 
 
 def test_nothing_is_left_in_the_task(mirror: Mirror, puppet: Puppet) -> None:
@@ -496,17 +294,3 @@ def test_whatever_a_task_does(mirror: Mirror, puppet: Puppet, file: str, seed: i
     act()
     mirror.round(protect=False)
     mirror.check()
-
-
-def test_compressed_frames(puppet: Puppet) -> None:
-    mirror = Mirror(puppet, make(KINDS[-1], puppet), Compress.AUTO)
-    try:
-        start = puppet.map(2048)
-        puppet.fill(start, 1, 1024 * PAGE)
-        for index in range(1024, 2048, 128):
-            puppet.call("getrandom", start + index * PAGE, 128 * PAGE, 0)
-        mirror.round()
-        mirror.check()
-        assert mirror.pump.stats.bytes_out < 1.2 * 1024 * PAGE + 2000 * PAGE
-    finally:
-        mirror.close()

@@ -12,8 +12,7 @@ import pytest
 from migrate.engine.kinds.descriptor_reader import DescriptorReader
 from migrate.engine.kinds.opened import DumpOptions
 from migrate.engine.kinds.unix import Message, Sender, UnixPair
-from tests.kernel.descriptor_bed import FROZEN, child
-from tests.kernel.test_descriptors_kinds import libc, put
+from tests.kernel.descriptor_bed import FROZEN, child, libc, put
 from tests.kernel.test_descriptors_table import held, only
 
 UNIX = socket.AF_UNIX

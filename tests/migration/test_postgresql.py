@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests import moves
-from tests.hosts import USERS, Pair
+from tests.hosts import Pair
+from tests.logins import USERS
 from tests.migration.journey import Journeys
 from tests.tasks import children, wait_until
 

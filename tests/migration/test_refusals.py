@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests import hosts, moves, observe
-from tests.hosts import USERS, Pair
+from tests.hosts import Pair
+from tests.logins import USERS
 from tests.migration.journey import Journey, Journeys
 from tests.moves import PROGRAM, Outcome
 from tests.victims import Victims

@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Sequence
 
 from tests import moves
-from tests.hosts import USERS, Pair
+from tests.hosts import Pair
+from tests.logins import USERS
 from tests.moves import Outcome
 
 

@@ -14,6 +14,7 @@ import pytest
 from tests import hosts as bed
 from tests import moves
 from tests.hosts import Pair
+from tests.logins import PASSWORD
 from tests.tasks import status_field, wait_until
 from tests.victims import Victims, check_counter
 
@@ -66,7 +67,7 @@ def test_users(two_hosts: Pair) -> None:
 def test_password(two_hosts: Pair) -> None:
     options = ["-F", str(two_hosts.a.ssh_config), "-o", "PreferredAuthentications=password"]
     ask = two_hosts.directory / "askpass"
-    for password, status in ((bed.PASSWORD, 0), ("wrong", 255)):
+    for password, status in ((PASSWORD, 0), ("wrong", 255)):
         ask.write_text(f"#!/bin/sh\necho '{password}'\n")
         ask.chmod(0o755)
         done = two_hosts.a.run(["ssh", *options, f"guest@{two_hosts.b.address}", "id -u"], check=False,
