@@ -15,7 +15,7 @@ from migrate.engine.preview import Preview
 from migrate.engine.process import ProcessImage
 from migrate.errors import ImageError
 
-FORMAT, VERSION = "migrate-checkpoint", 2
+FORMAT, VERSION = "migrate-checkpoint", 3
 MANIFEST, IMAGE, PAGES, SUMS = "manifest", "image", "pages", "sums"
 FILES = (IMAGE, PAGES, SUMS)  # what a manifest vouches for
 PAGE = 4096

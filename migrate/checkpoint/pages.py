@@ -2,13 +2,12 @@
 
 A page that comes again, written meanwhile, goes to the place that it has. A page that an ancestor has just like that
 is not written at all: contents are compared, not digests, as the ancestor must be there to be restored anyway. Each
-block of 1 MiB has a CRC-32, which finds damage, not forgery.
+block of 1 MiB has a CRC-32C, which finds damage, not forgery.
 """
 
 from __future__ import annotations
 
 import os
-import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from cffi import FFI
 from migrate.checkpoint.format import BLOCK, PAGE, Extent
 from migrate.engine.kernel.buffers import address_of
 from migrate.errors import ImageError
+from migrate.pie.checksum import crc32c
 
 CONTENTS = 0  # of a page run: see migrate.transport.frames
 _SHIFT = 12
@@ -224,9 +224,9 @@ class PageWriter:
                 used = self.pages * PAGE % BLOCK
                 piece = part[: BLOCK - used]
                 if used:
-                    self._sums[-1] = zlib.crc32(piece, self._sums[-1])
+                    self._sums[-1] = crc32c(piece, self._sums[-1])
                 else:
-                    self._sums.append(zlib.crc32(piece))
+                    self._sums.append(crc32c(piece))
                 self.pages += len(piece) // PAGE
                 part = part[len(piece) :]
 
@@ -235,7 +235,7 @@ class PageWriter:
         for block in sorted(self._stale):
             buffer = bytearray(min(BLOCK, self.pages * PAGE - block * BLOCK))
             read(self._fd, memoryview(buffer), block * BLOCK, "the pages that were written")
-            self._sums[block] = zlib.crc32(buffer)
+            self._sums[block] = crc32c(buffer)
         self._stale.clear()
         return b"".join(value.to_bytes(4, "little") for value in self._sums)
 
@@ -268,5 +268,5 @@ def check_blocks(fd: int, sums: bytes, size: int, blocks: Sequence[int], where: 
     for block in blocks:
         view = buffer[: min(BLOCK, size - block * BLOCK)]
         read(fd, view, block * BLOCK, where)
-        if zlib.crc32(view) != int.from_bytes(sums[4 * block : 4 * block + 4], "little"):
+        if crc32c(view) != int.from_bytes(sums[4 * block : 4 * block + 4], "little"):
             raise ImageError(f"{where}: the checksum of block {block} (from byte {block * BLOCK}) is wrong")

@@ -1,6 +1,6 @@
 """A checkpoint as a stream: the same image, then the pages with their addresses, then a record that ends it.
 
-    "migrate-checkpoint 2\\n", then records: tag (4 bytes) · CRC-32 of the payload u32 · its length u64 · payload
+    "migrate-checkpoint 3\\n", then records: tag (4 bytes) · CRC-32C of the payload u32 · its length u64 · payload
 
     IMAG  the file ``image``
     PAGE  position of the process u32, length of the runs u32, the runs as in a PAGES frame (migrate.transport.frames),
@@ -17,7 +17,6 @@ import json
 import os
 import struct
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,11 +28,12 @@ from migrate.destination import RESTOREE, Destination
 from migrate.engine.image.codec import MAX_SIZE, encode
 from migrate.engine.kinds.vma import VMA
 from migrate.errors import Failed, ImageError
+from migrate.pie.checksum import crc32c
 from migrate.progress import Display
 from migrate.transport import frames
 from migrate.transport.frames import Buffer, Run
 
-MAGIC = b"migrate-checkpoint 2\n"
+MAGIC = b"migrate-checkpoint 3\n"
 IMAGE, PAGES, DONE = b"IMAG", b"PAGE", b"DONE"
 WHERE = "standard input"
 _HEAD = struct.Struct("<4sIQ")
@@ -93,7 +93,7 @@ class StreamTarget:
     def _write(self, tag: bytes, *payload: Buffer) -> None:
         crc = 0
         for part in payload:
-            crc = zlib.crc32(part, crc)
+            crc = crc32c(part, crc)
         head = _HEAD.pack(tag, crc, sum(map(len, payload)))
         self._heads.update(head)
         self._records += 1
@@ -133,7 +133,7 @@ class StreamReader:
         if length > _LIMITS[tag]:
             raise ImageError(f"{WHERE}: {where}.length: {length} bytes, at most {_LIMITS[tag]} are allowed")
         payload = self._exactly(length, f"the payload of {where}")
-        if zlib.crc32(payload) != crc:
+        if crc32c(payload) != crc:
             raise ImageError(f"{WHERE}: {where}: its checksum is wrong")
         if tag != DONE:
             self._heads.update(head)

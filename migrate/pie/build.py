@@ -10,7 +10,7 @@ from elftools.elf.elffile import ELFFile
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-SOURCES = ("head.S", "interpreter.c", "restorer.c", "lz4.c")
+SOURCES = ("head.S", "interpreter.c", "restorer.c", "lz4.c", "crc32c.c")
 FLAGS = (
     *(
         "-Os",

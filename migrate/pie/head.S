@@ -10,6 +10,8 @@
     syscall /* +24: one injected call */
     int3
     .balign 8
+    jmp crc32c /* +32: crc32c(before, data, bytes, the CPU has the instruction), an ordinary function */
+    .balign 8
 
 enter_aligned:
     xor %ebp, %ebp

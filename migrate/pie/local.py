@@ -16,13 +16,23 @@ _kept: list[Any] = []
 
 
 @cache
-def _interpreter() -> Any:
-    """`run` of the blob as a C function. Never unmapped: a branch may still be on its way out of it."""
+def _start() -> int:
+    """Where the blob is. Never unmapped: a branch may still be on its way out of it."""
     code = mmap.mmap(-1, len(blob()), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code.write(blob())
-    start = int(_ffi.cast("uintptr_t", _ffi.from_buffer(code)))
     _kept.append(code)
-    return _ffi.cast("int (*)(char *, unsigned)", start + RUN)
+    return int(_ffi.cast("uintptr_t", _ffi.from_buffer(code)))
+
+
+def entry(offset: int) -> int:
+    """The address of one of its entry points (see `migrate.pie`) in this process."""
+    return _start() + offset
+
+
+@cache
+def _interpreter() -> Any:
+    """`run` of the blob as a C function."""
+    return _ffi.cast("int (*)(char *, unsigned)", entry(RUN))
 
 
 def interpret(image: bytearray) -> None:

@@ -63,7 +63,7 @@ def test_garbage_is_no_manifest(raw: bytes) -> None:
     ("path", "value", "said"),
     [
         (["format"], "x", "manifest.format: 'x' is not"),
-        (["version"], 1, "manifest.version: 1, and only 2"),
+        (["version"], 1, "manifest.version: 1, and only 3"),
         (["version"], None, "manifest.version: expected int, found NoneType"),
         (["pid"], "812", "manifest.pid: expected int, found str"),
         (["taken"], [], "manifest.taken: expected float, found list"),

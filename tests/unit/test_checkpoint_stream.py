@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from migrate.checkpoint.format import PAGE, decode_checkpoint
 from migrate.checkpoint.stream import DONE, MAGIC, StreamReader, runs_of
 from migrate.errors import ImageError
+from migrate.pie.checksum import crc32c
 from migrate.transport.frames import Run, pages_meta
 
 AREAS = [(0x10000, 0x20000), (0x20000, 0x30000), (0x80000, 0x90000)]
@@ -41,7 +41,7 @@ def reading(raw: bytes) -> Iterator[StreamReader]:
 
 
 def record(tag: bytes, payload: bytes, crc: int | None = None, length: int | None = None) -> bytes:
-    crc, length = zlib.crc32(payload) if crc is None else crc, len(payload) if length is None else length
+    crc, length = crc32c(payload) if crc is None else crc, len(payload) if length is None else length
     head = struct.pack("<4sIQ", tag, crc, length)
     return head + payload
 
