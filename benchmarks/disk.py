@@ -27,9 +27,10 @@ _RUNS = 5
 
 
 @contextmanager
-def _process(scratch: Path) -> Iterator[Job]:
-    """With that much memory, of random contents."""
-    binary, ready = scratch / "victim", scratch / "ready"
+def _process(own: Path) -> Iterator[Job]:
+    """With that much memory, of random contents. ``own``: a directory that is not /dev/shm, where what it has mapped
+    would be shared memory with a name, to be made anew."""
+    binary, ready = own / "victim", own / "ready"
     if not binary.exists():
         subprocess.run(["gcc", "-O2", "-pthread", "-o", str(binary), str(HERE / "victim.c")], check=True)
     ready.write_bytes(bytes(4096))
@@ -70,21 +71,22 @@ def tables() -> Table:
     become_subreaper()  # who is restored becomes ours
     rows: list[list[float]] = []
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(dir="/dev/shm")
-    scratch = Path(os.environ["XDG_STATE_HOME"])
+    scratch, own = Path(os.environ["XDG_STATE_HOME"]), Path(tempfile.mkdtemp())
     try:
         for number in range(_RUNS):
-            row = _run(scratch)
+            row = _run(scratch, own)
             rows.append(row)
             table.add_row(str(number + 1), *_formatted(row))
         table.add_row("median", *_formatted([statistics.median(column) for column in zip(*rows, strict=True)]))
     finally:
         shutil.rmtree(scratch)
+        shutil.rmtree(own)
     return table
 
 
-def _run(scratch: Path) -> list[float]:
+def _run(scratch: Path, own: Path) -> list[float]:
     directory = scratch / "checkpoint"
-    with _process(scratch) as job:
+    with _process(own) as job:
         dumped: dict[str, Any] = dump(job, directory, "--leave-running")
     try:
         copied, filled = _copy(directory), _fill()
