@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,8 +20,9 @@ from migrate.engine.kernel.syscalls import NUMBERS
 from migrate.engine.program import OpKind, Program, Slot
 from migrate.engine.tracee.detour import Dispositions, ParasiteFailed
 from migrate.engine.tracee.injection import Injection
-from migrate.engine.tracee.memory import RemoteAddress
+from migrate.engine.tracee.memory import Memory, RemoteAddress
 from migrate.engine.tracee.pad import Pad
+from migrate.engine.tracee.rseq import Registrations
 from migrate.engine.tracee.tree import Tracee
 from migrate.pie import blob
 from tests.kernel.tracees import ROUNDS, running
@@ -314,6 +316,18 @@ def test_a_task_with_little_memory_left(victims: Victims) -> None:
                 assert parasite.run({victim.pid: program})[victim.pid].of(process) == victim.pid
         assert victim.maps() == before
         victim.finish()
+
+
+def test_a_last_page_of_code_that_is_full_is_no_pad() -> None:
+    """What is mapped behind it may be zeros, and is no code."""
+
+    class Full:
+        def read(self, address: RemoteAddress, size: int) -> bytes:
+            return b"\x90" * (size - 32) + bytes(32)
+
+    pad = Pad(os.getpid(), cast(Memory, Full()), cast(Registrations, None), lambda: [])
+    (code,) = maps("00400000-00401000 r-xp 00000000 00:00 0 /usr/bin/full\n")
+    assert pad._behind(code) is None
 
 
 def test_the_pad_is_clean_again(victims: Victims) -> None:

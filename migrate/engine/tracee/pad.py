@@ -167,7 +167,8 @@ class Pad:
             return None
         (sections_at,) = struct.unpack_from("<Q", head, 40)
         entry_size, entries = struct.unpack_from("<HH", head, 58)
-        return _aligned(start + sections_at + entry_size * entries)
+        end = start + sections_at + entry_size * entries
+        return _aligned(end, -(-end // PAGE) * PAGE)
 
     def _behind(self, mapping: Mapping) -> RemoteAddress | None:
         """The start of the zeros at the end of a mapping of code, or of a stub of ours that stands there."""
@@ -177,10 +178,12 @@ class Pad:
         ours = last.find(single_call().code)
         if ours >= 0:
             return RemoteAddress(mapping.end - PAGE + ours)
-        return _aligned(mapping.end - PAGE + len(last.rstrip(b"\0"))) if last else None
+        return _aligned(mapping.end - PAGE + len(last.rstrip(b"\0")), mapping.end) if last else None
 
 
-def _aligned(end: int) -> RemoteAddress:
-    return RemoteAddress((end + _MARGIN + ALIGN - 1) // ALIGN * ALIGN)
+def _aligned(end: int, limit: int) -> RemoteAddress | None:
+    """Behind ``end``, and below ``limit``: what begins there need not be code."""
+    place = (end + _MARGIN + ALIGN - 1) // ALIGN * ALIGN
+    return RemoteAddress(place) if place < limit else None
 
 
