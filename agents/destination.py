@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from agents import cgroup, hostfacts, libc, pages, private, settling
+from agents import cgroup, hostfacts, ia32, libc, pages, private, settling
 from agents.commitment import Commitment
 from agents.conversation import Conversation, NotCommitted, Reply, terminate
 from agents.custody import ENDING
@@ -74,6 +74,11 @@ class Agent(Conversation):
 
     def verb_typing(self, blob: bytes) -> Reply:
         return {"errno": hostfacts.cannot_type()}, b""
+
+    def verb_ia32(self, blob: bytes) -> Reply:
+        """Of processes of 32 bits, if there are such: the lines of maps about their vDSO, and what is in it."""
+        found = ia32.look()
+        return {"runs": int(found is not None), "maps": found[0] if found else ""}, found[1] if found else b""
 
     def verb_begin(
         self, blob: bytes, migration: str, lease: float, about: dict[str, Any], faults: str = "", log: bool = False

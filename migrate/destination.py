@@ -18,6 +18,7 @@ from migrate.engine.hostname import HostNames
 from migrate.engine.kernel.maps import Mapping, maps
 from migrate.engine.kernel.timens import Offsets, offsets
 from migrate.engine.kinds import mapping, sysv, task, timers
+from migrate.engine.preview import Preview
 from migrate.engine.program import MAX_PROGRAM, Linked, OpKind, Program
 from migrate.engine.program.listing import describe_failure
 from migrate.errors import Failed, NoRoomToFork, NotCommitted, NumberTaken, OpFailed, Problem, Refused
@@ -152,6 +153,7 @@ class Destination:
         """``name`` of the host and number of the process are for sentences."""
         self.agent, self.name = agent, name
         self._where = f"of pid {pid} on {name}"
+        self._ia32: tuple[bool, vdso.VDSO] | None = None
 
     async def facts(self) -> Facts:
         """Questions in one round trip, and the clocks."""
@@ -258,6 +260,18 @@ class Destination:
                 kept_out(results),
                 reply.number("pid"),
             )
+
+    async def ia32(self, previews: Sequence[Preview]) -> vdso.VDSO | None:
+        """The vDSO of processes of 32 bits there; None: it runs none, or none of these is one."""
+        if not any(each.compat for each in previews) or faults.pretended("ia32") == "missing":
+            return None
+        if self._ia32 is None:
+            reply = await self.agent.request("ia32")
+            with making_sense(self.agent.name, "the vDSO of processes of 32 bits"):
+                runs, lines = bool(reply.number("runs")), str(reply["maps"])
+                self._ia32 = runs, vdso.of_ia32((lines, reply.blob) if runs else None)
+        runs, found = self._ia32
+        return found if runs else None
 
     async def name_host(self, names: HostNames | None) -> None:
         """Have all that the overseer will make in a UTS namespace of that name; None: in ours there. Refused where that

@@ -14,11 +14,11 @@ restorer that comes to the op exits), ``sleep=SECONDS``, ``hold=PATH`` (the file
 file is gone), and for an op ``hang`` (it never returns).
 
 Some points are pretences about the destination: ``vdso:differs`` (its vDSO is another one, though it is the same) or
-``vdso:missing`` (it has none), ``fork:missing`` (no memory for a copy of a process that has some),
-``droppable:missing`` (it has no MAP_DROPPABLE memory), ``drift:lost=SECONDS`` (its clocks have lost that on ours since
-they were compared), and ``lease:is=SECONDS``. One is about this host: ``frames:missing`` (we are shown no frame
-numbers). ``padding:is=BYTES`` makes both journals begin so much longer, so that a disk can be full between any two of
-their records.
+``vdso:missing`` (it has none), ``ia32:missing`` (it runs no programs of 32 bits), ``fork:missing`` (no memory for a
+copy of a process that has some), ``droppable:missing`` (it has no MAP_DROPPABLE memory), ``drift:lost=SECONDS`` (its
+clocks have lost that on ours since they were compared), and ``lease:is=SECONDS``. One is about this host:
+``frames:missing`` (we are shown no frame numbers). ``padding:is=BYTES`` makes both journals begin so much longer, so
+that a disk can be full between any two of their records.
 
 ``page:flip=ADDRESS`` (hexadecimal) flips a bit of that page whenever it is on its way; it must not be compressed.
 

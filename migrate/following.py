@@ -10,7 +10,7 @@ from migrate import preflight
 from migrate.destination import RESTOREE, Destination, Facts, Inside
 from migrate.engine import restore
 from migrate.engine.kinds import terminals
-from migrate.engine.memory.layout import collides
+from migrate.engine.memory.layout import LIMIT_32, collides
 from migrate.engine.needed import needs_of
 from migrate.engine.preview import Preview
 from migrate.engine.process import ProcessImage
@@ -87,8 +87,9 @@ class Following:
         problems = [] if passing else [problem for each in previews for problem in each.problems]
         for each in previews:
             problems += preflight.process_problems(each, self.facts)
+        ia32 = await self.destination.ia32(previews)
         with making_sense(self.destination.agent.name, "its vDSO"):
-            judged = [preflight.kernel_problems(each, self.inside) for each in previews]
+            judged = [preflight.kernel_problems(each, self.inside, ia32) for each in previews]
         problems += [problem for found, _ in judged for problem in found]
         needed = tuple(need for each in previews for need in each.needs)
         files, taken = await preflight.file_problems(needed, *self._where)
@@ -118,5 +119,7 @@ class Following:
     def _check(self, preview: Preview) -> None:
         if collides(self.ground.whole, ((vma.start, vma.end) for vma in preview.vmas)):
             raise KinChanged(f"process {preview.pid} uses the memory that the restorer lives in")
+        if preview.compat and self.ground.whole.end > LIMIT_32:
+            raise KinChanged(f"process {preview.pid} is of 32 bits, and cannot reach the restorer")
         if self.ground.channels.all & set(preview.descriptors):
             raise KinChanged(f"process {preview.pid} uses the descriptors of the restorer")

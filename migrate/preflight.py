@@ -106,12 +106,24 @@ def process_problems(preview: Preview, facts: Facts) -> list[Problem]:
     ]
 
 
-def kernel_problems(preview: Preview, inside: Inside) -> tuple[list[Problem], vdso.Verdict]:
-    """The vDSO, which only the overseer could look at."""
-    pretended = faults.pretended("vdso")
-    there = vdso.VDSO(()) if pretended == "missing" else inside.vdso
-    verdict = vdso.decide(preview.vdso, there, f"pid {preview.pid}", differ=pretended == "differs")
-    return list(verdict.problems), verdict
+def kernel_problems(
+    preview: Preview, inside: Inside, ia32: vdso.VDSO | None
+) -> tuple[list[Problem], vdso.Verdict]:
+    """The vDSO, which only the overseer could look at. ``ia32``: that of processes of 32 bits; None: there are none
+    such there, as far as is known (`migrate.destination.Destination.ia32`)."""
+    pretended, where, problems = faults.pretended("vdso"), f"pid {preview.pid}", []
+    there = inside.vdso
+    if preview.compat and ia32 is None:
+        what = "is of 32 bits (ia32), and the destination's kernel runs no such program"
+        problems.append(Problem(where, what, "it needs CONFIG_IA32_EMULATION, and no ia32_emulation=0"))
+    elif preview.compat and ia32 is not None:
+        there = ia32
+    there = vdso.VDSO(()) if pretended == "missing" else there
+    if preview.compat and preview.vdso.area is not None and there.area is None:
+        what = "is of 32 bits, its signal handlers return by way of the vDSO, and the destination has none for such"
+        problems.append(Problem(where, what, "it needs abi.vsyscall32=1 there (vdso32=1)"))
+    verdict = vdso.decide(preview.vdso, there, where, differ=pretended == "differs")
+    return [*problems, *verdict.problems], verdict
 
 
 async def file_problems(

@@ -114,8 +114,9 @@ class Preparation:
             self.display.note("the System V objects of the process come into an IPC namespace of their own there")
         await self.destination.join(self._group)
         await self.destination.name_host(preview.surroundings.names)
+        ia32 = await self.destination.ia32(previews)
         with making_sense(self.destination.agent.name, "its vDSO"):
-            judged = [preflight.kernel_problems(each, inside) for each in previews]
+            judged = [preflight.kernel_problems(each, inside, ia32) for each in previews]
         problems = [problem for found, _ in judged for problem in found]
         problems += preflight.clock_problems(inside, self.options.no_clock) + preflight.ipc_problems(inside)
         lacking, warnings = preview.cpu.missing(inside.cpu, self.options.cpu_check)
@@ -130,7 +131,8 @@ class Preparation:
         occupied = [*((vma.start, vma.end) for each in previews for vma in each.vmas), *ranges(inside.maps)]
         threads = max(len(each.tids) for each in previews)
         tenants = sum(not each.owns(MEMORY) for each in tree)
-        hole, region = choose_region(occupied, overseer.hole_size(threads + _SPARE_THREADS), tenants)
+        compat = any(each.compat for each in previews)
+        hole, region = choose_region(occupied, overseer.hole_size(threads + _SPARE_THREADS), tenants, compat)
         ground = restore.Ground(
             hole=hole,
             region=region,

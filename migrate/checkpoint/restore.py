@@ -220,8 +220,9 @@ class _Restoring:
         )
         await self._destination.join(group)
         await self._destination.name_host(preview.surroundings.names)
+        ia32 = await self._destination.ia32(previews)
         with making_sense(self.agent.name, "its vDSO"):
-            judged = [preflight.kernel_problems(each, inside) for each in previews]
+            judged = [preflight.kernel_problems(each, inside, ia32) for each in previews]
         problems = [problem for found, _ in judged for problem in found]
         problems += preflight.clock_problems(inside, self.job.no_clock) + preflight.ipc_problems(inside)
         lacking, warnings = preview.cpu.missing(inside.cpu, self.job.cpu_check)
@@ -230,7 +231,7 @@ class _Restoring:
         occupied = [*((vma.start, vma.end) for each in previews for vma in each.vmas), *ranges(inside.maps)]
         tenants = sum(not each.owns(MEMORY) for each in tree)
         room = overseer.hole_size(max(len(each.tids) for each in previews))
-        hole, region = choose_region(occupied, room, tenants)
+        hole, region = choose_region(occupied, room, tenants, any(each.compat for each in previews))
         ground = restore.Ground(
             hole=hole,
             region=region,

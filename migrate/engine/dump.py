@@ -31,13 +31,13 @@ from migrate.engine.kinds.restart import Wait, restart
 from migrate.engine.kinds.vma import VMA
 from migrate.engine.kinds.vma_read import AddressSpaceReader
 from migrate.engine.memory.guards import guard_pages
-from migrate.engine.outside import code_of, native_vdso
+from migrate.engine.outside import code_of, native_vdso, returns_of_handlers
 from migrate.engine.process import ProcessImage, ThreadImage
 from migrate.engine.program import Results
 from migrate.engine.questions import Questions
 from migrate.engine.standing import hide_stop, own_pid
 from migrate.engine.texts import Texts
-from migrate.engine.tracee import ptrace
+from migrate.engine.tracee import compat, ptrace
 from migrate.engine.tracee.detour import ProcessEnded
 from migrate.engine.tracee.injection import Injection, Parasite
 from migrate.engine.tracee.instep import Steps, alone
@@ -52,6 +52,7 @@ from migrate.pie import blob
 
 _QUICK = 0.03  # seconds
 _LEAVING = 0.03  # seconds that all threads together get to come out of the vDSO
+_LEAVING_32 = 0.1  # the same of a program of 32 bits
 _PAUSES = (0.001, 0.01, 0.05, 0.1, 0.2)  # seconds that it runs on for when they did not
 _UNREST = 1000  # looks at queues and timers; each but the last saw a signal arrive
 _ROOM = 256 << 10  # bytes of programs that the parasite's area has room for at once, at first
@@ -70,7 +71,8 @@ class Dumper:
     """Makes images of one process. Remembers what it saw, so that the last one is cheap."""
 
     def __init__(self, proc: Proc, tracee: Tracee, family: frozenset[int] = frozenset()) -> None:
-        """``family``: all processes that move together, as we number them."""
+        """``family``: all processes that move together, as we number them. OSError: it has ended."""
+        ia32 = tracee.compat  # before anything is opened
         self.proc, self.tracee, self.family = proc, tracee, family
         self.spaces = AddressSpaceReader(proc)
         self.files = DescriptorReader(proc, tracee.pidfd, family)
@@ -93,7 +95,7 @@ class Dumper:
         self._parasite: Parasite | None = None
         self._room = _ROOM  # each area more is a system call more in the task, while it stands still
         self._inside = ExitStack()  # undoes the injection
-        self._questions = Questions(proc, self._texts)
+        self._questions = Questions(proc, self._texts, ia32)
 
     def join(self, family: frozenset[int]) -> None:
         """These move together by now."""
@@ -122,7 +124,7 @@ class Dumper:
 
         self.spaces.rename(lambda vmas: vmas)
         self._code = None
-        self.own_vdso = own_vdso.look(self.spaces.read(), read, native_vdso(), f"pid {self.proc.pid}")
+        self.own_vdso = own_vdso.look(self.spaces.read(), read, native_vdso(self.tracee.compat), f"pid {self.proc.pid}")
         return self.spaces.rename(self._named)
 
     def _named(self, vmas: list[VMA]) -> list[VMA]:
@@ -173,6 +175,8 @@ class Dumper:
             strange = {pid for pid in born if not (children.ended(pid) and self.follows)} - self.family
             if not born or strange:
                 problems.append(children.refusal(f"pid {self.proc.pid}", sorted(strange)))
+        if self._questions.has_segments(results[self.proc.pid]):
+            problems.append(Problem(f"pid {self.proc.pid}", "has segments of its own (modify_ldt(2))"))
         threads = []
         for state in states:
             status = statuses[state.tid]
@@ -181,7 +185,12 @@ class Dumper:
             thread = self._thread(results[state.tid], outside, state.tid)
             dispatch = None if frozen else ptrace.syscall_dispatch(state.tid)  # the rehearsal's business
             problems += refusals(f"thread {state.tid}", dispatch) + thread.seccomp.refusals(f"thread {state.tid}")
-            threads.append(ThreadImage(thread.identity.tid, self._registers(state), state.xstate, thread))
+            registers = self._registers(state)
+            if state.registers.compat != self.tracee.compat:
+                what = "runs code of 32 bits in a program of 64, or the other way round"
+                problems.append(Problem(f"thread {state.tid}", what))
+            segments = compat.thread_areas(state.tid) if self.tracee.compat else ()
+            threads.append(ThreadImage(thread.identity.tid, registers, state.xstate, thread, segments))
         if not frozen:
             problems += namespaces.problems(self.proc, f"pid {self.proc.pid}")
         if problems or fs is None:
@@ -259,7 +268,7 @@ class Dumper:
         if main.keys:  # pkey_alloc changed what the main thread may touch (PKRU)
             ptrace.set_xstate(self.proc.pid, states[0].xstate)
         answers = results[self.proc.pid]
-        outside = task.ProcessOutside(own, files, shared, bool(self.tracee.stopped_by))
+        outside = task.ProcessOutside(own, files, shared, bool(self.tracee.stopped_by), self.tracee.compat)
         return main.process(answers, outside), main.mm(answers, self._flags_of_new_memory()), results
 
     def _flags_of_new_memory(self) -> str:
@@ -315,7 +324,7 @@ class Dumper:
 
         Raises Refused when a thread stays inside (a handler that has interrupted such a function and does not return,
         say); it runs on then."""
-        code = self._code = self._code or code_of(self.own_vdso)
+        code = self._code = self._code or code_of(self.own_vdso, self.tracee.compat)
         for pause in _PAUSES:
             begun = time.monotonic()
             self.stop()
@@ -323,7 +332,7 @@ class Dumper:
             try:
                 stacks = self._stacks()
                 looked = time.monotonic()
-                problems, seen = leave(self.tracee, self._seen, code, stacks, self._stacks, _LEAVING)
+                problems, seen = self._leave(code, stacks)
                 if seen is not self._seen:
                     self._seen = seen
                     hide_stop(self.tracee, seen)
@@ -335,6 +344,14 @@ class Dumper:
             self.resume()
             time.sleep(pause)
         raise Refused(problems)
+
+    def _leave(self, code: Code, stacks: Stacks) -> tuple[list[Problem], list[Seen]]:
+        if not self.tracee.compat:
+            return leave(self.tracee, self._seen, code, stacks, self._stacks, _LEAVING)
+        problems, seen = compat.leave(self.tracee, self._seen, code, stacks, self._stacks, _LEAVING_32)
+        if not problems:
+            compat.point_home(self.tracee, seen, stacks, returns_of_handlers(self.own_vdso))
+        return problems, seen
 
     def _stacks(self) -> Stacks:
         """As they are now. The layout that is read for it stands for as long as no thread runs."""

@@ -146,6 +146,7 @@ class Member:
             resident=0 if self.landlord is not None else parsed.vm.get("VmRSS", 0) << 10,
             cpu=own_cpu(),
             vdso=own.vdso,
+            compat=dumper.tracee.compat,
             clock_offsets=(shifted.monotonic, shifted.boottime),
             kin=kin,
             surroundings=surroundings,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 
+from agents import ia32
 from migrate.engine import vdso
 from migrate.engine.kernel.maps import maps
 from migrate.engine.kinds import own_vdso
@@ -15,8 +16,11 @@ from migrate.pie import local
 
 
 @cache
-def native_vdso() -> vdso.VDSO:
-    """That of this process, and so of every other that this kernel has started. It stays what it is."""
+def native_vdso(compat: bool = False) -> vdso.VDSO:
+    """That of this process, and so of every other that this kernel has started; or of one of 32 bits. It stays what it
+    is."""
+    if compat:
+        return vdso.of_ia32(ia32.look())
     program = Program("our own vDSO")
     decode = vdso.collect(program, vdso.areas(maps(Path("/proc/self/maps").read_text())))
     return decode(local.run(program.link()))
@@ -28,11 +32,14 @@ def _unwinder(image: bytes) -> vdso.Unwinder:
     return vdso.Unwinder(vdso.VDSO((), (), image))
 
 
-def code_of(own: own_vdso.OwnVDSO) -> Code:
-    """That of a vDSO in the process: the task's, and what its proxy leads to."""
-    native = native_vdso()
-    parts = [(area, _unwinder(image.image)) for area, image in own.code(native)]
-    ranges = tuple((area.start, area.end) for area, _ in parts)
+def code_of(own: own_vdso.OwnVDSO, compat: bool = False) -> Code:
+    """That of a vDSO in the process: the task's, and what its proxy leads to. ``compat``: it is of 32 bits, and where
+    that returns to cannot be told."""
+    found = own.code(native_vdso(compat))
+    ranges: list[tuple[int, int]] = []
+    for area, image in found:
+        ranges += _without_the_kernels(area, image) if area == own.vdso.area else [(area.start, area.end)]
+    parts = [] if compat else [(area, _unwinder(image.image)) for area, image in found]
 
     def inside(address: int) -> bool:
         return any(start <= address < end for start, end in ranges)
@@ -41,5 +48,26 @@ def code_of(own: own_vdso.OwnVDSO) -> Code:
         area, unwinder = next(part for part in parts if part[0].start <= rip < part[0].end)
         return unwinder.slot(area.start, rip, rsp, rbp, inside, word)
 
-    tails = tuple((a.start + len(image.image), a.end) for a, image in own.code(native) if image.image)
-    return Code(ranges, own.entries, slot, tails)
+    tails = tuple((area.start + len(image.image), area.end) for area, image in found if image.image)
+    return Code(tuple(ranges), own.entries, slot, tails)
+
+
+def _without_the_kernels(area: vdso.Area, image: vdso.VDSO) -> list[tuple[int, int]]:
+    """Threads of 32 bits that sleep in a system call are in the vDSO, and handlers return by way of it. That code reads
+    nothing, and is in its place in a proxy as well."""
+    ranges, at = [], area.start
+    for kept in sorted(image.kernel_entries, key=lambda function: function.offset):
+        ranges.append((at, area.start + kept.offset))
+        at = area.start + kept.offset + kept.size
+    return [*ranges, (at, area.end)]
+
+
+def returns_of_handlers(own: own_vdso.OwnVDSO) -> dict[int, int]:
+    """Addresses in the vDSO that the proxy of a task of 32 bits leads to, which handlers return to (a frame of 32 bits
+    has such an address, where one of 64 bits has the task's own), and the same in the task's own vDSO."""
+    if own.mark is None or own.vdso.area is None:
+        return {}
+    rt = vdso.VDSO(own.mark.rt).area
+    here = {function.name: own.vdso.area.start + function.offset for function in own.vdso.kernel_entries}
+    native = native_vdso(compat=True).kernel_entries if rt is not None else ()
+    return {rt.start + each.offset: here[each.name] for each in native if rt is not None and each.name in here}

@@ -28,7 +28,7 @@ from migrate.engine.remote_calls import (
 
 # ptrace(2), sys/ptrace.h
 PTRACE_CONT, PTRACE_DETACH, PTRACE_SETOPTIONS, PTRACE_SEIZE, PTRACE_INTERRUPT = 7, 17, 0x4200, 0x4206, 0x4207
-PTRACE_SETSIGMASK = 0x420B
+PTRACE_SET_THREAD_AREA, PTRACE_SETSIGMASK = 26, 0x420B
 OPTIONS = 0x100001  # PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD
 _SUSPEND = 1 << 21  # PTRACE_O_SUSPEND_SECCOMP
 _FREE = 0x1  # without PTRACE_O_EXITKILL
@@ -121,10 +121,13 @@ class Dress:
     mask: int
 
 
+Segments = tuple[tuple[bytes, ...], ...]  # struct user_desc that each of the threads has
+
+
 class Arming:
     """Seize the parked threads, have them confined, take the restorer's socket and mapping away, and set their
     registers. They stay stopped. What is not of the registers is compiled when it is made. ``tenant``: the mapping is
-    another one's, who shares its memory and comes after it."""
+    another one's, who shares its memory and comes after it. ``segments``: of threads of 32 bits, else none."""
 
     def __init__(
         self,
@@ -135,6 +138,7 @@ class Arming:
         xsave_size: int,
         tenant: bool = False,
         confinement: Confinement | None = None,
+        segments: Segments = (),
     ) -> None:
         program = Program(f"the registers of pid {main}")
         status = program.space(8)
@@ -148,6 +152,11 @@ class Arming:
         if confinement is not None:
             _confine(program, caller, main, tids, confinement)
         _leave_behind(caller, main, hole, control, tenant)
+        for tid, its in zip(tids, segments, strict=False):
+            for description in its:
+                entry = int.from_bytes(description[:4], "little")
+                content, label = program.data(description), f"segment {entry} of thread {tid}"
+                program.syscall("ptrace", PTRACE_SET_THREAD_AREA, tid, entry, content, label=label)
         self._places = []
         for tid in tids:
             registers, xsave, mask = program.space(REGISTERS), program.space(xsave_size, align=64), program.space(8)

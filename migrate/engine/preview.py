@@ -37,6 +37,7 @@ class Preview:
     resident: int
     cpu: Cpu
     vdso: VDSO
+    compat: bool  # it is of 32 bits
     clock_offsets: tuple[int, int]
     kin: Kin
     surroundings: Surroundings

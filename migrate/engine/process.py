@@ -15,12 +15,14 @@ from migrate.engine.kinds.vma import VMA
 
 @dataclass(frozen=True)
 class ThreadImage:
-    """A thread: its own number, user_regs_struct as it is to go on at the destination, XSAVE area, and the rest."""
+    """A thread: its own number, user_regs_struct as it is to go on at the destination, XSAVE area, and the rest.
+    ``segments``: struct user_desc of those that a thread of 32 bits has."""
 
     tid: int
     registers: bytes
     xsave: bytes
     state: Thread
+    segments: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

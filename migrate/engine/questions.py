@@ -27,20 +27,26 @@ class ToMain:
     process: Callable[[Results, task.ProcessOutside], task.Process]
     mm: Callable[[Results, str], MM]
     has_children: Callable[[Results], bool]
+    has_segments: Callable[[Results], bool]
     keys: bool
 
 
 class Questions:
     """To one process. ``to_others``: to its threads but the first."""
 
-    def __init__(self, proc: Proc, texts: Texts) -> None:
-        self._proc, self._texts = proc, texts
-        self.to_others, self.thread = _to_a_thread()
+    def __init__(self, proc: Proc, texts: Texts, compat: bool) -> None:
+        """``compat``: it is of 32 bits."""
+        self._proc, self._texts, self._compat = proc, texts, compat
+        self.to_others, self.thread = _to_a_thread(compat)
         self._to_main: ToMain | None = None
 
     def has_children(self, answers: Results) -> bool:
         """Of the first thread, to `to_main`."""
         return self._to_main is not None and self._to_main.has_children(answers)
+
+    def has_segments(self, answers: Results) -> bool:
+        """Of the first thread, to `to_main`: segments for all threads (modify_ldt(2))."""
+        return self._to_main is not None and self._to_main.has_segments(answers)
 
     def to_main(self, listed: bytes, own: int, states: Sequence[ThreadState], vmas: Sequence[VMA]) -> ToMain:
         """To the first thread; linked anew only when it must be another. ``listed``: /proc/PID/timers; ``own``: its
@@ -57,15 +63,17 @@ class Questions:
         if self._to_main is None or self._to_main.key != key:
             program = Program(f"what pid {own} knows of itself")
             # First what every thread is asked: so the same decoder fits.
-            task.collect_thread(program, _host())
+            task.collect_thread(program, _host(), self._compat)
             tids = None
             if listed and own != self._proc.pid:
                 tids = {state.tid: own_pid(self._texts.read(state.tid, "status")) for state in states}
             process = task.collect_process(program, found, tids)
             mm = MM.collect(program, self._proc, keys)
             born = children.ask(program)
+            local = program.syscall("modify_ldt", 0, program.space(8), 8, label="segments of its own", ignore=True)
             address_space.compile_flush(program, flush)
-            self._to_main = ToMain(key, program.link(), process, mm, born, keys)
+            segments = lambda results: results.of(local) > 0  # noqa: E731
+            self._to_main = ToMain(key, program.link(), process, mm, born, segments, keys)
         return self._to_main
 
 
@@ -75,7 +83,7 @@ def _host() -> task.Host:
 
 
 @cache
-def _to_a_thread() -> tuple[Linked, Callable[[Results, task.ThreadOutside], task.Thread]]:
+def _to_a_thread(compat: bool) -> tuple[Linked, Callable[[Results, task.ThreadOutside], task.Thread]]:
     program = Program("what a thread knows of itself")
-    decode = task.collect_thread(program, _host())
+    decode = task.collect_thread(program, _host(), compat)
     return program.link(), decode

@@ -139,7 +139,8 @@ class Compiler:
         tenant = not image.kin.owns(MEMORY)
         confinement = task.confine([thread.state for thread in image.threads], ground.hole.buffer)
         known = image.process.pid, ground.whole, ground.channels.control, tids, ground.carrier.size
-        inputs = *known, tenant, confinement
+        segments = tuple(thread.segments for thread in image.threads)
+        inputs = *known, tenant, confinement, segments
         if self._arming is None or self._arming[0] != inputs:
             self._arming = inputs, Arming(*inputs)
         return self._arming[1].dressed(dresses(image.threads, ground.carrier))

@@ -24,6 +24,7 @@ from migrate.errors import ImageError
 @dataclass(frozen=True)
 class _Threads:
     states: tuple[Thread, ...]
+    segments: tuple[tuple[bytes, ...], ...]  # of each
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class Writer:
         """Raises ImageError as of `codec.encode`."""
         parts = (
             image.process,
-            _Threads(tuple(thread.state for thread in image.threads)),
+            _Threads(
+                tuple(thread.state for thread in image.threads), tuple(thread.segments for thread in image.threads)
+            ),
             _AddressSpace(image.vmas, image.guards),
             image.mm,
             _Files(image.descriptors, image.fs),
@@ -96,12 +99,15 @@ class Reader:
         if len(envelope.parts) != len(_PARTS):
             raise ImageError(f"image.parts: expected {len(_PARTS)}, found {len(envelope.parts)}")
         process, threads, space, mm, files, kin, ipc = map(self._part, _PARTS, envelope.parts)
-        if not len(threads.states) == len(envelope.registers) == len(envelope.xsaves):
+        if len({*map(len, (threads.states, threads.segments, envelope.registers, envelope.xsaves))}) > 1:
             raise ImageError(f"image.registers: expected those of {len(threads.states)} threads")
-        bare = zip(threads.states, envelope.registers, envelope.xsaves, strict=True)
+        threads = zip(threads.states, envelope.registers, envelope.xsaves, threads.segments, strict=True)
         return ProcessImage(
             process=process,
-            threads=tuple(ThreadImage(state.identity.tid, registers, xsave, state) for state, registers, xsave in bare),
+            threads=tuple(
+                ThreadImage(state.identity.tid, registers, xsave, state, its)
+                for state, registers, xsave, its in threads
+            ),
             vmas=space.vmas,
             guards=space.guards,
             mm=mm,

@@ -124,6 +124,8 @@ static s64 step(struct program *p, struct op *op, const u64 *a)
     switch (op->kind) {
     case SYSCALL:
         return sys(op->number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    case CALL32:
+        return sys32(op->number, a[0], a[1], a[2], a[3]);
     case COPY:
         copy((void *)a[0], (const void *)a[1], a[2]);
         return 0;

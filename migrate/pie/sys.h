@@ -14,6 +14,13 @@ static inline s64 sys(u64 nr, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
                  : "rcx", "r11", "memory");
     return ret;
 }
+/* The system call of 32-bit code: other numbers, and pointers of 32 bits. Kernels clear or keep r8 to r11. */
+static inline s64 sys32(u64 nr, u64 a, u64 b, u64 c, u64 d)
+{
+    s64 ret;
+    asm volatile("int $0x80" : "=a"(ret) : "a"(nr), "b"(a), "c"(b), "d"(c), "S"(d) : "r8", "r9", "r10", "r11", "memory");
+    return ret;
+}
 #define sys3(nr, a, b, c) sys(nr, (u64)(a), (u64)(b), (u64)(c), 0, 0, 0)
 
 static inline void copy(void *to, const void *from, u64 n)

@@ -38,7 +38,8 @@ _LOADER = (
 _AGENTS = Path(str(agents.__file__)).parent
 _SHIPPED = (
     *("arguments.py", "cgroup.py", "commitment.py", "conversation.py", "custody.py", "destination.py", "elf.py"),
-    *("hostfacts.py", "journal.py", "libc.py", "log.py", "overseer.py", "pages.py", "private.py", "settling.py"),
+    *("hostfacts.py", "ia32.py", "journal.py", "libc.py", "log.py", "overseer.py", "pages.py", "private.py"),
+    "settling.py",
 )
 _PACKAGES = ("agents", "migrate", "migrate/pie", "migrate/transport")
 _NOISE = 64 << 10  # bytes that a login shell may print before we give up on it

@@ -12,6 +12,7 @@ from tests.crosskernel.guests import HOST
 from tests.crosskernel.kernels import SUITES
 from tests.crosskernel.travels import Travel, Travels
 from tests.tasks import wait_until
+from tests.victims import IA32
 
 ENDPOINTS = (HOST, *SUITES)
 WAY = (HOST, "6.1", "5.10", "7.2", HOST)
@@ -140,3 +141,14 @@ def test_back_and_forth_with_everybody_inside(travels: Travels) -> None:
     travel.tell()
     said = travel.verdict()
     assert " 0 handled" not in said, said
+
+
+@pytest.mark.every_kernel
+@pytest.mark.timeout(1500)
+def test_a_program_of_32_bits(travels: Travels) -> None:
+    travels.world.need(*WAY, "6.12")
+    travel = travels.start("clocks", HOST, "2", flags=IA32)
+    for dest in (*WAY[1:-1], "6.12", HOST):
+        travel.move(dest)
+    travel.tell()
+    travel.verdict()

@@ -88,9 +88,9 @@ class Travels:
     victims: Victims
     moved: list[str] = field(default_factory=list)
 
-    def start(self, victim: str, at: str, *args: str) -> Travel:
+    def start(self, victim: str, at: str, *args: str, flags: Sequence[str] = ()) -> Travel:
         """Start a compiled victim on an endpoint, and wait until it is ready."""
-        travel = self.run(victim, at, [self.ship(victim), *args])
+        travel = self.run(victim, at, [self.ship(victim, *flags), *args])
         wait_until(f"{victim} on {at}", lambda: "ready\n" in travel.out or travel.err, 120)
         assert "ready\n" in travel.out, travel.complaint
         return travel
@@ -105,9 +105,9 @@ class Travels:
         pid = self.world[at].spawn(argv, stdin=stdin, stdout=out, stderr=err, env={**own, **tunables})
         return Travel(name, directory, self.world, at, pid, self.moved)
 
-    def ship(self, victim: str) -> str:
+    def ship(self, victim: str, *flags: str) -> str:
         """The compiled victim where all endpoints have it, under one name and with one time: the name."""
-        compiled = Path(self.victims(victim))
+        compiled = Path(self.victims(victim, *flags))
         shipped = self.world.directory / compiled.name
         if not shipped.exists():
             shutil.copy2(compiled, shipped)

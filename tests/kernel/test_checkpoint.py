@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ from tests.kernel.checkpoints import (
 )
 from tests.moves import PROGRAM
 from tests.tasks import status_field, wait_until
-from tests.victims import HERE, Victims, check_counter
+from tests.victims import HERE, IA32, Victims, check_counter
 
 PAGES = """
 import hashlib, os, signal, sys
@@ -72,16 +72,17 @@ def keep() -> Iterator[Keep]:
         yield add
 
 
-def counting(victims: Victims, log: Path, threads: int = 4) -> Job:
-    job = Job.start(victims("counter"), str(log), str(threads), "1000")
+def counting(victims: Victims, log: Path, threads: int = 4, flags: Sequence[str] = ()) -> Job:
+    job = Job.start(victims("counter", *flags), str(log), str(threads), "1000")
     until_longer(log)
     return job
 
 
-def test_to_disk_and_back(victims: Victims, tmp_path: Path, keep: Keep) -> None:
+@pytest.mark.parametrize("flags", [(), IA32], ids=["x86_64", "ia32"])
+def test_to_disk_and_back(victims: Victims, tmp_path: Path, keep: Keep, flags: tuple[str, ...]) -> None:
     """With its number, and no line lost or written twice."""
     log, directory = tmp_path / "log", tmp_path / "checkpoint"
-    job = keep(counting(victims, log))
+    job = keep(counting(victims, log, flags=flags))
     told = dump(job, directory)
     assert told["ok"] and told["pid"] == job.pid and told["pages"] > 10 and not told["leave_running"]
     assert sorted(path.name for path in directory.iterdir()) == ["image", "manifest", "pages", "sums"]

@@ -8,7 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from agents import ia32
 from migrate.engine.kernel.syscalls import NUMBERS
+from migrate.engine.tracee import inspection
 from migrate.engine.tracee.inspection import why_not_traceable
 from migrate.engine.tracee.tree import Tracee
 from tests.kernel.tracees import running
@@ -108,21 +112,23 @@ def _as_nobody(work: Callable[[], str]) -> str:
 
 
 def test_a_32_bit_program(tmp_path: Path) -> None:
-    # pause() in a loop, as bytes: no 32-bit compiler is needed
-    code = bytes.fromhex("b81d000000cd80ebf7")
-    size = 52 + 32 + len(code)
-    base = 0x08048000
-    header = b"\x7fELF\x01\x01\x01" + bytes(9)
-    header += (2).to_bytes(2, "little") + (3).to_bytes(2, "little") + (1).to_bytes(4, "little")
-    header += (base + 84).to_bytes(4, "little") + (52).to_bytes(4, "little") + bytes(8)
-    header += b"".join(n.to_bytes(2, "little") for n in (52, 32, 1, 40, 0, 0))
-    segment = b"".join(n.to_bytes(4, "little") for n in (1, 0, base, base, size, size, 5, 4096))
+    """Is one as others are."""
     program = tmp_path / "pause32"
-    program.write_bytes(header + segment + code)
+    program.write_bytes(ia32.program())
     program.chmod(0o755)
-    victim = subprocess.Popen([program])
-    try:
-        assert "only x86-64 ones can be moved" in _sentence(victim.pid)
-    finally:
-        victim.kill()
-        victim.wait()
+    with subprocess.Popen([program], stdout=subprocess.PIPE) as victim:
+        try:
+            assert victim.stdout is not None and victim.stdout.read(1)
+            assert not why_not_traceable(victim.pid)
+        finally:
+            victim.kill()
+
+
+def test_a_foreign_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which only an emulator could run here."""
+    monkeypatch.setattr(inspection, "machine", lambda head: (2, 183))
+    with subprocess.Popen(["sleep", "1000"]) as victim:
+        try:
+            assert "it runs a foreign program" in _sentence(victim.pid)
+        finally:
+            victim.kill()

@@ -38,6 +38,15 @@ class Journey(Driven):
             assert not different, "\n".join([f"{self.name} is not what it was:", *different])
         return outcome
 
+    def turn(self) -> None:
+        """The next move is to the other host."""
+        self.pair = Pair(self.pair.b, self.pair.a, self.pair.directory)
+
+    @property
+    def maps(self) -> list[str]:
+        """The lines of /proc/PID/maps."""
+        return [" ".join(line.split()) for line in Path(f"/proc/{self.task.outer}/maps").read_text().splitlines()]
+
     def verdict(self, seconds: float = 20.0) -> str:
         """Wait for its end; an AssertionError says what it complained of. Returns what it said."""
         try:

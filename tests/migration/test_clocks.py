@@ -11,7 +11,6 @@ import pytest
 
 from tests import hosts, moves
 from tests.migration.journey import Journey, Journeys
-from tests.migration.test_vdso import turn
 from tests.victims import Victims
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -56,7 +55,7 @@ def test_clocks_go_on(
         for _ in range(moves):
             journey.move("-v", *BUSY, look=False)
             round_trips.append(most(journey))
-            turn(journey)
+            journey.turn()
         journey.tell()
         said = [line.split() for line in journey.verdict().splitlines()]
     allowed = sum(round_trips) * 1e6
@@ -86,7 +85,7 @@ def test_deadlines_stay_where_they_are(shift: int, victims: Victims, tmp_path: P
         journey = Journeys(pair, victims).start("deadlines", "20000")  # in which three moves fit on a slow machine, too
         for _ in range(3):
             journey.move(*BUSY, look=False)
-            turn(journey)
+            journey.turn()
         journey.verdict(60)
 
 
@@ -101,7 +100,7 @@ def test_no_clock_goes_back_though_the_others_is_slower(victims: Victims, tmp_pa
         journey.must_live()
         journey.env = env
         assert journey.move("--max-downtime", "1s", *BUSY, look=False).report["downtime_ms"] >= 400
-        turn(journey)
+        journey.turn()
         journey.env = None
         journey.move(*BUSY, look=False)
         journey.tell()
@@ -113,6 +112,6 @@ def test_periodic_timers_keep_their_beat(victims: Victims, tmp_path: Path) -> No
         journey = Journeys(pair, victims).start("timers")
         for _ in range(2):
             journey.move(*BUSY, look=False)
-            turn(journey)
+            journey.turn()
         journey.tell()
         journey.verdict()

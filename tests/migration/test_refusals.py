@@ -47,6 +47,7 @@ def _says(outcome: Outcome, *reasons: str) -> None:
         ("hugetlb", "huge"),
         ("listener", "fd 5: seccomp notification descriptor"),
         ("notifying", "has a seccomp filter that asks another process"),
+        ("segments", "has segments of its own (modify_ldt(2))"),
     ],
 )
 def test_what_cannot_be_moved(journeys: Journeys, kind: str, reason: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests import moves
-from tests.hosts import Pair
 from tests.migration.journey import Journey, Journeys
 
 MOVES = int(os.environ.get("VDSO_MOVES", "20"))
@@ -19,16 +18,6 @@ sched_autogroup_enabled.)"""
 DIFFERS, MISSING = {"MIGRATE_FAULT": "vdso:differs"}, {"MIGRATE_FAULT": "vdso:missing"}
 
 
-def maps(journey: Journey) -> list[str]:
-    """The lines of /proc/PID/maps."""
-    return [" ".join(line.split()) for line in Path(f"/proc/{journey.task.outer}/maps").read_text().splitlines()]
-
-
-def turn(journey: Journey) -> None:
-    """The next move is to the other host."""
-    journey.pair = Pair(journey.pair.b, journey.pair.a, journey.pair.directory)
-
-
 def must_be(journey: Journey, decision: str) -> None:
     """What has become of the vDSO in the last move."""
     assert journey.outcomes[-1].report["vdso"] == decision
@@ -37,14 +26,14 @@ def must_be(journey: Journey, decision: str) -> None:
 def test_there_and_back_is_as_if_nothing_had_been(journeys: Journeys) -> None:
     """By way of another kernel, of one without a vDSO, and home."""
     journey = journeys.start("insider", "2", "0")
-    before = maps(journey)
+    before = journey.maps
     for env in (DIFFERS, MISSING, DIFFERS, None, None):
         journey.env = env
         journey.move("--no-converge", "continue", look=False)
         decision = "proxy" if env else "remap"
         must_be(journey, decision)
-        assert (maps(journey) == before) == (decision == "remap")
-        turn(journey)
+        assert (journey.maps == before) == (decision == "remap")
+        journey.turn()
     journey.tell()
     journey.verdict()
 
@@ -54,14 +43,14 @@ def test_back_and_forth_with_everybody_inside(journeys: Journeys) -> None:
     """Eight threads that do nothing but call the vDSO, and handlers that interrupt them and do so too, between two
     kernels: nobody crashes, no time goes backwards, and nothing piles up."""
     journey = journeys.start("insider", "8", "1000", wrap=POLITE)
-    seen = [maps(journey)]
+    seen = [journey.maps]
     for number in range(MOVES):
         journey.env = (DIFFERS, None)[number % 2]
         journey.move("--no-converge", "continue", look=False)
         must_be(journey, ("proxy", "remap")[number % 2])
-        seen.append(maps(journey))
+        seen.append(journey.maps)
         assert seen[-1] == seen[(number + 1) % 2], f"move {number}"
-        turn(journey)
+        journey.turn()
     journey.tell()
     _all_were_busy(journey)
 
@@ -73,9 +62,9 @@ def test_from_proxy_to_proxy(journeys: Journeys) -> None:
     for number in range(6):
         journey.env = (DIFFERS, MISSING, DIFFERS)[number % 3]
         journey.move("--no-converge", "continue", look=False)
-        seen.append(maps(journey))
+        seen.append(journey.maps)
         assert seen[-1] == seen[number % 3]
-        turn(journey)
+        journey.turn()
     journey.tell()
     _all_were_busy(journey)
 
@@ -104,12 +93,12 @@ def test_a_handler_that_has_interrupted_it_for_sure(
 def test_who_does_not_come_out_is_not_moved(journeys: Journeys, env: dict[str, str] | None) -> None:
     """And is not touched: it finds its way back as if nothing had been."""
     journey = journeys.start("trapped")
-    before = maps(journey)
+    before = journey.maps
     started = moves.start(journey.pair.a, journey.task.pid, journey.pair.b.destination, env=env)
     outcome = moves.finish(started)
     assert outcome.code == 3 and not outcome.report["ok"], outcome.err
     assert "in a signal handler that has interrupted one" in outcome.err and "nothing was changed" in outcome.err
-    assert maps(journey) == before
+    assert journey.maps == before
     journey.tell()
     journey.verdict()
 
@@ -123,7 +112,7 @@ def test_droppable_memory_by_way_of_a_kernel_without(journeys: Journeys) -> None
         journey.env = env
         journey.move("--no-converge", "continue", look=False)
         assert _droppable(journey) == ({} if env and env != DIFFERS else before)
-        turn(journey)
+        journey.turn()
     journey.tell()
     journey.verdict()
 

@@ -8,12 +8,12 @@ import pytest
 
 from tests import moves, observe
 from tests.migration.journey import Journey, Journeys
-from tests.migration.test_vdso import DIFFERS, MISSING, maps, must_be, turn
+from tests.migration.test_vdso import DIFFERS, MISSING, must_be
 from tests.tasks import wait_until
 
 
 def _special(journey: Journey) -> list[str]:
-    return [line for line in maps(journey) if line.split()[-1].startswith(("[vvar", "[vdso"))]
+    return [line for line in journey.maps if line.split()[-1].startswith(("[vvar", "[vdso"))]
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,13 @@ def _special(journey: Journey) -> list[str]:
 def test_none_is_none_after_the_move(journeys: Journeys, unmaps: str, env: dict[str, str] | None) -> None:
     """Also where the kernel's data is left, without the code that reads it."""
     journey = journeys.start("meddles", unmaps)
-    before = maps(journey)
+    before = journey.maps
     left = _special(journey)
     assert bool(left) == (unmaps == "code") and not any("[vdso]" in line for line in left)
     journey.env = env
     journey.move()
     must_be(journey, "none")
-    assert maps(journey) == before
+    assert journey.maps == before
     journey.tell()
     journey.verdict()
 
@@ -36,13 +36,13 @@ def test_none_is_none_after_the_move(journeys: Journeys, unmaps: str, env: dict[
 def test_moved_as_a_whole(journeys: Journeys) -> None:
     """By remap, by proxy, and home."""
     journey = journeys.start("meddles", "whole")
-    before = maps(journey)
+    before = journey.maps
     for env in (None, DIFFERS, None):
         journey.env = env
         journey.move(look=False)
         must_be(journey, "proxy" if env else "remap")
-        assert (maps(journey) == before) == (env is None)
-        turn(journey)
+        assert (journey.maps == before) == (env is None)
+        journey.turn()
     journey.tell()
     journey.verdict()
 
@@ -56,13 +56,13 @@ def test_a_proxy_that_is_unmapped(journeys: Journeys) -> None:
     (journey.directory / "unmap").touch()
     wait_until("unmapped", lambda: "unmapped" in journey.out)
     assert _special(journey)
-    turn(journey)
+    journey.turn()
     for env in (DIFFERS, None):
         journey.env = env
         journey.move(look=False)
         must_be(journey, "none")
-        assert not _special(journey) and not any("vDSO" in line for line in maps(journey))
-        turn(journey)
+        assert not _special(journey) and not any("vDSO" in line for line in journey.maps)
+        journey.turn()
     journey.tell()
     journey.verdict()
 

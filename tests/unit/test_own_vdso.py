@@ -126,7 +126,7 @@ def test_written_to_and_not_of_this_kernel(plain: Task) -> None:
     plain.memory[at] = plain.memory[at][:0x900] + b"\xcc" + plain.memory[at][0x901:]
     assert "written to" in plain.refused()
     plain.memory[at] = b"\x7fELF\1" + bytes(8187)  # that of an x32 process
-    assert "no ELF image that can be read: no 64-bit ELF header" in plain.refused()
+    assert "no ELF image that can be read" in plain.refused()
     # Behind the image is what tracers use.
     plain.memory[at] = NATIVE.image.ljust(0x1F00, b"\0") + b"\xcc" * 0x100
     assert not plain.look().problems

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 import migrate.pie
+from migrate.engine.kernel.syscalls import NUMBERS, NUMBERS_32
 from migrate.engine.program import ops, program
 
 PIE = Path(migrate.pie.__file__).parent
@@ -22,7 +25,7 @@ int main(void)
     SHOW(op, kind); SHOW(op, check); SHOW(op, number); SHOW(op, modes);
     SHOW(op, expect); SHOW(op, args); SHOW(op, result);
     SHOW(program, failed); SHOW(program, failed_result);
-    printf("last kind %d\nlast mode %d\nlast check %d\nmagic %d\n", LEAVE, LOAD64, CHECK_OR_ERRNO, MAGIC);
+    printf("last kind %d\nlast mode %d\nlast check %d\nmagic %d\n", CALL32, LOAD64, CHECK_OR_ERRNO, MAGIC);
     return 0;
 }
 """
@@ -44,15 +47,14 @@ def test_header_and_assembler_agree(tmp_path: Path) -> None:
     assert said["last check"] == max(ops.Check) and said["magic"] == program.MAGIC
 
 
-def test_syscall_numbers_are_the_headers() -> None:
-    from migrate.engine.kernel.syscalls import NUMBERS
-
-    probe = "#include <asm/unistd_64.h>\n" + "".join(f"{name} __NR_{name}\n" for name in NUMBERS)
+@pytest.mark.parametrize(("bits", "numbers"), [(64, NUMBERS), (32, NUMBERS_32)])
+def test_syscall_numbers_are_the_headers(bits: int, numbers: dict[str, int]) -> None:
+    probe = f"#include <asm/unistd_{bits}.h>\n" + "".join(f"{name} __NR_{name}\n" for name in numbers)
     command = ["gcc", "-E", "-P", "-x", "c", "-"]
     out = subprocess.run(command, input=probe, check=True, capture_output=True, text=True).stdout
     said = dict(line.split() for line in out.splitlines() if line.strip())
     newer = {name for name, number in said.items() if not number.isdecimal()}  # than the headers installed here
     assert newer <= {"mseal"}
     assert {name: int(number) for name, number in said.items() if name not in newer} == {
-        name: number for name, number in NUMBERS.items() if name not in newer
+        name: number for name, number in numbers.items() if name not in newer
     }

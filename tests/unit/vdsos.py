@@ -4,6 +4,7 @@ CPU. 5.10, 6.1, 6.12 and 7.2 are Debian's (facts in the README there), 6.18 is o
 from __future__ import annotations
 
 import lzma
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,18 @@ _LAYOUTS = {  # bytes of vvar, vvar_vclock and vdso
     "7.2": (0x4000, 0x2000, 0x2000),
 }
 BASE = 0x7FFF_F7F0_0000
+
+
+IA32_KERNELS = ("5.10", "6.1", "6.12", "7.2")
+
+
+def ia32(kernel: str, base: int = 0xF7F0_0000) -> VDSO:
+    """Of a process of 32 bits on that kernel."""
+    content = lzma.decompress((_DATA / f"ia32-{kernel}.so.xz").read_bytes())
+    size = -(-len(content) // 4096) * 4096
+    *data, code = areas(kernel, base)
+    found = *data, replace(code, end=code.start + size)
+    return VDSO.read(found, content.ljust(size, b"\0"))
 
 
 @cache

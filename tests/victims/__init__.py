@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).parent
+IA32 = ("-m32", "-Wno-format", "-Wno-overflow", "-D_FILE_OFFSET_BITS=64")
+"""To compile one for 32 bits: they write numbers of 64 bits with the letters for a long in what they complain of."""
 FLAGS = ("-O1", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11", "-pthread")
 
 

@@ -57,7 +57,7 @@ static int64_t now(clockid_t clock)
 	struct timespec t;
 
 	check(!syscall(SYS_clock_gettime, clock, &t));
-	return t.tv_sec * 1000000000L + t.tv_nsec;
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
 static void try_clock(long (*call)(clockid_t, struct timespec *))
@@ -69,7 +69,7 @@ static void try_clock(long (*call)(clockid_t, struct timespec *))
 
 		check(!call(clocks[i], &t));
 		after = now(clocks[i]);
-		seen = t.tv_sec * 1000000000L + t.tv_nsec;
+		seen = t.tv_sec * 1000000000LL + t.tv_nsec;
 		check(before - coarse <= seen && seen <= after, "clock %d: %ld <= %ld <= %ld", clocks[i], before, seen, after);
 	}
 	check(call(4711, &(struct timespec){ 0, 0 }) == -EINVAL);

@@ -17,7 +17,7 @@ static void later(void)
 	struct timespec t;
 
 	check(!vdso.clock_gettime(CLOCK_MONOTONIC, &t));
-	now = t.tv_sec * 1000000000L + t.tv_nsec;
+	now = t.tv_sec * 1000000000LL + t.tv_nsec;
 	check(now >= before, "CLOCK_MONOTONIC went back by %ld ns", before - now);
 	for (seen = latest; seen < now && !__atomic_compare_exchange_n(&latest, &seen, now, 0, __ATOMIC_SEQ_CST,
 								       __ATOMIC_SEQ_CST);)

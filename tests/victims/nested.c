@@ -17,7 +17,7 @@ static void call(struct timespec *place)
 	int64_t now, before = latest; /* what is interrupted may have read the clock before its handler does */
 
 	check(!vdso.clock_gettime(CLOCK_MONOTONIC, place));
-	now = place->tv_sec * 1000000000L + place->tv_nsec;
+	now = place->tv_sec * 1000000000LL + place->tv_nsec;
 	check(now >= before, "CLOCK_MONOTONIC went back by %ld ns", before - now);
 	latest = now > latest ? now : latest;
 }

@@ -2,7 +2,7 @@
    one that goes off twice comes early, one whose signal got lost is never set again. */
 #include "victim.h"
 
-#define MS 1000000L
+#define MS 1000000LL
 enum { TIMERS = 100, STEP = 5 };
 static int ids[TIMERS];
 static volatile int64_t due[TIMERS], alarm_due;

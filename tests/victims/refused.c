@@ -1,6 +1,7 @@
 /* refused KIND…: has what cannot be moved, descriptors from 5 upward in the order of the arguments; "zombie" makes a child
    that has ended, and says its number; "traces=PID" traces that process. */
 #include "victim.h"
+#include <asm/ldt.h>
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/seccomp.h>
@@ -48,6 +49,10 @@ static void have(const char *kind)
 		place(syscall(SYS_userfaultfd, UFFD_USER_MODE_ONLY));
 	} else if (!strcmp(kind, "hugetlb")) { /* never touched, so no huge page has to be there */
 		check(mmap(NULL, 2 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1, 0) != MAP_FAILED);
+	} else if (!strcmp(kind, "segments")) {
+		struct user_desc data = { .base_addr = 4096, .limit = 1, .seg_32bit = 1, .limit_in_pages = 1 };
+
+		check(!syscall(SYS_modify_ldt, 1, &data, sizeof(data)));
 	} else if (!strcmp(kind, "notifying")) {
 		check(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
 	} else if (!strcmp(kind, "listener")) {

@@ -2,7 +2,7 @@
    value; all three interval timers. They go on where they were: no expiration is lost, none comes early. */
 #include "victim.h"
 
-#define MS 1000000L
+#define MS 1000000LL
 static volatile long fired[4], values[4];
 
 static void caught(int number, siginfo_t *info, void *context)
@@ -58,7 +58,7 @@ int main(void)
 	check(ids[1] == 2 && ids[3] == 5, "%d %d", ids[1], ids[3]);
 	set(ids[0], 0, 5 * MS, 5 * MS);
 	set(ids[1], 0, 10 * MS, 10 * MS);
-	set(ids[2], 0, 1000000L * MS, 0);
+	set(ids[2], 0, 1000000LL * MS, 0);
 	set(ids[3], TIMER_ABSTIME, until = nanoseconds(CLOCK_BOOTTIME) + 4000 * MS, 0);
 	set(ids[4], 0, 300000L * MS, 0);
 	check(!setitimer(ITIMER_REAL, &real, NULL) && !setitimer(ITIMER_VIRTUAL, &cpu, NULL));

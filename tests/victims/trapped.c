@@ -31,8 +31,8 @@ int main(void)
 		struct timespec t;
 
 		check(!vdso.clock_gettime(CLOCK_MONOTONIC, &t));
-		check(t.tv_sec * 1000000000L + t.tv_nsec >= before);
-		before = t.tv_sec * 1000000000L + t.tv_nsec;
+		check(t.tv_sec * 1000000000LL + t.tv_nsec >= before);
+		before = t.tv_sec * 1000000000LL + t.tv_nsec;
 	}
 	check(!setitimer(ITIMER_REAL, &never, NULL));
 	pass();

@@ -27,7 +27,7 @@ static atomic_long handled, calls, sleeps, expirations, rounds;
 
 static int64_t in_ns(struct timespec t)
 {
-	return t.tv_sec * 1000000000L + t.tv_nsec;
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
 static int64_t asked_by_vdso(clockid_t clock)

@@ -1,5 +1,5 @@
 /* The functions of the vDSO, found the way a C library does: once, by the symbols of the image at AT_SYSINFO_EHDR. */
-#include <elf.h>
+#include <link.h>
 #include <sys/auxv.h>
 
 struct opaque_params { /* struct vgetrandom_opaque_params, linux/random.h */
@@ -18,15 +18,15 @@ static struct {
 static inline void *vdso_symbol(const char *name)
 {
 	const uint8_t *base = (const uint8_t *)getauxval(AT_SYSINFO_EHDR);
-	const Elf64_Ehdr *elf = (const Elf64_Ehdr *)base;
-	const Elf64_Shdr *sections;
+	const ElfW(Ehdr) *elf = (const ElfW(Ehdr) *)base;
+	const ElfW(Shdr) *sections;
 
 	if (!base)
 		return NULL;
 	check(!memcmp(elf->e_ident, ELFMAG, SELFMAG), "no ELF header at %p", (void *)base);
-	sections = (const Elf64_Shdr *)(base + elf->e_shoff);
+	sections = (const ElfW(Shdr) *)(base + elf->e_shoff);
 	for (int i = 0; i < elf->e_shnum; i++) {
-		const Elf64_Sym *symbols = (const Elf64_Sym *)(base + sections[i].sh_offset);
+		const ElfW(Sym) *symbols = (const ElfW(Sym) *)(base + sections[i].sh_offset);
 		const char *names;
 
 		if (sections[i].sh_type != SHT_DYNSYM)

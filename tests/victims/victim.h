@@ -73,5 +73,5 @@ static inline int64_t nanoseconds(clockid_t clock)
 	struct timespec t;
 
 	check(!clock_gettime(clock, &t));
-	return t.tv_sec * 1000000000L + t.tv_nsec;
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }

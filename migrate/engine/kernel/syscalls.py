@@ -120,6 +120,7 @@ NUMBERS: dict[str, int] = {
     "mlockall": 151,
     "munlockall": 152,
     "prctl": 157,
+    "modify_ldt": 154,
     "arch_prctl": 158,
     "setrlimit": 160,
     "chroot": 161,
@@ -242,3 +243,31 @@ NUMBERS: dict[str, int] = {
 }
 
 NAMES: dict[int, str] = {number: name for name, number in NUMBERS.items()}
+
+NUMBERS_32: dict[str, int] = {
+    "restart_syscall": 0,
+    "time": 13,
+    "gettimeofday": 78,
+    "ipc": 117,
+    "nanosleep": 162,
+    "poll": 168,
+    "rt_sigaction": 174,
+    "rt_sigtimedwait": 177,
+    "futex": 240,
+    "epoll_wait": 256,
+    "clock_gettime": 265,
+    "clock_getres": 266,
+    "clock_nanosleep": 267,
+    "set_robust_list": 311,
+    "get_robust_list": 312,
+    "getcpu": 318,
+    "epoll_pwait": 319,
+    "clock_gettime64": 403,
+    "clock_getres_time64": 406,
+    "clock_nanosleep_time64": 407,
+    "semtimedop_time64": 420,
+    "rt_sigtimedwait_time64": 421,
+    "futex_time64": 422,
+    "epoll_pwait2": 441,
+}
+"""The same of ia32 (asm/unistd_32.h), in which 32-bit code makes its calls."""

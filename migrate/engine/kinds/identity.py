@@ -24,13 +24,16 @@ class Identity:
     robust_list_size: int
 
     @classmethod
-    def collect(cls, program: Program) -> Callable[[Results], Identity]:
-        """Four ops."""
+    def collect(cls, program: Program, compat: bool = False) -> Callable[[Results], Identity]:
+        """Four ops. ``compat``: of a process of 32 bits."""
         words = program.space(24)  # tid address, robust list head, its size
         name = program.space(NAME_SIZE)
         tid = program.syscall("gettid", label="thread number")
         program.syscall("prctl", PR_GET_TID_ADDRESS, words, 0, 0, 0, label="clear_child_tid")
-        program.syscall("get_robust_list", 0, words.at(8), words.at(16), label="robust list")
+        if compat:  # a list of its own (compat_robust_list of task_struct), in words of half the size
+            program.call32("get_robust_list", 0, words.at(8), words.at(16), label="robust list")
+        else:
+            program.syscall("get_robust_list", 0, words.at(8), words.at(16), label="robust list")
         program.syscall("prctl", PR_GET_NAME, name, 0, 0, 0, label="name")
 
         def decode(results: Results) -> Identity:
@@ -40,11 +43,12 @@ class Identity:
 
         return decode
 
-    def restore(self, program: Program) -> None:
+    def restore(self, program: Program, compat: bool = False) -> None:
         """By the thread itself, which was created with its number (clone3 set_tid)."""
         program.syscall("set_tid_address", self.tid_address, label="clear_child_tid", expect=self.tid)
         if self.robust_list:
-            program.syscall("set_robust_list", self.robust_list, self.robust_list_size, label="robust list")
+            call = program.call32 if compat else program.syscall
+            call("set_robust_list", self.robust_list, self.robust_list_size, label="robust list")
         program.syscall("prctl", PR_SET_NAME, program.string(self.name), 0, 0, 0, label="name")
 
 

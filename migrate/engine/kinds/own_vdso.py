@@ -186,7 +186,9 @@ class RestoredVDSO:
     ) -> None:
         """``parked``: where it waits, as `vdso.park_ops` says; ``verdict``: None means that it is the same; ``taken``:
         addresses that a proxy must keep off besides the task's; ``can_drop``: this kernel has MAP_DROPPABLE."""
-        self._waiting = {area.name: area.start for area in parked}
+        self._parked = parked
+        self._compat = verdict is not None and verdict.task.compat
+        self._exchanged = False
         self._verdict, self._taken, self._can_drop = verdict, taken, can_drop
         self._at = parked
         self._made: tuple[Area, ...] = ()  # ours, besides
@@ -196,6 +198,8 @@ class RestoredVDSO:
         """Where the task expects it. Raises Failed: it has moved its vDSO since the verdict."""
         wanted = self._wanted = _wanted(vmas)
         verdict = self._verdict
+        if self._compat and wanted and verdict is not None and verdict.there.area is not None:
+            self._at, self._exchanged = self._exchange(program, verdict.there), True
         if verdict is None or verdict.decision is not vdso.Decision.PROXY or not wanted:
             try:
                 vdso.place_ops(program, self._at, wanted)
@@ -211,7 +215,7 @@ class RestoredVDSO:
         grows = [(vma.start - _STACK_GROWTH, vma.start) for vma in stacks]
         grows += [(vma.end, vma.end + _HEAP_GROWTH) for vma in vmas if vma.name == "[heap]"]
         plain = () if self._can_drop else tuple((vma.start, vma.end) for vma in vmas if droppable(vma))
-        base = vdso.choose_base(used, grows, area, vdso.room_needed(verdict, plain))
+        base = vdso.choose_base(used, grows, area, vdso.room_needed(verdict, plain), self._compat)
         build = vdso.build(verdict, base, plain)
         vdso.proxy_ops(program, self._at, build)
         self._at, self._made = build.rt, build.mapped
@@ -220,12 +224,22 @@ class RestoredVDSO:
         """Back to where it waits."""
         for area in self._made:
             program.syscall("munmap", area.start, area.size, label="the proxy of the vDSO, for now")
-        if self._wanted is not None:
+        if self._exchanged:
+            vdso.exchange_ops(program, self._at, self._parked, compat=False)
+            self._at = self._parked
+        elif self._wanted is not None:
+            waiting = {area.name: area.start for area in self._parked}
             for area in self._at:
-                vdso.move_op(program, area, self._waiting[area.name], f"put {area.name} aside again")
-        waiting = self._waiting
-        self._at = tuple(Area(area.name, waiting[area.name], waiting[area.name] + area.size) for area in self._at)
-        self._made, self._wanted = (), None
+                vdso.move_op(program, area, waiting[area.name], f"put {area.name} aside again")
+            self._at = tuple(Area(each.name, waiting[each.name], waiting[each.name] + each.size) for each in self._at)
+        self._made, self._wanted, self._exchanged = (), None, False
+
+    def _exchange(self, program: Program, there: VDSO) -> tuple[Area, ...]:
+        """That of processes of 32 bits in its place; where it is then. ``there``: one of the destination's."""
+        at, low = min(area.start for area in self._parked), min(area.start for area in there.areas)
+        found = tuple(Area(area.name, at + area.start - low, at + area.end - low) for area in there.areas)
+        vdso.exchange_ops(program, self._at, found, compat=True)
+        return found
 
 
 def _wanted(vmas: Sequence[VMA]) -> tuple[Area, ...]:

@@ -27,26 +27,25 @@ the code, where compilers put it right before the instruction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
-from migrate.engine.kernel.syscalls import NUMBERS
+from migrate.engine.kernel.syscalls import NUMBERS, NUMBERS_32
 from migrate.engine.kinds.identity import ReadMemory
 
 ERESTARTNOHAND, ERESTART_RESTARTBLOCK, EINTR = 514, 516, 4  # linux/errno.h
 TIMER_ABSTIME = 1
 FUTEX_WAIT_BITSET, FUTEX_COMMAND = 9, 0x7F  # linux/futex.h; the command without its flags
-_POLL, _NANOSLEEP, _FUTEX, _CLOCK_NANOSLEEP = (NUMBERS[n] for n in ("poll", "nanosleep", "futex", "clock_nanosleep"))
-_RESTART_SYSCALL = NUMBERS["restart_syscall"]
-_INSTRUCTION = b"\x0f\x05"  # syscall
 _LOOK_BACK = 32  # bytes before it
 _LOAD_EAX = 0xB8  # mov $imm32, %eax
 
 
 class Frame(Protocol):
-    """General registers, unsigned; `replace` takes negative numbers too."""
+    """General registers, unsigned; `replace` takes negative numbers too. ``compat``: of a thread of 32 bits."""
 
+    @property
+    def compat(self) -> bool: ...
     @property
     def rax(self) -> int: ...
     @property
@@ -55,19 +54,67 @@ class Frame(Protocol):
     def rip(self) -> int: ...
     @property
     def rsp(self) -> int: ...
-    @property
-    def rdi(self) -> int: ...
-    @property
-    def rsi(self) -> int: ...
-    @property
-    def rdx(self) -> int: ...
-    @property
-    def r10(self) -> int: ...
     def replace(self, **changes: int) -> Self: ...
 
 
 F = TypeVar("F", bound=Frame)
+Arguments = tuple[int, int, int, int]
 
+
+@dataclass(frozen=True)
+class _Abi:
+    """How code makes system calls. ``instruction``: that leads into the kernel, or stands where it comes back to;
+    ``registers``: of the first four arguments; ``forever``: calls that wait, and by their arguments whether without a
+    deadline."""
+
+    instruction: bytes
+    registers: tuple[str, str, str, str]
+    restart: int
+    poll: int
+    nanosleep: int
+    futexes: tuple[int, ...]
+    clock_nanosleeps: tuple[int, ...]
+    forever: Mapping[int, Callable[[Arguments], bool]]
+
+    @property
+    def restartable(self) -> tuple[int, ...]:
+        """Calls with a restart block."""
+        return self.poll, self.nanosleep, *self.futexes, *self.clock_nanosleeps
+
+
+_SEMOP, _SEMTIMEDOP = 1, 4  # ipc(2): its first argument
+
+_NATIVE = _Abi(
+    b"\x0f\x05",  # syscall
+    ("rdi", "rsi", "rdx", "r10"),
+    *(NUMBERS["restart_syscall"], NUMBERS["poll"], NUMBERS["nanosleep"]),
+    (NUMBERS["futex"],),
+    (NUMBERS["clock_nanosleep"],),
+    {
+        NUMBERS["epoll_wait"]: lambda args: _negative(args[3]),
+        NUMBERS["epoll_pwait"]: lambda args: _negative(args[3]),
+        NUMBERS["epoll_pwait2"]: lambda args: not args[3],
+        NUMBERS["semop"]: lambda args: True,
+        NUMBERS["semtimedop"]: lambda args: not args[3],
+        NUMBERS["rt_sigtimedwait"]: lambda args: not args[2],
+    },
+)
+_IA32 = _Abi(
+    b"\xcd\x80",  # int $0x80: also behind sysenter and syscall in the vDSO, which come back behind it
+    ("rbx", "rcx", "rdx", "rsi"),
+    *(NUMBERS_32["restart_syscall"], NUMBERS_32["poll"], NUMBERS_32["nanosleep"]),
+    (NUMBERS_32["futex"], NUMBERS_32["futex_time64"]),
+    (NUMBERS_32["clock_nanosleep"], NUMBERS_32["clock_nanosleep_time64"]),
+    {
+        NUMBERS_32["epoll_wait"]: lambda args: _negative(args[3]),
+        NUMBERS_32["epoll_pwait"]: lambda args: _negative(args[3]),
+        NUMBERS_32["epoll_pwait2"]: lambda args: not args[3],
+        NUMBERS_32["ipc"]: lambda args: args[0] & 0xFFFF == _SEMOP,
+        NUMBERS_32["semtimedop_time64"]: lambda args: not args[3],
+        NUMBERS_32["rt_sigtimedwait"]: lambda args: not args[2],
+        NUMBERS_32["rt_sigtimedwait_time64"]: lambda args: not args[2],
+    },
+)
 
 @dataclass(frozen=True)
 class Wait:
@@ -83,7 +130,7 @@ class Wait:
         """What to remember of a stop before the thread is let go again. ``earlier``: of the stop before this one."""
         if not _has_restart_block(frame):
             return None
-        if frame.orig_rax != _RESTART_SYSCALL:
+        if frame.orig_rax != _abi(frame).restart:
             return cls(frame.orig_rax, frame.rip, frame.rsp, _arguments(frame))
         return earlier if earlier is not None and earlier.matches(frame) else None
 
@@ -95,8 +142,11 @@ class Wait:
     def stopped_again(self, frame: F) -> F:
         """A thread that was let go and has not come to run since stands before the instruction, with restart_syscall in
         rax (arch_do_signal_or_restart()): it is as it was when it had been interrupted."""
-        back = frame.replace(rip=frame.rip + len(_INSTRUCTION), orig_rax=_RESTART_SYSCALL, rax=-ERESTART_RESTARTBLOCK)
-        return back if frame.rax == _RESTART_SYSCALL and self.matches(back) else frame
+        abi = _abi(frame)
+        back = frame.replace(
+            rip=frame.rip + len(abi.instruction), orig_rax=abi.restart, rax=-ERESTART_RESTARTBLOCK
+        )
+        return back if frame.rax == abi.restart and self.matches(back) else frame
 
 
 def restart(frame: F, read: ReadMemory, earlier: Wait | None = None) -> F:
@@ -106,22 +156,23 @@ def restart(frame: F, read: ReadMemory, earlier: Wait | None = None) -> F:
         frame = earlier.stopped_again(frame)
     if not _has_restart_block(frame):
         return uninterrupted(frame)
-    number = frame.orig_rax
-    if number == _RESTART_SYSCALL:
+    abi, number = _abi(frame), frame.orig_rax
+    if number == abi.restart:
         if earlier is not None and earlier.matches(frame):
             number = earlier.number
         else:
-            number = _number_in_code(frame.rip, read)
+            number = _number_in_code(frame.rip, abi, read)
     again = frame.replace(orig_rax=number, rax=-ERESTARTNOHAND)  # EINTR if a handler runs, as it would have been here
-    if number == _NANOSLEEP and frame.rsi:
-        return again.replace(rdi=frame.rsi)
-    if number == _CLOCK_NANOSLEEP and frame.rsi & TIMER_ABSTIME:
+    first, second, third, fourth = _arguments(frame)
+    if number == abi.nanosleep and second:
+        return again.replace(**{abi.registers[0]: second})
+    if number in abi.clock_nanosleeps and second & TIMER_ABSTIME:
         return again
-    if number == _CLOCK_NANOSLEEP and frame.r10:
-        return again.replace(rdx=frame.r10)
-    if number == _FUTEX and frame.rsi & FUTEX_COMMAND == FUTEX_WAIT_BITSET:
+    if number in abi.clock_nanosleeps and fourth:
+        return again.replace(**{abi.registers[2]: fourth})
+    if number in abi.futexes and second & FUTEX_COMMAND == FUTEX_WAIT_BITSET:
         return again
-    if number == _POLL and _negative(frame.rdx):
+    if number == abi.poll and _negative(third):
         return again
     return frame.replace(rax=-EINTR)
 
@@ -132,42 +183,37 @@ def uninterrupted(frame: F) -> F:
     and end with EINTR only if a handler runs. To be used on the source too, when a thread is let go."""
     if frame.rax != _unsigned(-EINTR):
         return frame
-    forever = _FOREVER.get(frame.orig_rax)
-    return frame.replace(rax=-ERESTARTNOHAND) if forever is not None and forever(frame) else frame
+    forever = _abi(frame).forever.get(frame.orig_rax)
+    return frame.replace(rax=-ERESTARTNOHAND) if forever is not None and forever(_arguments(frame)) else frame
 
 
-_FOREVER: dict[int, Callable[[Frame], bool]] = {
-    NUMBERS["epoll_wait"]: lambda frame: _negative(frame.r10),
-    NUMBERS["epoll_pwait"]: lambda frame: _negative(frame.r10),
-    NUMBERS["epoll_pwait2"]: lambda frame: not frame.r10,
-    NUMBERS["semop"]: lambda frame: True,
-    NUMBERS["semtimedop"]: lambda frame: not frame.r10,
-    NUMBERS["rt_sigtimedwait"]: lambda frame: not frame.rdx,
-}
+def _abi(frame: Frame) -> _Abi:
+    return _IA32 if frame.compat else _NATIVE
 
 
 def _has_restart_block(frame: Frame) -> bool:
     return frame.rax == _unsigned(-ERESTART_RESTARTBLOCK) and not frame.orig_rax >> 63
 
 
-def _number_in_code(rip: int, read: ReadMemory) -> int:
+def _number_in_code(rip: int, abi: _Abi, read: ReadMemory) -> int:
     """The number that is loaded nearest before the instruction that brought the thread into the kernel; -1: none."""
     try:
-        code = read(rip - len(_INSTRUCTION) - _LOOK_BACK, _LOOK_BACK + len(_INSTRUCTION))
+        code = read(rip - len(abi.instruction) - _LOOK_BACK, _LOOK_BACK + len(abi.instruction))
     except OSError:
         return -1  # less code than that before it in the mapping: not known, which has its own answer
-    if not code.endswith(_INSTRUCTION):
+    if not code.endswith(abi.instruction):
         return -1
     for at in range(_LOOK_BACK - 5, -1, -1):
         if code[at] == _LOAD_EAX:
             number = int.from_bytes(code[at + 1 : at + 5], "little")
-            if number in (_POLL, _NANOSLEEP, _FUTEX, _CLOCK_NANOSLEEP):
+            if number in abi.restartable:
                 return number
     return -1
 
 
-def _arguments(frame: Frame) -> tuple[int, int, int, int]:
-    return frame.rdi, frame.rsi, frame.rdx, frame.r10
+def _arguments(frame: Frame) -> Arguments:
+    first, second, third, fourth = (getattr(frame, name) for name in _abi(frame).registers)
+    return first, second, third, fourth
 
 
 def _negative(value: int) -> bool:

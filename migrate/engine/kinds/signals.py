@@ -20,6 +20,7 @@ SIGKILL, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU = 9, 18, 19, 20, 21, 22
 SET_SIZE = 8  # bytes of the kernel's sigset_t
 SIGINFO_SIZE = 128  # sizeof(siginfo_t)
 _ACTION = struct.Struct("<QQQQ")  # the kernel's struct sigaction: handler, flags, restorer, mask; not libc's order
+_ACTION_32 = struct.Struct("<IIIQ")  # struct compat_sigaction (linux/compat.h)
 _STACK = struct.Struct("<QiIQ")  # stack_t: sp, flags, padding, size
 _SIGINFO_HEAD = struct.Struct("<iii")  # si_signo, si_errno, si_code
 SA_NODEFER = 0x40000000  # asm-generic/signal-defs.h
@@ -72,8 +73,9 @@ class SignalActions:
         for signal in _settable():
             program.syscall("rt_sigaction", signal, default, 0, SET_SIZE, label=f"default action of signal {signal}")
 
-    def restore(self, program: Program) -> None:
-        """Those that are not the default one; after `reset`.
+    def restore(self, program: Program, compat: bool = False) -> None:
+        """Those that are not the default one; after `reset`. ``compat``: by the call of 32-bit code, which the kernel
+        tells by what frames the handlers get (SA_IA32_ABI, kept to itself: sigaction_compat_abi()).
 
         To be done before any signal is queued: setting an action to ignore flushes the signal (do_sigaction,
         kernel/signal.c).
@@ -82,8 +84,9 @@ class SignalActions:
             action = self.actions[signal - 1]
             if action == DEFAULT:
                 continue
-            raw = program.data(_ACTION.pack(action.handler, action.flags, action.restorer, action.mask))
-            program.syscall("rt_sigaction", signal, raw, 0, SET_SIZE, label=f"action of signal {signal}")
+            call, layout = (program.call32, _ACTION_32) if compat else (program.syscall, _ACTION)
+            raw = program.data(layout.pack(action.handler, action.flags, action.restorer, action.mask))
+            call("rt_sigaction", signal, raw, 0, SET_SIZE, label=f"action of signal {signal}")
 
 
 @lru_cache(maxsize=8)

@@ -104,6 +104,7 @@ class Process:
     posix_timers: PosixTimers
     limits: Limits
     controls: ProcessControls
+    compat: bool = False  # of 32 bits (ia32)
 
     def problems(self, where: str, destination: Destination, tids: Collection[int]) -> list[Problem]:
         """What the destination cannot give. ``tids``: of all threads, as the task knows them."""
@@ -159,6 +160,7 @@ class ProcessOutside:
     files: Mapping[str, bytes]  # contents of PROCESS_FILES and OPTIONAL_FILES
     queue: Sequence[bytes]  # PTRACE_PEEKSIGINFO with PTRACE_PEEKSIGINFO_SHARED
     stopped: bool  # in a group-stop when the tracer came
+    compat: bool = False  # it runs a program of 32 bits
 
 
 @dataclass(frozen=True)
@@ -197,14 +199,15 @@ def collect_process(
             posix_timers=posix(results),
             limits=Limits.from_text(files["limits"].decode()),
             controls=controls(results, numbers.flags, files),
+            compat=outside.compat,
         )
 
     return decode
 
 
-def collect_thread(program: Program, host: Host) -> Callable[[Results, ThreadOutside], Thread]:
+def collect_thread(program: Program, host: Host, compat: bool = False) -> Callable[[Results, ThreadOutside], Thread]:
     """20 ops, the same for every thread."""
-    identity = Identity.collect(program)
+    identity = Identity.collect(program, compat)
     stack = AlternateStack.collect(program)
     credentials = Credentials.collect(program)
     scheduling = Scheduling.collect(program)
@@ -241,7 +244,7 @@ def restore_process_early(
     process.limits.restore_raised(program, destination.limits)
     process.controls.restore_early(program, destination.oom_score_adj)
     if actions:
-        process.actions.restore(program)
+        process.actions.restore(program, process.compat)
 
 
 def restore_process_signals(program: Program, process: Process, destination: Destination) -> None:
@@ -263,7 +266,7 @@ def restore_thread(
 ) -> None:
     """By the thread itself, as root, with its memory in place; it is no longer root afterwards. ``maker``: the thread
     that made it, after `restore_inherited`; itself for the main thread."""
-    thread.identity.restore(program)
+    thread.identity.restore(program, process.compat)
     thread.stack.restore(program)
     if thread.rseq is not None:
         thread.rseq.restore(program)

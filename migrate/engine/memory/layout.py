@@ -10,6 +10,7 @@ from migrate.errors import Failed
 
 PAGE = 4096
 TASK_SIZE = (1 << 47) - PAGE  # what mmap(2) gives without asking for more (Documentation/arch/x86/x86_64/5level-paging)
+LIMIT_32 = (1 << 32) - PAGE
 LOWEST = 1 << 20  # above any vm.mmap_min_addr that is in use (65536 by default)
 
 _ALIGN = 2 << 20
@@ -43,7 +44,7 @@ def gaps(used: Iterable[Range], low: int = LOWEST, high: int = TASK_SIZE) -> lis
     return [(start, end) for start, end in found if end > start]
 
 
-def choose_hole(used: Iterable[Range], size: int) -> Hole:
+def choose_hole(used: Iterable[Range], size: int, high: int = TASK_SIZE) -> Hole:
     """A hole of ``size`` bytes in the middle of the largest gap.
 
     ``used``: the VMAs of all tasks that move together, and of the overseer. The middle, because what a task maps next
@@ -51,16 +52,18 @@ def choose_hole(used: Iterable[Range], size: int) -> Hole:
     parts it is tens of terabytes from anything. Raises NoRoom.
     """
     whole = size + _GAP + PARK_ROOM
-    start, end = max(gaps(used), key=lambda gap: gap[1] - gap[0], default=(0, 0))
+    start, end = max(gaps(used, high=high), key=lambda gap: gap[1] - gap[0], default=(0, 0))
     if end - start < whole + 2 * _MARGIN:
         raise NoRoom(f"no free range of {whole >> 20} MiB in the address space")
     return Hole((start + (end - start - whole) // 2) & -_ALIGN, size)
 
 
-def choose_region(used: Iterable[Range], room: int, tenants: int) -> tuple[Hole, Hole]:
+def choose_region(used: Iterable[Range], room: int, tenants: int, compat: bool = False) -> tuple[Hole, Hole]:
     """A hole of ``room`` bytes for each restorer, and the region that it is the first of: of as many more as there are
-    processes that share the memory of another one, and some for those that are yet to come."""
-    region = choose_hole(used, room * (1 + tenants + (_SPARE if tenants else 0)))
+    processes that share the memory of another one, and some for those that are yet to come. ``compat``: where pointers
+    of 32 bits reach."""
+    size = room * (1 + tenants + (_SPARE if tenants else 0))
+    region = choose_hole(used, size, LIMIT_32 if compat else TASK_SIZE)
     return Hole(region.start, room), region
 
 

@@ -33,7 +33,7 @@ def line(linked: Linked, index: int) -> str:
     if op.kind is OpKind.CLONE:
         target = linked.starts[op.child] if op.child is not None else "?"
         return f"clone3({_argument(linked, op, 0)}, {_argument(linked, op, 1)}) -> child goes on at {target}"
-    name = op.name if op.kind is OpKind.SYSCALL else op.kind.name.lower()
+    name = op.name if op.name else op.kind.name.lower()
     return f"{name}({', '.join(_argument(linked, op, i) for i in range(len(op.args)))})"
 
 
@@ -46,7 +46,7 @@ def describe_failure(linked: Linked, failed_index: int, result: int, doing: str 
     if not 0 <= failed_index < len(linked.ops):
         return f"{doing} {linked.title}{of}: op {failed_index} is said to have failed, there are {len(linked.ops)}"
     op = linked.ops[failed_index]
-    name = op.name if op.kind is OpKind.SYSCALL else "clone3" if op.kind is OpKind.CLONE else op.kind.name.lower()
+    name = op.name if op.name else "clone3" if op.kind is OpKind.CLONE else op.kind.name.lower()
     if op.kind is OpKind.CHECK and result == -errno.EILSEQ:  # the interpreter's own; strerror speaks of characters
         what = "not what it should be"
     elif _is_error(result):

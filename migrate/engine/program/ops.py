@@ -31,6 +31,7 @@ class OpKind(enum.IntEnum):
     AMX = 11  # (): touch the tile state, so that the kernel allocates room for it
     END = 12  # (): the program, or this branch of it, is over
     LEAVE = 13  # (control fd, pid or 0): report success, close it, reap until pid has ended, exit; never returns
+    CALL32 = 14  # a system call as code of 32 bits makes it (int $0x80): numbers and structures of ia32
 
 
 class Mode(enum.IntEnum):

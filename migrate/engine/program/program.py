@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from migrate.engine.kernel.syscalls import NUMBERS
+from migrate.engine.kernel.syscalls import NUMBERS, NUMBERS_32
 from migrate.engine.program.ops import OP, Address, Arg, Buffer, Check, Load, Mode, Op, OpKind, Slot
 from migrate.errors import ProgramTooLarge
 
@@ -87,6 +87,11 @@ class Program:
             check, value = Check.EXACT, expect
         op = Op(OpKind.SYSCALL, label, args, NUMBERS[name], name, check, value)
         return self._append(op)
+
+    def call32(self, name: str, *args: Arg, label: str) -> Slot:
+        """A system call as code of 32 bits makes it, with its structures, which must lie below 4 GiB. It fails on any
+        error."""
+        return self._append(Op(OpKind.CALL32, label, args, NUMBERS_32[name], name))
 
     def op(self, kind: OpKind, *args: Arg, label: str) -> Slot:
         """An op that is not a system call."""

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.memory import Memory, RemoteAddress
-from migrate.engine.tracee.registers import EINTR, ERESTART_RESTARTBLOCK, NO_SYSCALL, Registers
+from migrate.engine.tracee.registers import EINTR, ERESTART_RESTARTBLOCK, NO_SYSCALL, USER_CS, Registers
 from migrate.engine.tracee.rseq import Registrations
 from migrate.engine.tracee.stub import Template, way_home
 from migrate.engine.tracee.together import Seen, dress, places, set_options, stops, survey
@@ -169,7 +169,8 @@ class Trip:
     @cached_property
     def start(self) -> bytes:
         """The registers to set out with."""
-        return self.traveller.registers.replace(rip=self.entry, orig_rax=NO_SYSCALL, eflags=_PLAIN_FLAGS).pack()
+        registers = self.traveller.registers.replace(rip=self.entry, orig_rax=NO_SYSCALL, eflags=_PLAIN_FLAGS)
+        return (registers.replace(cs=USER_CS) if registers.compat else registers).pack()
 
     @cached_property
     def home(self) -> bytes:

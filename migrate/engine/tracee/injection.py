@@ -34,6 +34,7 @@ from migrate.pie import RUN
 _STACK = 8192  # bytes; the interpreter needs a few hundred
 _DEFAULT_ROOM = 64 << 10  # bytes
 _TIMEOUT = 10.0  # seconds
+_MAP_32BIT = 0x40  # mmap(2)
 
 
 class Injection:
@@ -83,6 +84,8 @@ class Injection:
         size = _up(HEADER_SIZE + room, PAGE)
         protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        if self.tracee.compat:
+            flags |= _MAP_32BIT  # it has no others, and its own calls are told no others
         base = yield from self._call("mmap", 0, size, protection, flags, -1, 0)
         if base < 0:
             what = f"mapping {size} bytes of executable memory in process {self.tracee.pid}"
@@ -142,10 +145,10 @@ class Parasite:
         """
         if not programs:
             return {}
-        tracee, template = self._tracee, whole_program()
+        tracee = self._tracee
         linked = {tid: p.link() if isinstance(p, Program) else p for tid, p in programs.items()}
         people = travellers(seen or look(list(linked), tracee.registrations), tracee.memory, tracee.dispositions)
-        stub_size = _up(template.size, ALIGN)
+        stub_size = _up(whole_program(tracee.compat).size, ALIGN)
         slots, total = [], 0
         for program in linked.values():
             slots.append(total)
@@ -174,8 +177,9 @@ def _prepared(
     traveller: Traveller, entry: RemoteAddress, image: RemoteAddress, run: RemoteAddress
 ) -> tuple[Trip, bytes]:
     """A trip and its stub. What a thread needs that has slept since the last time is what it needed then."""
-    stub = whole_program().fill(traveller.literals() | {"stack": entry, "program": image, "run": run})
-    return Trip(traveller, entry, whole_program()), stub
+    template = whole_program(traveller.registers.compat)
+    stub = template.fill(traveller.literals() | {"stack": entry, "program": image, "run": run})
+    return Trip(traveller, entry, template), stub
 
 
 def _up(value: int, unit: int) -> int:

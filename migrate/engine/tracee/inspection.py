@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from migrate.engine.kernel.executable import IA32, X86_64, machine
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.procformat import ProcFormatError
 from migrate.engine.kernel.stat import PF_KTHREAD, Stat, stat
@@ -13,7 +14,6 @@ from migrate.engine.tracee.claim import claimed
 from migrate.errors import Problem
 
 _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 1 << 19, 1 << 21  # linux/capability.h
-_ELF32, _X86_64 = 1, 62  # elf.h: EI_CLASS and e_machine
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
@@ -169,6 +169,6 @@ def _machine(proc: Proc, where: str) -> Problem | None:
         head = os.pread(fd, 20, 0)
     finally:
         os.close(fd)
-    if head[:4] == b"\x7fELF" and (head[4] == _ELF32 or int.from_bytes(head[18:20], "little") != _X86_64):
-        return Problem(where, "it runs a 32-bit or foreign program; only x86-64 ones can be moved")
+    if head[:4] == b"\x7fELF" and machine(head) not in (X86_64, IA32):
+        return Problem(where, "it runs a foreign program; only those of x86-64 and of ia32 can be moved")
     return None

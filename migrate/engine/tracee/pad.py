@@ -26,6 +26,8 @@ from migrate.errors import Failed, Problem, Refused
 _AT_SYSINFO_EHDR = 33  # auxv: where the kernel put the vDSO
 _MARGIN = 64  # bytes of zeros that may belong to what lies before
 _TIMEOUT = 5.0  # seconds
+_CODES = single_call().code, single_call(compat=True).code  # that a tracer may have left
+_SIZE = max(single_call().size, single_call(compat=True).size)
 
 
 class Pad:
@@ -49,9 +51,9 @@ class Pad:
 
     def call(self, tid: int, dispositions: Dispositions, number: int, *args: int) -> Steps[int]:
         """What the system call returned, -errno included. Raises ProcessEnded, ParasiteFailed, Refused."""
-        template = single_call()
-        place = self._find(template.size)
         (traveller,) = travellers(look([tid], self._registrations), self.memory, dispositions)
+        template = single_call(traveller.registers.compat)
+        place = self._find(template.size)
         names = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
         values = dict.fromkeys(names, 0) | dict(zip(names, (arg & (1 << 64) - 1 for arg in args), strict=False))
         self.memory.force_write(place, template.fill(traveller.literals() | values | {"number": number}))
@@ -81,16 +83,14 @@ class Pad:
     def on_the_way_home(self) -> bool:
         """Whether a thread is in code that an earlier tracer put in. From there it may come to any other such code: it
         may have been stopped on its way home, sent on a second detour, and lost its tracer again."""
-        size = single_call().size
-        ours = [(place, size) for place in self._stubs()] + areas(self.memory)
+        ours = [(place, _SIZE) for place in self._stubs()] + areas(self.memory)
         pointers = self._instruction_pointers()
         return any(0 <= pointer - start < length for pointer in pointers for start, length in ours)
 
     def _stubs(self) -> Iterator[RemoteAddress]:
-        code = single_call().code
         for start in self._candidates():
             rest = self._read(start, PAGE - start % PAGE)
-            yield from (RemoteAddress(start + at) for at in range(0, len(rest), ALIGN) if rest.startswith(code, at))
+            yield from (RemoteAddress(start + at) for at in range(0, len(rest), ALIGN) if rest.startswith(_CODES, at))
 
     def _clean(self, place: RemoteAddress, size: int) -> None:
         try:
@@ -110,7 +110,7 @@ class Pad:
                     self._place = RemoteAddress(start + at)
                     self._note(end - PAGE)
                     return self._place
-                if rest.startswith(single_call().code, at):
+                if rest.startswith(_CODES, at):
                     used.append(RemoteAddress(start + at))
         if used and self.on_the_way_home():
             raise Failed(f"a thread of process {self.pid} is still on its way home from the last try: try again")
@@ -175,9 +175,9 @@ class Pad:
         if mapping.perms not in ("r-xp", "rwxp") or mapping.path == "[vsyscall]" or not mapping.path:
             return None
         last = self._read(RemoteAddress(mapping.end - PAGE), PAGE)
-        ours = last.find(single_call().code)
-        if ours >= 0:
-            return RemoteAddress(mapping.end - PAGE + ours)
+        ours = [at for at in map(last.find, _CODES) if at >= 0]
+        if ours:
+            return RemoteAddress(mapping.end - PAGE + min(ours))
         return _aligned(mapping.end - PAGE + len(last.rstrip(b"\0")), mapping.end) if last else None
 
 

@@ -27,7 +27,7 @@ _libc: Any = _ffi.dlopen(None)
 
 NUMBER, WAIT4 = 101, 61  # system calls
 # include/uapi/linux/ptrace.h
-CONT, GETREGS, SETREGS, _DETACH, SYSCALL = 7, 12, 13, 17, 24
+CONT, _SINGLESTEP, GETREGS, SETREGS, _DETACH, SYSCALL, _GET_THREAD_AREA = 7, 9, 12, 13, 17, 24, 25
 SETOPTIONS, _GETSIGINFO = 0x4200, 0x4202
 GETREGSET, _SETREGSET, SEIZE, INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
 PEEKSIGINFO, GETSIGMASK, SETSIGMASK, GET_RSEQ_CONFIGURATION, _DISPATCH = 0x4209, 0x420A, 0x420B, 0x420F, 0x4211
@@ -85,6 +85,11 @@ def cont(tid: int, signal: int = 0) -> None:
 def cont_to_syscall(tid: int, signal: int = 0) -> None:
     """Let it run on until it enters or leaves a system call."""
     _request(SYSCALL, "PTRACE_SYSCALL", tid, 0, signal)
+
+
+def step(tid: int) -> None:
+    """Let it run one instruction."""
+    _request(_SINGLESTEP, "PTRACE_SINGLESTEP", tid)
 
 
 def detach(tid: int, signal: int = 0) -> None:
@@ -160,6 +165,13 @@ def set_xstate(tid: int, area: bytes) -> None:
     data = _ffi.from_buffer(area)
     vector = _ffi.new("struct iovec *", {"base": _address(data), "length": len(area)})
     _request(_SETREGSET, "PTRACE_SETREGSET", tid, NT_X86_XSTATE, _address(vector))
+
+
+def get_thread_area(tid: int, entry: int) -> bytes:
+    """struct user_desc of an entry of the descriptor table, numbered as in its selector (PTRACE_GET_THREAD_AREA)."""
+    out = _ffi.new("char[]", 16)
+    _request(_GET_THREAD_AREA, "PTRACE_GET_THREAD_AREA", tid, entry, _address(out))
+    return bytes(_ffi.buffer(out))
 
 
 def get_signal_mask(tid: int) -> int:

@@ -12,14 +12,14 @@ _LAYOUT = struct.Struct("<27Q")
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 NO_SYSCALL = _MASK  # orig_rax of a thread that is not in a system call
-USER32_CS = 0x23  # arch/x86/include/asm/segment.h: code segment of 32-bit code
+USER32_CS, USER_CS = 0x23, 0x33  # arch/x86/include/asm/segment.h: code segments of 32 and of 64 bits
 
 # include/linux/errno.h: what a system call that was interrupted returns inside the kernel
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
 EINTR = 4
-_RESTART_SYSCALL = 219
+_RESTART_SYSCALL, _RESTART_SYSCALL_32 = 219, 0  # asm/unistd_64.h, asm/unistd_32.h
 _RESTARTS = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND)
-_SYSCALL_INSTRUCTION = 2  # bytes
+_SYSCALL_INSTRUCTION = 2  # bytes, int $0x80 included
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,16 @@ class Registers:
         return self._of(self.__dict__ | {name: value & _MASK for name, value in changes.items()})
 
     @property
+    def compat(self) -> bool:
+        """It runs code of 32 bits."""
+        return self.cs == USER32_CS
+
+    @property
+    def thread_pointer(self) -> int:
+        """Where the thread's own variables are (ELF Handling For Thread-Local Storage)."""
+        return self.gs_base if self.compat else self.fs_base
+
+    @property
     def interrupted_with(self) -> int:
         """ERESTART… when the kernel is about to restart the system call that the stop interrupted; else 0."""
         error = (1 << 64) - self.rax
@@ -90,7 +100,8 @@ class Registers:
         error = self.interrupted_with
         if not error:
             return self
-        number = _RESTART_SYSCALL if error == ERESTART_RESTARTBLOCK else self.orig_rax
+        restart = _RESTART_SYSCALL_32 if self.compat else _RESTART_SYSCALL
+        number = restart if error == ERESTART_RESTARTBLOCK else self.orig_rax
         return self.replace(rax=number, rip=self.rip - _SYSCALL_INSTRUCTION)
 
     def after_handler(self) -> Self:

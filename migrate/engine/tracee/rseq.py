@@ -8,7 +8,6 @@ can only be found out that it is there.
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +38,7 @@ class Registrations:
         self._looked = False
 
     def find(self, thread_pointer: int) -> ptrace.RseqConfiguration | None:
-        """That of the thread with this thread pointer (fs_base); None where the C library has registered none."""
+        """That of the thread with this thread pointer; None where the C library has registered none."""
         self.guessed = True
         if not self._looked:
             self._offset, self._looked = _glibc_offset(self._memory), True
@@ -72,22 +71,23 @@ def _glibc_offset(memory: Memory) -> int | None:
     for mapping in sorted(files, key=lambda mapping: "/ld-" not in mapping.path):
         found = _symbols(memory.pid, mapping)
         if found is not None:
-            offset, size = found
+            offset, size, word = found
             if not int.from_bytes(memory.read(RemoteAddress(size), 4), "little"):
                 return None
-            return int(struct.unpack("<q", memory.read(RemoteAddress(offset), 8))[0])
+            return int.from_bytes(memory.read(RemoteAddress(offset), word), "little", signed=True)
     return None
 
 
 def _symbols(pid: int, mapping: Mapping) -> list[int] | None:
-    """The addresses of `_NAMES` in the task, if this is the beginning of an ELF file that has them."""
+    """The addresses of `_NAMES` in the task, if this is the beginning of an ELF file that has them; and the bytes of
+    a word of it."""
     try:
         with open(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", "rb") as file, ELFFile(file) as elf:
             base = mapping.start - min(int(each["p_vaddr"]) for each in elf.iter_segments("PT_LOAD"))
-            found = [_value(elf, name) for name in _NAMES]
+            found, word = [_value(elf, name) for name in _NAMES], elf.elfclass // 8
     except (OSError, ELFError):
         return None  # nothing to be read, or not an ELF file
-    return [base + value for value in found if value is not None] if None not in found else None
+    return [*(base + value for value in found if value is not None), word] if None not in found else None
 
 
 def _value(elf: ELFFile, name: str) -> int | None:

@@ -24,6 +24,9 @@ R10, RBP, RAX, RIP = 0x40, 0x80, 0x98, 0xB0
 _RSP, _SEGMENTS, _FPSTATE, _MASK, _SIZE = 0xA8, 0xC0, 0xE8, 0x130, 0x1B8
 _APART = 128  # bytes at most between the end of the frame and the XSAVE area, which is aligned
 _MAGIC_AT, _MAGIC = 464, struct.pack("<I", 0x46505853)  # FP_XSTATE_MAGIC1 in struct _fpx_sw_bytes (asm/sigcontext.h)
+# struct sigcontext_32: bp, sp, ip, cs, sp_at_signal, ss, oldmask (the first 32 signals)
+_CONTEXT_32 = struct.Struct("<24xII24xII4xII4xI4x")
+_CS_AT_32, _CS_32, _SS = 60, struct.pack("<I", 0x23), 0x2B
 _WORD = struct.Struct("<Q")
 _WORDS = struct.Struct("<QQ")  # rsp, rip
 
@@ -37,10 +40,12 @@ class Frame:
     rsp: int
     rbp: int
     mask: int
+    known: int = (1 << 64) - 1  # bits of the mask
 
     def alive(self, blocked: int, nodefer: bool) -> bool:
         """Whether its handler can still be running. ``blocked``: what the thread blocks now; ``nodefer``: some handlers
         have SA_NODEFER."""
+        blocked &= self.known
         return not self.mask & ~blocked and (self.mask != blocked or nodefer)
 
 
@@ -66,9 +71,9 @@ class Mappings:
 Read = Callable[[int, int], bytes]  # address, size; OSError where nothing is mapped
 
 
-def frames(rsp: int, mappings: Mappings, read: Read) -> Iterator[Frame]:
+def frames(rsp: int, mappings: Mappings, read: Read, compat: bool = False) -> Iterator[Frame]:
     """All that look like frames from a stack pointer upwards; then on the stacks that they return to, where those are
-    others (sigaltstack(2))."""
+    others (sigaltstack(2)). ``compat``: of 32 bits."""
     seen = {0}  # ends of the mappings that were searched
     waiting = [rsp]
     while waiting:
@@ -77,7 +82,7 @@ def frames(rsp: int, mappings: Mappings, read: Read) -> Iterator[Frame]:
         if end in seen:
             continue
         seen.add(end)
-        for frame in search(pointer, end, read):
+        for frame in search_ia32(pointer, end, read) if compat else search(pointer, end, read):
             waiting.append(frame.rsp)
             yield frame
 
@@ -110,6 +115,25 @@ def search(pointer: int, end: int, read: Read) -> list[Frame]:
             (rbp,), (mask,) = (_WORD.unpack_from(content, base + place) for place in (RBP, _MASK))
             found.append(Frame(start + base, rip, rsp, rbp, mask))
         at = content.find(_SELECTORS, at + 1)
+    return found
+
+
+def search_ia32(pointer: int, end: int, read: Read) -> list[Frame]:
+    """`search` for those of 32 bits, struct sigframe_ia32 and rt_sigframe_ia32: for the struct sigcontext_32 that is in
+    both (asm/sigcontext.h), by its selectors of code and stack and the stack pointer that is in it twice."""
+    start, size = extent(pointer, end)
+    try:
+        content = read(start, size)
+    except OSError:
+        return []
+    found, at = [], content.find(_CS_32)
+    while at >= 0:
+        base = at - _CS_AT_32
+        if base >= 0 and base + _CONTEXT_32.size <= len(content):
+            rbp, rsp, rip, _, again, ss, mask = _CONTEXT_32.unpack_from(content, base)
+            if rsp == again and ss == _SS:
+                found.append(Frame(start + base, rip, rsp, rbp, mask, 0xFFFF_FFFF))
+        at = content.find(_CS_32, at + 1)
     return found
 
 

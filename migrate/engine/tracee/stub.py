@@ -18,7 +18,7 @@ so that a page which can only be read and executed is good enough for it, and us
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -32,8 +32,11 @@ _NUMBERS = {"rax": 0, "rcx": 1, "rdx": 2, "rbx": 3, "rsp": 4, "rbp": 5, "rsi": 6
     f"r{n}": n for n in range(8, 16)
 }
 _HOME = [name for name in _NUMBERS if name not in ("rsp", "rax")]
+_HOME_32 = [name for name in _HOME if not name[1:].isdigit()]
+_PAIRS = {"no.time": "no.nanoseconds"}  # literals, and those that are to be behind them
+_PAIRS_32 = _PAIRS | {"home.rax": "home.far", "interrupted.rax": "interrupted.far"}
+_CMP_EINTR = b"\x48\x83\xf8\xfc"  # cmp $-EINTR,%rax
 _SIG_SETMASK = 2
-_EINTR = 4
 _SYSCALL_ARGS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 
@@ -114,13 +117,17 @@ def way_home(registers: Registers, mask: int, blocked: int, marker: int) -> dict
     home, interrupted = registers.restarted(), registers.after_handler()
     values = {f"home.{name}": getattr(home, name) for name in (*_HOME, "rsp", "rax", "rip", "eflags")}
     values |= {"interrupted.rax": interrupted.rax, "interrupted.rip": interrupted.rip}
+    # code of 32 bits is come home to with its segment
+    for name in ("home", "interrupted"):
+        values[f"{name}.far"] = values[f"{name}.rip"] & 0xFFFF_FFFF | registers.cs << 32
     # struct timespec of two zeros: "no.time" and the literal behind it
     return values | {"mask": mask, "blocked": blocked, "marker": marker, "no.time": 0, "no.nanoseconds": 0}
 
 
 @cache
-def single_call() -> Template:
-    """One system call; its result is in r12 at the marker. Literals: number, rdi, rsi, rdx, r10, r8, r9."""
+def single_call(compat: bool = False) -> Template:
+    """One system call; its result is in r12 at the marker. Literals: number, rdi, rsi, rdx, r10, r8, r9. ``compat``:
+    for a thread that runs code of 32 bits."""
     a = _Assembler()
     _block_signals(a)
     a.load("rax", "number")
@@ -128,11 +135,11 @@ def single_call() -> Template:
         a.load(register, register)
     a.syscall()
     a.move("r12", "rax")
-    return _finish(a)
+    return _finish(a, compat)
 
 
 @cache
-def whole_program() -> Template:
+def whole_program(compat: bool = False) -> Template:
     """A program in the interpreter; the index of the op that failed, or -1, is in r12 at the marker. Literals: stack
     (its upper end, aligned to 16), program, run (the address of the interpreter's function)."""
     a = _Assembler()
@@ -142,7 +149,7 @@ def whole_program() -> Template:
     a.set("rsi", 0)
     a.call("run")
     a.move("r12", "rax")
-    return _finish(a)
+    return _finish(a, compat)
 
 
 def _block_signals(a: _Assembler) -> None:
@@ -158,7 +165,7 @@ def _set_mask(a: _Assembler, literal: str) -> None:
     a.syscall("rt_sigprocmask")
 
 
-def _finish(a: _Assembler) -> Template:
+def _finish(a: _Assembler, compat: bool) -> Template:
     # The numbers of the thread as its own namespace knows them.
     a.syscall("getpid")
     a.move("r13", "rax")
@@ -176,26 +183,44 @@ def _finish(a: _Assembler) -> Template:
     a.lea("r10", "mask")
     a.set("r8", 8)
     a.syscall("ppoll")
-    a.code += b"\x48\x83\xf8" + struct.pack("<b", -_EINTR)  # cmp $-EINTR, %rax
-    a.code += b"\x0f\x84"  # je
-    branch = len(a.code)
-    a.code += bytes(4)
-    _go_home(a, "home.rax", "home.rip")
-    struct.pack_into("<i", a.code, branch, len(a.code) - (branch + 4))
-    _go_home(a, "interrupted.rax", "interrupted.rip")
-    place = a.literals.index("no.time")
-    a.literals.insert(place + 1, "no.nanoseconds")
+    if compat:
+        _go_home_to_ia32(a)
+    else:
+        a.code += _CMP_EINTR
+        a.code += b"\x0f\x84"  # je
+        branch = len(a.code)
+        a.code += bytes(4)
+        _go_home(a, "home.rax", "home.rip")
+        struct.pack_into("<i", a.code, branch, len(a.code) - (branch + 4))
+        _go_home(a, "interrupted.rax", "interrupted.rip")
+    for first, second in (_PAIRS_32 if compat else _PAIRS).items():
+        a.literals.insert(a.literals.index(first) + 1, second)
     return Template(a.finish(), tuple(a.literals), marked)
 
 
 def _go_home(a: _Assembler, rax: str, rip: str) -> None:
+    _dress(a, _HOME)
+    a.load("rax", rax)
+    a.jump(rip)
+
+
+def _go_home_to_ia32(a: _Assembler) -> None:
+    """Code of 32 bits has no r13; it is short, for its vDSO has little room."""
+    a.lea("r13", "home.rax")
+    a.code += _CMP_EINTR
+    a.code += b"\x75\x07"  # jne, over the next
+    a.lea("r13", "interrupted.rax")
+    _dress(a, _HOME_32)
+    a.code += b"\x49\x8b\x45\x00"  # mov (%r13),%rax
+    a.code += b"\x41\xff\x6d\x08"  # ljmp *8(%r13): 32 bits of address, and the segment
+
+
+def _dress(a: _Assembler, registers: Sequence[str]) -> None:
     # popf reads the literal; signals are still blocked, so nothing is pushed there. Nothing below changes flags:
     # mov and jmp do not, and a system call brings them back.
     a.lea("rsp", "home.eflags")
     a.code += b"\x9d"  # popfq
     a.load("rsp", "home.rsp")
     _set_mask(a, "mask")
-    for register in _HOME:
+    for register in registers:
         a.load(register, f"home.{register}")
-    a.load("rax", rax)
-    a.jump(rip)

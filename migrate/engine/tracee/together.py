@@ -78,7 +78,7 @@ def survey(tids: Sequence[int], registrations: Registrations) -> list[Seen]:
     found = [_seen(tid, room, index * stride) for index, tid in enumerate(tids)]
     if results and results[3] == -errno.EIO:
         for each in found:
-            each.rseq = registrations.find(each.registers.fs_base)
+            each.rseq = registrations.find(each.registers.thread_pointer)
     return found
 
 

@@ -9,10 +9,12 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from migrate.engine.kernel.executable import is_ia32
 from migrate.engine.tracee import ptrace
 from migrate.engine.tracee.detour import Dispositions, ProcessEnded, interrupted_sequences, look
 from migrate.engine.tracee.instep import Steps, alone
@@ -79,6 +81,11 @@ class Tracee:
         if self._dispositions is None:
             self._dispositions = Dispositions.read(self.pid)
         return self._dispositions
+
+    @cached_property
+    def compat(self) -> bool:
+        """Whether its program is one of 32 bits."""
+        return is_ia32(self.pid)
 
     # Stopping
 

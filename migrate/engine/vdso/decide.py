@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from migrate.engine.vdso import stubs
 from migrate.engine.vdso.image import VDSO, Function
@@ -28,7 +28,7 @@ class Entry:
 
     ``names``: those it is exported by, the kernel's own first; ``there``: offset of the same function in the
     destination's, or None; ``stub``: the code that takes its place where there is none; ``room``: bytes that are the
-    function's own, and may be written over.
+    function's own, and may be written over; ``own``: what is written there instead of any jump.
     """
 
     names: tuple[str, ...]
@@ -36,6 +36,7 @@ class Entry:
     room: int
     there: int | None
     stub: bytes = b""
+    own: bytes | None = None
 
     @property
     def name(self) -> str:
@@ -67,7 +68,9 @@ class Verdict:
     def _done(self, entry: Entry) -> str:
         if self.decision is Decision.REMAP:
             return "in its place"
-        return "jump" if entry.there is not None else stubs.described(entry.name)
+        if entry.own is not None:
+            return "system call by int $0x80" if entry.own else "stays as it is"
+        return "jump" if entry.there is not None else stubs.described(entry.name, self.task.compat)
 
 
 def decide(task: VDSO, there: VDSO, where: str, differ: bool = False) -> Verdict:
@@ -84,11 +87,19 @@ def decide(task: VDSO, there: VDSO, where: str, differ: bool = False) -> Verdict
     entries_here = task.entries()
     offsets = [*entries_here, len(task.image)]
     for (offset, aliases), behind in zip(entries_here.items(), offsets[1:], strict=True):
+        if task.compat and aliases[0] in task.kernel_entries:
+            code = task.image[offset : offset + aliases[0].size]
+            own = stubs.kernel_entry_32(aliases[0].name, code)
+            found.append(replace(_entry(aliases, 0, None), own=own))
+            if own is None:
+                what = f"its vDSO has {aliases[0].name}, of which nothing is known"
+                problems.append(Problem(where, what, "move it to a host with the same kernel"))
+            continue
         room = min(behind - offset, *(function.size or behind - offset for function in aliases))
         target = next((theirs[a.name, a.version] for a in aliases if (a.name, a.version) in theirs), None)
-        code = stubs.stub(aliases[0].name) if target is None else None
-        entry = _entry(aliases, room, target, code or b"")
-        if target is None and code is None:
+        stub = stubs.stub(aliases[0].name, task.compat) if target is None else None
+        entry = _entry(aliases, room, target, stub or b"")
+        if target is None and stub is None:
             what = f"the destination's vDSO has no {entry.name}, and no system call is known to take its place"
             problems.append(Problem(where, what, "move it to a host with the same kernel"))
         elif room < stubs.NEAR:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerDefSection, GNUVerSymSection
 from elftools.elf.sections import SymbolTableSection
 
-from migrate.engine.kernel.maps import Mapping
+from migrate.engine.kernel.maps import Mapping, maps
 from migrate.engine.program import OpKind, Program, Results
 from migrate.errors import Failed
 
@@ -79,6 +80,16 @@ class VDSO:
         return next((area for area in self.areas if area.name == VDSO_NAME), None)
 
     @property
+    def compat(self) -> bool:
+        """It is of 32 bits."""
+        return self.image[4:5] == b"\1"
+
+    @property
+    def kernel_entries(self) -> tuple[Function, ...]:
+        """Of one of 32 bits: the way into the kernel, and two ways out of signal handlers. They read no data."""
+        return tuple(function for function in self.functions if function.name.startswith("__kernel_"))
+
+    @property
     def data(self) -> tuple[Area, ...]:
         """The kernel's data, which the code reads by distance."""
         return tuple(area for area in self.areas if area.name != VDSO_NAME)
@@ -108,6 +119,12 @@ def areas(mappings: Iterable[Mapping]) -> tuple[Area, ...]:
     return tuple(Area(m.path, m.start, m.end) for m in mappings if m.path in NAMES)
 
 
+def of_ia32(told: tuple[str, bytes] | None) -> VDSO:
+    """That of processes of 32 bits on a host, as `agents.ia32.look` tells of it. Raises NoVDSO."""
+    lines, content = told or ("", b"")
+    return VDSO.read(areas(maps(lines)), content)
+
+
 def collect(program: Program, found: tuple[Area, ...]) -> Callable[[Results], VDSO]:
     """Have the process that runs the program copy its vDSO out. The decoder raises as `VDSO.read`."""
     area = VDSO(found).area
@@ -120,10 +137,11 @@ def collect(program: Program, found: tuple[Area, ...]) -> Callable[[Results], VD
 
 def _file_size(content: bytes) -> int:
     """Bytes of the ELF file: its section headers come last. Behind it are zeros, and code that tracers put there."""
-    if len(content) < _ELF_HEADER or content[:6] != b"\x7fELF\2\1":
-        raise ValueError("no 64-bit ELF header")
-    sections_at = int.from_bytes(content[40:48], "little")  # e_shoff, e_shentsize, e_shnum
-    size = sections_at + int.from_bytes(content[58:60], "little") * int.from_bytes(content[60:62], "little")
+    if len(content) < _ELF_HEADER or content[:6] not in (b"\x7fELF\1\1", b"\x7fELF\2\1"):
+        raise ValueError("no ELF header")
+    # e_shoff, e_shentsize, e_shnum
+    sections_at, each, count = struct.unpack_from("<40xQ10xHH" if content[4] == 2 else "<32xI10xHH", content)
+    size = int(sections_at + each * count)
     if not _ELF_HEADER < size <= len(content):
         raise ValueError(f"section headers up to {size:#x} in {len(content):#x} bytes")
     return size

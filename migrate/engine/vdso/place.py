@@ -12,6 +12,8 @@ from __future__ import annotations
 from migrate.engine.program import Program
 from migrate.engine.vdso.image import Area
 
+# arch_prctl(2): "x86/arch_prctl/vdso: Add ARCH_MAP_VDSO_*", Linux 4.9
+_ARCH_MAP_VDSO_32, _ARCH_MAP_VDSO_64 = 0x2002, 0x2003
 _MREMAP_MOVE = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
 
 
@@ -45,6 +47,17 @@ def place_ops(program: Program, parked: tuple[Area, ...], wanted: tuple[Area, ..
             program.syscall("munmap", area.start, area.size, label=f"{area.name}, which the task does not have")
         else:
             move_op(program, area, target.start, f"{area.name} to {target.start:x}")
+
+
+def exchange_ops(program: Program, found: tuple[Area, ...], wanted: tuple[Area, ...], compat: bool) -> None:
+    """Have the kernel map the vDSO of the other kind of processes in place of what it has mapped, which must be gone
+    first (map_vdso_once(): EEXIST). ``compat``: that of processes of 32 bits. Where the kernel has no such call, of
+    CONFIG_CHECKPOINT_RESTORE, the program fails."""
+    for area in found:
+        program.syscall("munmap", area.start, area.size, label=f"{area.name} of the other kind of processes")
+    start = min(area.start for area in wanted)
+    call, bits = (_ARCH_MAP_VDSO_32, 32) if compat else (_ARCH_MAP_VDSO_64, 64)
+    program.syscall("arch_prctl", call, start, label=f"the vDSO of processes of {bits} bits")
 
 
 def move_op(program: Program, area: Area, target: int, label: str) -> None:

@@ -84,6 +84,9 @@ def build(verdict: Verdict, base: int, droppable: Ranges = ()) -> Build:
     content = bytearray(task.image)
     rt_vdso = VDSO(rt).area
     for entry in verdict.entries:
+        if entry.own is not None:
+            content[entry.offset : entry.offset + len(entry.own)] = entry.own
+            continue
         if entry.there is not None:
             assert rt_vdso is not None
             target = rt_vdso.start + entry.there
@@ -91,7 +94,7 @@ def build(verdict: Verdict, base: int, droppable: Ranges = ()) -> Build:
             target = area.start + stubs_at + len(code)
             code += entry.stub + b"\xcc" * (_up(len(entry.stub), _ALIGN) - len(entry.stub))
         try:
-            jump = stubs.jump(task.area.start + entry.offset, target, entry.room)
+            jump = stubs.jump(task.area.start + entry.offset, target, entry.room, task.compat)
         except ValueError as error:
             raise NoRoom(f"no proxy for {entry.name} at {base:x}: {error}") from None
         content[entry.offset : entry.offset + len(jump)] = jump
@@ -126,16 +129,26 @@ def _map(program: Program, area: Area, content: bytes, prot: int, label: str, na
     program.syscall("prctl", *args, label=f"name of {label}", ignore=True)
 
 
-def choose_base(used: Iterable[tuple[int, int]], grows: Iterable[tuple[int, int]], near: Area, size: int) -> int:
+def choose_base(
+    used: Iterable[tuple[int, int]], grows: Iterable[tuple[int, int]], near: Area, size: int, compat: bool = False
+) -> int:
     """Where the rt pair goes: ``size`` free bytes, best within reach of a short jump from ``near``.
 
     ``used``: all that the task has mapped; ``grows``: where its stacks and its heap may want to grow. The highest gap:
     that is above the stack, where nothing is ever mapped without being told to, or between the stack and the libraries;
     mmap(2) looks for room from the latter downwards. At its lower end, for it is its upper end that a stack comes near
-    to. Raises NoRoom.
+    to. ``compat``: below 4 GiB; where there is little left of that, nothing is kept for what may want to grow. Raises
+    NoRoom.
     """
+    used = list(used)
     taken = [*used, *grows]
     whole = size + 2 * PAGE  # a page on each side, so that what is mapped next to it later does not merge with it
+    if compat:
+        for each in (taken, used):
+            free = [gap for gap in _gaps(each, _LOWEST, (1 << 32) - PAGE) if gap[1] - gap[0] >= whole]
+            if free:
+                return free[-1][0] + PAGE
+        raise NoRoom(f"no {size:#x} free bytes below 4 GiB")
     for low, high in ((near.end - stubs.REACH, near.start + stubs.REACH), (_LOWEST, _HIGHEST)):
         free = [gap for gap in _gaps(taken, max(low, _LOWEST), min(high, _HIGHEST)) if gap[1] - gap[0] >= whole]
         if free:
