@@ -42,6 +42,7 @@ def look() -> tuple[str, bytes] | None:
         pid = os.fork()
         if pid == 0:
             try:
+                libc.set_pdeathsig(signal.SIGKILL)
                 os.dup2(says, 1)
                 os.execve(fd, ["migrate-ia32"], {})
             finally:

@@ -82,7 +82,7 @@ class _Abi:
         return self.poll, self.nanosleep, *self.futexes, *self.clock_nanosleeps
 
 
-_SEMOP, _SEMTIMEDOP = 1, 4  # ipc(2): its first argument
+_SEMOP = 1  # first argument of ipc(2)
 
 _NATIVE = _Abi(
     b"\x0f\x05",  # syscall
@@ -115,6 +115,7 @@ _IA32 = _Abi(
         NUMBERS_32["rt_sigtimedwait_time64"]: lambda args: not args[2],
     },
 )
+
 
 @dataclass(frozen=True)
 class Wait:
