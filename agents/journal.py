@@ -35,8 +35,8 @@ BEGUN, PREPARED, COMMITTED, RELEASING, RELEASED, ABORTED = (
 # And of the source, which begins with BEGUN too. LOCKS: those that are about to be released there.
 LOCKS, INTENT, DONE, ROLLED_BACK = "locks", "intent", "done", "rolled back"
 
-_ID = re.compile(r"\d{12}-[0-9a-f]{8}")
-_NAME = re.compile(rf"({_ID.pattern})\.({SOURCE}|{DESTINATION})")
+ID = re.compile(r"\d{12}-[0-9a-f]{12}")
+_NAME = re.compile(rf"({ID.pattern})\.({SOURCE}|{DESTINATION})")
 _TAIL = 512  # bytes; more than any record of the commit has
 _UNNAMED = 60.0  # seconds after which a journal without its name never gets it
 _LIMIT = 1 << 20  # bytes; a journal has a few hundred, and some for each lock
@@ -56,13 +56,14 @@ class Record(NamedTuple):
 
 
 def new_id() -> str:
-    """Sortable by time, and not to be guessed: ``261121100343-9f3a2c1b``."""
-    return time.strftime("%y%m%d%H%M%S", time.gmtime()) + "-" + os.urandom(4).hex()
+    """Sortable by time, to a fraction of a second, and not to be guessed: ``261121100343-51d09f3a2c1b``."""
+    seconds, rest = divmod(time.time_ns(), 10**9)
+    return f"{time.strftime('%y%m%d%H%M%S', time.gmtime(seconds))}-{(rest << 16) // 10**9:04x}{os.urandom(4).hex()}"
 
 
 def check_id(text: str) -> str:
     """It is part of a file's name: nothing else may be."""
-    if not isinstance(text, str) or not _ID.fullmatch(text):
+    if not isinstance(text, str) or not ID.fullmatch(text):
         raise ValueError(f"{text!r:.60} is not the id of a migration")
     return text
 

@@ -13,7 +13,7 @@ from migrate.engine.kernel.proc import Proc
 from migrate.engine.tracee.claim import Claim, claimed
 from migrate.errors import Refused
 
-ID = "261121100343-9f3a2c1b"
+ID = "261121100343-51d09f3a2c1b"
 HOLDER = """
 import sys, os
 from migrate.engine.kernel.proc import Proc

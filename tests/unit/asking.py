@@ -17,7 +17,7 @@ from tests.tasks import children
 
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_restorer.py")
-ID = "261121100343-9f3a2c1b"
+ID = "261121100343-51d09f3a2c1b"
 Test = Callable[["Side"], Awaitable[None]]
 
 

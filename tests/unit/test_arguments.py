@@ -41,7 +41,7 @@ def test_status_and_recover() -> None:
         "status", Connection("me@node2", 2222, ssh_config="none"), json=True
     )
     assert parse(["recover"]) == Inquiry("recover")
-    id = "261121100343-9f3a2c1b"
+    id = "261121100343-51d09f3a2c1b"
     assert parse(["-v", "recover", id, "--abort"]) == Inquiry("recover", id=id, force="abort", verbose=1)
 
 
@@ -87,7 +87,7 @@ def test_any_text_is_a_destination_or_an_error(text: str) -> None:
         ("show", "required: DIR"),
         ("recover 812", "'812' is not the id of a migration"),
         ("recover ../../etc/passwd", "is not the id of a migration"),
-        ("recover 261121100343-9f3a2c1b --commit --abort", "not allowed with"),
+        ("recover 261121100343-51d09f3a2c1b --commit --abort", "not allowed with"),
     ],
 )
 def test_usage_errors_say_what_is_wrong(arguments: str, message: str) -> None:

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import time
 from pathlib import Path
 
+from agents.journal import ID
 from migrate.engine.kernel.proc import Proc
 from migrate.engine.kernel.stat import Stat, stat
 from migrate.errors import Problem, Refused
 
 _LOCKS = Path("/proc/locks")
-_ID = re.compile(rb"\d{12}-[0-9a-f]{8}")  # agents/journal.py
 _HELPERS = ("sudo",)  # between a command and its agent
 
 
@@ -75,7 +74,7 @@ def _told(holder: int) -> str:
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     began = booted + its.starttime / os.sysconf("SC_CLK_TCK")
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began))
-    ids = [text.decode() for text in arguments if _ID.fullmatch(text)]
+    ids = list(filter(ID.fullmatch, (text.decode("ascii", "replace") for text in arguments)))
     migration = f", by migration {ids[0]} of" if ids else ", by"
     return f"{migration} process {command if command > 1 else holder} since {since}"
 
